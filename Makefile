@@ -1,0 +1,53 @@
+# stasc_ray: everything starts here. `make demo` and `make test` do their own set-up; DEVICE=cpu or DEVICE=cuda overrides the guess.
+SHELL := /bin/bash
+PYTHON ?= python3
+DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+LOCK := requirements/$(DEVICE).txt
+BIN := .venv/bin
+# Keyed on the lock's hash: a changed lock installs again, an unchanged one never does.
+STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+.PHONY: demo test test-fast test-cluster check format setup lock clean
+
+demo: setup  ## A small model learns to correct itself: a few minutes on a laptop without a GPU
+	$(BIN)/stasc run jobs/configs/demo.toml
+
+test: check  ## Lint, types, import contracts and the tests that CI runs
+	$(BIN)/python -m pytest -m "not cluster and not gpu"
+
+test-fast: setup  ## The tests that start no engine and no trainer
+	$(BIN)/python -m pytest -m "not slow and not cluster and not gpu and not browser"
+
+test-cluster: setup  ## Kills on a real multi-process cluster on this machine
+	$(BIN)/python -m pytest -m cluster
+
+check: setup  ## Lint, format, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: $(STAMP)
+
+$(STAMP): $(LOCK)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"stasc_ray needs Python >= 3.11, found {sys.version.split()[0]}; set PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	@# torch's CPU build comes from where pip is told to look (PIP_FIND_LINKS, pip.conf); if it is not there, from PyTorch's own index.
+	$(INSTALL) -r $(LOCK) || $(INSTALL) -r $(LOCK) --extra-index-url https://download.pytorch.org/whl/cpu
+	$(INSTALL) -e .
+	@rm -f .venv/installed-* && touch $@
+
+lock: setup  ## Compile both locks again (uv finds torch's CPU build where pip does, or on PyTorch's index)
+	$(INSTALL) uv
+	UV_FIND_LINKS="$${PIP_FIND_LINKS:-https://download.pytorch.org/whl/cpu/torch/}" $(BIN)/uv pip compile pyproject.toml --quiet --no-annotate --no-header \
+	  --extra cpu --extra dev --override requirements/overrides-cpu.txt --universal --python-version 3.11 -o requirements/cpu.txt
+	$(BIN)/uv pip compile pyproject.toml --quiet --no-annotate --no-header --extra cuda --extra dev \
+	  --universal --python-version 3.11 -o requirements/cuda.txt
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache

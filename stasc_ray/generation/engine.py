@@ -1,0 +1,328 @@
+"""One vLLM engine behind `submit(prompt_token_ids, sampling) -> Future`.
+
+A thread makes the engine and steps it for as long as requests are there; requests may come in at any time, so a question's
+corrections start the moment its initial answers end. On CPU the engine lives in this process; on CUDA in vLLM's own.
+The engine is made in the thread that steps it because vLLM binds its OpenMP team to the thread that made it.
+Cancelling a future stops the engine's work on it. Serving also watches tokens as they come, reads the log-probabilities of
+a text, and exchanges the weights.
+"""
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stasc_ray import config, models
+
+if TYPE_CHECKING:
+    from vllm import LLMEngine, SamplingParams
+    from vllm.outputs import CompletionOutput, RequestOutput
+
+SEED_SPACING = 1 << 12  # vLLM gives the children of `n` the seeds s, s + 1, ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated text."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    """`stop` (end-of-turn token) or `length` (max_tokens or the context was full)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Sampling of one prompt: `n` samples with the values of `sampling`; `seed` is spaced by `SEED_SPACING`."""
+
+    sampling: config.Sampling
+    n: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Submission:
+    """A prompt; `read` turns the finished output into the future's result."""
+
+    prompt_token_ids: list[int]
+    params: "Callable[[], SamplingParams]"
+    read: "Callable[[RequestOutput], Any]"
+    future: "Future[Any]"
+    on_tokens: Callable[[Sequence[int]], None] | None = None
+
+
+@dataclass(frozen=True)
+class _Abort:
+    """The future was cancelled."""
+
+    future: "Future[Any]"
+
+
+@dataclass(frozen=True)
+class _Reload:
+    """Weights of `model` instead of the present ones."""
+
+    model: str
+    future: "Future[None]"
+
+
+def request_seed(*parts: object) -> int:
+    """Seed in [0, 2**62) from whatever identifies a request, a multiple of SEED_SPACING so that children never collide."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 2 & ~(SEED_SPACING - 1)
+
+
+class Engine:
+    """A vLLM engine that keeps stepping while requests come in.
+
+    Raises:
+        Exception: whatever kept vLLM from starting (unreadable model, too little memory, no GPU).
+    """
+
+    def __init__(
+        self, model: str, engine: config.Engine, *, on_cuda: bool, trust_remote_code: bool = False, seed: int = 0
+    ) -> None:
+        self.tokenizer = models.load_tokenizer(model, trust_remote_code=trust_remote_code)
+        self.max_model_len_tokens = engine.max_model_len_tokens
+        self._stop_token_ids = models.stop_token_ids(model, self.tokenizer)
+        self._inbox: queue.SimpleQueue[_Submission | _Abort | _Reload | None] = queue.SimpleQueue()
+        self._pending: dict[str, _Submission] = {}
+        self._failure: Exception | None = None
+        started: Future[None] = Future()
+        make = functools.partial(_make_llm, model, engine, on_cuda, trust_remote_code, seed)
+        self._thread = threading.Thread(target=self._run, args=(make, started), name="vllm-engine", daemon=True)
+        self._thread.start()
+        started.result()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are still answered."""
+        return self._failure is None and self._thread.is_alive()
+
+    def submit(
+        self,
+        prompt_token_ids: Sequence[int],
+        request: Request,
+        on_tokens: Callable[[Sequence[int]], None] | None = None,
+    ) -> "Future[list[Sample]]":
+        """Queue one prompt; the future gives `request.n` samples, and cancelling it stops the work.
+
+        `on_tokens` is called in the engine's thread after each step with all token ids so far; it needs `request.n = 1`.
+
+        Raises (in the future):
+            ValueError: the prompt leaves no room for an answer in the context, or vLLM refused the request.
+            RuntimeError: the engine is closed or died.
+        """
+        params = functools.partial(self._sampling_params, request, streaming=on_tokens is not None)
+        return self._put(prompt_token_ids, params, self._samples, on_tokens)
+
+    def logprobs(self, token_ids: Sequence[int]) -> "Future[list[float]]":
+        """Log-probabilities (T - 1,) of token_ids[1:], each given all tokens before it, at temperature 1; as `submit`."""
+        return self._put(token_ids, _scoring_params, _prompt_logprobs)
+
+    def reload(self, model: str) -> "Future[None]":
+        """Exchange the weights for those in the folder `model`, of the same architecture, and forget cached prefixes.
+
+        Nothing may be in flight. vLLM does not always notice that a weight was not loaded (tied embeddings on CPU), so
+        whoever calls this compares log-probabilities afterwards.
+        """
+        future: Future[None] = Future()
+        self._inbox.put(_Reload(model, future))
+        return future
+
+    def _put(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: "Callable[[], SamplingParams]",
+        read: "Callable[[RequestOutput], Any]",
+        on_tokens: Callable[[Sequence[int]], None] | None = None,
+    ) -> "Future[Any]":
+        future: Future[Any] = Future()
+        if len(prompt_token_ids) >= self.max_model_len_tokens:
+            future.set_exception(
+                ValueError(
+                    f"prompt: expected fewer than engine.max_model_len_tokens = {self.max_model_len_tokens} tokens, "
+                    f"found {len(prompt_token_ids)}"
+                )
+            )
+        elif not self.alive:
+            future.set_exception(RuntimeError(f"the engine is not running: {self._failure or 'it was closed'}"))
+        else:
+            self._inbox.put(_Submission(list(prompt_token_ids), params, read, future, on_tokens))
+            future.add_done_callback(self._abort_if_cancelled)
+        return future
+
+    def _abort_if_cancelled(self, future: "Future[Any]") -> None:
+        if future.cancelled():
+            self._inbox.put(_Abort(future))
+
+    def close(self) -> None:
+        """Stop stepping; unfinished requests fail. GPU memory is free once this process ends."""
+        self._inbox.put(None)
+        self._thread.join(timeout=60)
+
+    def _run(self, make: "Callable[[], LLMEngine]", started: "Future[None]") -> None:
+        try:
+            llm = make()
+        except Exception as error:  # whatever it is, the maker of this object waits for it and raises it
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        try:
+            self._serve(llm)
+        except Exception as error:  # a dead engine must not leave anybody waiting for ever
+            self._failure = error
+        self._fail_all(RuntimeError(f"the engine stopped: {self._failure or 'it was closed'}"))
+
+    def _serve(self, llm: "LLMEngine") -> None:
+        ids = itertools.count()
+        while True:
+            while not self._inbox.empty() or not llm.has_unfinished_requests():
+                item = self._inbox.get()  # waits only where there is nothing to step
+                match item:
+                    case None:
+                        return
+                    case _Submission():
+                        self._add(llm, str(next(ids)), item)
+                    case _Abort(future):
+                        self._abort(llm, future)
+                    case _Reload(model, future):
+                        _reload(llm, model, future)
+            for output in llm.step():
+                self._deliver(output)
+
+    def _add(self, llm: "LLMEngine", request_id: str, submission: _Submission) -> None:
+        if submission.future.cancelled():
+            return
+        try:
+            llm.add_request(request_id, {"prompt_token_ids": submission.prompt_token_ids}, submission.params())
+        except ValueError as error:  # one refused prompt is that prompt's failure
+            _settle(submission.future, error)
+        else:
+            self._pending[request_id] = submission
+
+    def _abort(self, llm: "LLMEngine", future: "Future[Any]") -> None:
+        for request_id in [name for name, submission in self._pending.items() if submission.future is future]:
+            del self._pending[request_id]
+            llm.abort_request([request_id])
+
+    def _deliver(self, output: Any) -> None:
+        submission = self._pending.get(output.request_id)
+        if submission is None:
+            return
+        if submission.on_tokens:
+            submission.on_tokens(output.outputs[0].token_ids)
+        if output.finished:
+            del self._pending[output.request_id]
+            _settle(submission.future, submission.read(output))
+
+    def _sampling_params(self, request: Request, streaming: bool) -> "SamplingParams":
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = request.sampling
+        return SamplingParams(
+            n=request.n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=0.0,
+            frequency_penalty=0.0,
+            max_tokens=sampling.max_tokens,
+            seed=request.seed,
+            stop_token_ids=self._stop_token_ids,
+            detokenize=False,  # once, when the text is whole
+            output_kind=RequestOutputKind.CUMULATIVE if streaming else RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _samples(self, output: "RequestOutput") -> list[Sample]:
+        return [self._sample(completion) for completion in output.outputs]
+
+    def _sample(self, completion: "CompletionOutput") -> Sample:
+        text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        return Sample(str(text), tuple(completion.token_ids), completion.finish_reason or "unknown")
+
+    def _fail_all(self, error: Exception) -> None:
+        for submission in self._pending.values():
+            _settle(submission.future, error)
+        self._pending.clear()
+        while not self._inbox.empty():
+            if (item := self._inbox.get_nowait()) is not None:
+                _settle(item.future, error)
+
+
+def _settle(future: "Future[Any]", result: Any) -> None:
+    with contextlib.suppress(InvalidStateError):  # cancelled a moment ago: nobody waits
+        future.set_exception(result) if isinstance(result, Exception) else future.set_result(result)
+
+
+def _scoring_params() -> "SamplingParams":
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+    )
+
+
+def _prompt_logprobs(output: "RequestOutput") -> list[float]:
+    assert output.prompt_token_ids is not None and output.prompt_logprobs is not None, "they were asked for"
+    pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+    return [place[token_id].logprob for token_id, place in pairs if place is not None]
+
+
+def _reload(llm: "LLMEngine", model: str, future: "Future[None]") -> None:
+    try:
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
+        llm.reset_prefix_cache()  # vLLM keeps the old weights' prefixes
+    except Exception as error:  # whatever it is, the engine is unusable now and the caller decides what follows
+        _settle(future, error)
+    else:
+        _settle(future, None)
+
+
+def _make_llm(model: str, engine: config.Engine, on_cuda: bool, trust_remote_code: bool, seed: int) -> "LLMEngine":
+    _set_environment(on_cuda)
+    from vllm import EngineArgs, LLMEngine
+
+    if not on_cuda:
+        import torch
+
+        torch.set_num_threads(max(engine.cpus_per_actor, (os.cpu_count() or 1) // engine.actors))
+    return LLMEngine.from_engine_args(
+        EngineArgs(
+            model=model,
+            skip_tokenizer_init=True,
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+            dtype={"auto": "bfloat16" if on_cuda else "float32"}.get(engine.dtype, engine.dtype),
+            max_model_len=engine.max_model_len_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_model_len_tokens),
+            enable_prefix_caching=True,
+            tensor_parallel_size=engine.tensor_parallel_size if on_cuda else 1,
+            distributed_executor_backend="mp" if on_cuda and engine.tensor_parallel_size > 1 else "uni",
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            kv_cache_memory_bytes=None if on_cuda else int(engine.kv_cache_gb * 2**30),
+            enforce_eager=engine.enforce_eager or not on_cuda,  # on CPU compiling costs more than it brings to small models
+            disable_log_stats=True,
+        )
+    )
+
+
+def _set_environment(on_cuda: bool) -> None:
+    """Set what vLLM reads when it is imported; values that the user has set are kept."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1" if on_cuda else "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if not on_cuda:
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else several engines share the same cores

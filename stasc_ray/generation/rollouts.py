@@ -1,0 +1,335 @@
+"""Questions to rollouts: initial answers and their corrections, by Ray Data over a fixed pool of actors, one vLLM engine each.
+
+Work is cut into units: one row group of a questions file (or one earlier rollout file, when initial answers are given). A unit's
+rollouts go to one Parquet file named after the unit, renamed into place when it is whole. So a unit that is done again, because an
+actor, a node or the driver died, replaces its file: each question has exactly one rollout, and a resume runs only what is missing.
+The driver sees one line per unit, never a question.
+
+    read (CPU tasks) -> answer and correct (engine actors) -> grade and write (CPU tasks) -> one summary line per unit
+"""
+
+import asyncio
+import functools
+import os
+import time
+import uuid
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stasc_ray import config
+from stasc_ray.generation import engine
+from stasc_ray.tasks import prompts, rewards
+
+if TYPE_CHECKING:
+    import ray
+
+Row = dict[str, Any]
+STRINGS, NUMBERS, COUNTS = pa.list_(pa.string()), pa.list_(pa.float64()), pa.list_(pa.int64())
+
+QUESTION_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "question": pa.string(),
+        "answers": STRINGS,
+        "split": pa.string(),
+        "documents": STRINGS,
+        "choices": STRINGS,
+    }
+)
+"""One question. Choice questions: `answers` holds the letter."""
+
+ROLLOUT_SCHEMA = pa.schema(
+    [
+        *QUESTION_SCHEMA,
+        ("initial_from", pa.string()),  # base | current: who wrote the initial answers
+        ("model_version", pa.string()),  # base, iteration_01, ...: who wrote the corrections
+        ("initial", STRINGS),  # (N_init,) initial answers as generated
+        ("initial_finish", STRINGS),  # (N_init,) stop | length
+        ("initial_tokens", COUNTS),  # (N_init,)
+        ("initial_rewards", NUMBERS),  # (N_init,) in [0, 1]
+        ("corrections", pa.list_(STRINGS)),  # (N_init, N_corr) corrections as generated
+        ("correction_finish", pa.list_(STRINGS)),
+        ("correction_tokens", pa.list_(COUNTS)),
+        ("correction_rewards", pa.list_(NUMBERS)),
+        ("prompt_tokens", pa.int64()),  # over all prompts of the row
+        ("grader_errors", STRINGS),  # a grader's failures; each counts as reward 0
+        ("error", pa.string()),  # why the row has no (whole) rollout; null when it has
+    ]
+)
+"""One rollout: a question, its initial answers, their corrections and the rewards."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: which rows to read, and the name of the file that its rollouts go to."""
+
+    name: str
+    source: str
+    row_group: int | None
+    """Row group of a questions file; None reads the whole file, whose rows bring their initial answers."""
+    initial_from: str
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How many answers a split's questions get, and with which sampling values."""
+
+    n_initial: int
+    n_corrections: int
+    initial: config.Sampling
+    correction: config.Sampling
+    chained: bool = False
+    """Each correction corrects the one before it (rounds) instead of the initial answer."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one pass of rollouts needs to know; sent to every worker, so small and picklable."""
+
+    model: str
+    model_version: str
+    settings: config.Config
+    turns: Mapping[str, Turns]
+    """By split."""
+    destination: str
+    on_cuda: bool
+
+
+def write_questions(rows: Sequence[Row], file: Path, unit_size: int) -> None:
+    """Write one split's questions with one row group per unit of work."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=QUESTION_SCHEMA), file, row_group_size=unit_size)
+
+
+def question_units(file: Path, split: str) -> list[Unit]:
+    """The units of a questions file; the current model writes the initial answers."""
+    groups = pq.read_metadata(file).num_row_groups
+    return [Unit(f"{split}-{group:06d}", str(file), group, "current") for group in range(groups)]
+
+
+def given_units(rollouts: Path, split: str) -> list[Unit]:
+    """Units that correct the initial answers of earlier rollouts (Fixed initialization)."""
+    files = sorted(rollouts.glob(f"{split}-[0-9]*.parquet"))
+    return [Unit(f"{split}-fixed-{file.stem.rpartition('-')[2]}", str(file), None, "base") for file in files]
+
+
+def unit_files(rollouts: Path, split: str | None = None, initial_from: str = "current") -> list[str]:
+    """Rollout files of a finished pass; `split` None takes all."""
+    infix = "fixed-" if initial_from == "base" else ""
+    return [str(file) for file in sorted(rollouts.glob(f"{split or '*'}-{infix}[0-9]*.parquet"))]
+
+
+def roll_out(job: Job, units: Sequence[Unit]) -> Iterator[Row]:
+    """Run the units that have no file yet; yield one summary per unit as its file is written.
+
+    A summary holds `unit, questions, errors, grader_errors, initial_tokens, correction_tokens, prompt_tokens, engine_start_s,
+    messages` (up to three error texts).
+
+    Raises:
+        ray.exceptions.RayError: the engines cannot start, or keep dying.
+    """
+    destination = Path(job.destination)
+    destination.mkdir(parents=True, exist_ok=True)
+    for partial in destination.glob(".*.partial"):
+        partial.unlink(missing_ok=True)
+    missing = [unit for unit in units if not (destination / f"{unit.name}.parquet").exists()]
+    if missing:
+        yield from pipeline(job, missing).iter_rows()
+
+
+def pipeline(job: Job, units: Sequence[Unit]) -> "ray.data.Dataset":
+    """The Ray Data plan behind `roll_out`."""
+    import ray
+
+    settings = job.settings.engine
+    context = ray.data.DataContext.get_current()
+    context.wait_for_min_actors_s = int(settings.start_timeout_s)
+    context.execution_no_progress_timeout_s = -1  # one long generation is no failure
+    work = [vars(unit) for unit in units]
+    pool = ray.data.ActorPoolStrategy(
+        size=min(settings.actors, len(units)),
+        max_tasks_in_flight_per_actor=2 * settings.concurrent_batches,
+        max_concurrent_calls_per_actor=settings.concurrent_batches,
+        enable_true_multi_threading=True,
+    )
+    return (
+        ray.data.from_items(work, override_num_blocks=len(work))
+        .map_batches(read_unit, batch_size=None, batch_format="pyarrow")
+        .map_batches(
+            RolloutActor,
+            fn_constructor_args=(job,),
+            compute=pool,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=settings.cpus_per_actor,
+            num_gpus=settings.tensor_parallel_size if job.on_cuda else 0,
+        )
+        .map_batches(functools.partial(grade_and_write, job=job), batch_size=None, batch_format="pyarrow")
+    )
+
+
+def read_unit(batch: pa.Table) -> pa.Table:
+    """The rows of one unit, with the unit's name and `initial_from` beside them."""
+    (unit,) = batch.to_pylist()
+    file = pq.ParquetFile(unit["source"])
+    table = file.read() if unit["row_group"] is None else file.read_row_group(unit["row_group"])
+    columns = [*QUESTION_SCHEMA.names, *(["initial", "initial_finish", "initial_tokens"] if unit["row_group"] is None else [])]
+    table = table.select(columns).append_column("unit", pa.repeat(unit["name"], len(table)))
+    return table.append_column("initial_from", pa.repeat(unit["initial_from"], len(table)))
+
+
+class RolloutActor:
+    """Holds one engine; a call takes the rows of one unit. Several calls run at once, so the engine never waits for the next."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        started = time.monotonic()
+        settings = job.settings
+        self.engine = engine.Engine(
+            job.model,
+            settings.engine,
+            on_cuda=job.on_cuda,
+            trust_remote_code=settings.model.trust_remote_code,
+            seed=settings.seed,
+        )
+        self.engine_start_s = time.monotonic() - started
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Rollouts of one unit, ungraded."""
+        try:
+            rows = asyncio.run(self._roll_out_all(batch.to_pylist()))
+        except RuntimeError:
+            if not self.engine.alive:
+                # vLLM cannot be mended in place. The end of this process lets Ray start the actor anew and run its units again.
+                os._exit(1)
+            raise
+        schema = ROLLOUT_SCHEMA.append(pa.field("unit", pa.string())).append(pa.field("engine_start_s", pa.float64()))
+        return pa.Table.from_pylist(rows, schema=schema)
+
+    async def _roll_out_all(self, rows: list[Row]) -> list[Row]:
+        return await asyncio.gather(*(self._roll_out(row) for row in rows))
+
+    async def _roll_out(self, row: Row) -> Row:
+        rollout = {
+            **row,
+            "model_version": self.job.model_version,
+            "prompt_tokens": 0,
+            "engine_start_s": self.engine_start_s,
+            "initial_rewards": [],
+            "correction_rewards": [],
+            "grader_errors": [],
+        }
+        try:
+            await self._fill_in(rollout)
+        except _row_errors() as error:  # one bad row is data; the rest go on
+            nothing = {name: [] for name in ("initial", "initial_finish", "initial_tokens")}
+            rollout |= nothing | {name: [] for name in ("corrections", "correction_finish", "correction_tokens")}
+            rollout["error"] = f"{type(error).__name__}: {error}"
+        return rollout
+
+    async def _fill_in(self, rollout: Row) -> None:
+        """Add the initial answers (unless given) and their corrections to a row."""
+        turns, texts = self.job.turns[rollout["split"]], self.job.settings.prompts
+        if rollout.get("initial") is None:
+            messages = prompts.initial_messages(rollout, texts)
+            samples = await self._sample(rollout, messages, turns.initial, turns.n_initial, "initial")
+            rollout["initial"] = [sample.text for sample in samples]
+            rollout["initial_finish"] = [sample.finish_reason for sample in samples]
+            rollout["initial_tokens"] = [len(sample.token_ids) for sample in samples]
+        if not rollout["initial"]:
+            raise ValueError("no initial answer was given to correct")
+        correct = self._correct_in_rounds if turns.chained else self._correct
+        corrected = await asyncio.gather(*(correct(rollout, turns, i) for i in range(len(rollout["initial"]))))
+        rollout["corrections"] = [[sample.text for sample in samples] for samples in corrected]
+        rollout["correction_finish"] = [[sample.finish_reason for sample in samples] for samples in corrected]
+        rollout["correction_tokens"] = [[len(sample.token_ids) for sample in samples] for samples in corrected]
+        empty = sum(not text.strip() for texts in (rollout["initial"], *rollout["corrections"]) for text in texts)
+        rollout["error"] = f"empty generation: {empty} of this question's answers" if empty else None
+
+    def _correct(self, rollout: Row, turns: Turns, index: int) -> "Coroutine[Any, Any, list[engine.Sample]]":
+        """N_corr independent corrections of one initial answer."""
+        messages = prompts.correction_messages(rollout, rollout["initial"][index], self.job.settings.prompts)
+        return self._sample(rollout, messages, turns.correction, turns.n_corrections, f"correction/{index}")
+
+    async def _correct_in_rounds(self, rollout: Row, turns: Turns, index: int) -> list[engine.Sample]:
+        """N_corr rounds: each corrects the answer of the one before."""
+        answer, samples = rollout["initial"][index], []
+        for number in range(turns.n_corrections):
+            messages = prompts.correction_messages(rollout, answer, self.job.settings.prompts)
+            samples += await self._sample(rollout, messages, turns.correction, 1, f"correction/{index}/round/{number}")
+            answer = samples[-1].text
+        return samples
+
+    async def _sample(
+        self, rollout: Row, messages: list[dict[str, str]], sampling: config.Sampling, n: int, turn: str
+    ) -> list[engine.Sample]:
+        token_ids = prompts.render(self.engine.tokenizer, messages, add_generation_prompt=True)
+        rollout["prompt_tokens"] += len(token_ids)
+        identity = (self.job.settings.seed, self.job.model_version, rollout["id"], rollout["initial_from"], turn)
+        # Greedy answers are all the same: one is generated and stands for all.
+        request = engine.Request(sampling, n if sampling.temperature > 0 else 1, engine.request_seed(*identity))
+        samples = await asyncio.wrap_future(self.engine.submit(token_ids, request))
+        return samples * (n // request.n)
+
+
+def grade_and_write(batch: pa.Table, job: Job) -> pa.Table:
+    """Grade one unit's rollouts, write its file, return its summary line."""
+    rows = batch.to_pylist()
+    (name,) = {row["unit"] for row in rows}
+    grade = _grader(job.settings.reward.model_dump_json(), job.settings.prompts.answer_marker)
+    for row in rows:
+        _grade(row, grade)
+    summary = summarize(rows) | {"unit": name, "engine_start_s": max(row["engine_start_s"] for row in rows)}
+    partial = Path(job.destination) / f".{name}.{uuid.uuid4().hex}.partial"
+    pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA), partial)
+    partial.replace(partial.with_name(f"{name}.parquet"))
+    return pa.Table.from_pylist([summary])
+
+
+def summarize(rows: Sequence[Row]) -> Row:
+    """Counts over rollout rows: questions, errors, grader errors, tokens, and up to three error texts."""
+    failures = [row["error"] for row in rows if row["error"]]
+    return {
+        "questions": len(rows),
+        "errors": len(failures),
+        "grader_errors": sum(len(row["grader_errors"]) for row in rows),
+        "initial_tokens": sum(sum(row["initial_tokens"]) for row in rows if row["initial_from"] == "current"),
+        "correction_tokens": sum(sum(map(sum, row["correction_tokens"])) for row in rows),
+        "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
+        "messages": failures[:3] or [""],  # an empty list would have no Arrow type
+    }
+
+
+def read_summary(file: Path) -> Row:
+    """`summarize` of a file that an earlier attempt wrote."""
+    columns = ["initial_from", "error", "grader_errors", "initial_tokens", "correction_tokens", "prompt_tokens"]
+    return summarize(pq.read_table(file, columns=columns).to_pylist())
+
+
+def _grade(row: Row, grade: rewards.Grader) -> None:
+    def graded(answer: str) -> float:
+        value, error = grade(answer, row)
+        if error is not None:
+            row["grader_errors"].append(error)
+        return value
+
+    row["initial_rewards"] = [graded(answer) for answer in row["initial"]]
+    row["correction_rewards"] = [[graded(answer) for answer in answers] for answers in row["corrections"]]
+
+
+@functools.lru_cache(maxsize=1)
+def _grader(reward: str, answer_marker: str) -> rewards.Grader:
+    """One grader per worker process: the math grader's child is not started again for every unit."""
+    return rewards.grader(config.Reward.model_validate_json(reward), answer_marker)
+
+
+def _row_errors() -> tuple[type[Exception], ...]:
+    """What a question's own text can cause: refused prompts, templates that raise, values of a wrong type."""
+    from jinja2 import TemplateError
+
+    return (ValueError, TypeError, LookupError, TemplateError)

@@ -1,0 +1,1 @@
+"""From rollouts to examples to the next model, with Ray Train."""

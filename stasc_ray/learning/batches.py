@@ -1,0 +1,109 @@
+"""Which examples each optimizer step trains on, and how they are dealt to the workers.
+
+Reads encoded rows as Arrow tables; writes nothing. Every worker computes the same plan from the same tables, so workers
+agree on token counts and on the number of forward passes without talking.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stasc_ray.learning import encoding
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The encoded examples that are trained on. Tables stay in Ray's shared memory, rows are views into them."""
+
+    tables: Sequence["pyarrow.Table"]
+    """Blocks with columns id, input_ids, labels, trained_tokens."""
+    table: np.ndarray
+    """(N,) which block an example is in."""
+    row: np.ndarray
+    """(N,) which row of that block."""
+    ids: Sequence[str]
+    """(N,) ids."""
+    lengths: np.ndarray
+    """(N,) tokens."""
+    trained: np.ndarray
+    """(N,) tokens that are trained on."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """input_ids and labels, (T,) int32 each, of one example."""
+        table, row = self.tables[self.table[index]], int(self.row[index])
+        return {name: table.column(name)[row].values.to_numpy() for name in ("input_ids", "labels")}
+
+
+def collect(tables: Sequence["pyarrow.Table"]) -> Examples:
+    """Index the rows that have something to train on; rows that were left out have no tokens."""
+    import pyarrow.compute as pc
+
+    kept = [np.flatnonzero(table.column("trained_tokens").to_numpy()) for table in tables]
+    lengths = [pc.list_value_length(table.column("input_ids")).to_numpy() for table in tables]  # type: ignore[attr-defined]
+    trained = [table.column("trained_tokens").to_numpy() for table in tables]
+    ids = [table.column("id").to_pylist() for table in tables]
+    return Examples(
+        tables=tables,
+        table=np.repeat(np.arange(len(tables)), [len(rows) for rows in kept]),
+        row=np.concatenate(kept),
+        ids=[ids[number][row] for number, rows in enumerate(kept) for row in rows],
+        lengths=np.concatenate([values[rows] for values, rows in zip(lengths, kept, strict=True)]),
+        trained=np.concatenate([values[rows] for values, rows in zip(trained, kept, strict=True)]),
+    )
+
+
+def count_steps(examples: int, batch_size: int, epochs: int) -> int:
+    """Optimizer steps of a fine-tune; the last batch of an epoch may be smaller."""
+    return math.ceil(examples / batch_size) * epochs
+
+
+def batches(ids: Sequence[str], batch_size: int, epochs: int, seed: str, start: int = 0) -> Iterator[np.ndarray]:
+    """Yield the indices of each global batch from step `start` on.
+
+    Each epoch has its own order, by a hash of (seed, epoch, id): it depends on neither the order in which rows came,
+    which Ray Data does not keep, nor on the number of workers.
+    """
+    per_epoch = count_steps(len(ids), batch_size, 1)
+    for epoch in range(start // per_epoch, epochs):
+        order = np.argsort([_hash(f"{seed}/{epoch}/{id}") for id in ids], kind="stable")
+        for step in range(max(start, epoch * per_epoch), (epoch + 1) * per_epoch):
+            first = (step - epoch * per_epoch) * batch_size
+            yield order[first : first + batch_size]
+
+
+def deal(batch: np.ndarray, lengths: np.ndarray, workers: int, capacity_tokens: int) -> list[list[list[int]]]:
+    """Deal a global batch to the workers and pack each share into sequences of at most `capacity_tokens`.
+
+    Examples go longest first to the worker with the fewest tokens so far, so that no worker waits long for another.
+    With `capacity_tokens` 0 each example is a sequence of its own.
+
+    Returns:
+        for each worker its sequences, each a list of example indices; a worker may have none.
+    """
+    shares: list[list[int]] = [[] for _ in range(workers)]
+    tokens = [0] * workers
+    for index in sorted(batch.tolist(), key=lambda i: -lengths[i]):
+        worker = tokens.index(min(tokens))
+        shares[worker].append(index)
+        tokens[worker] += int(lengths[index])
+    if not capacity_tokens:
+        return [[[index] for index in share] for share in shares]
+    return [
+        [[share[place] for place in group] for group in encoding.pack_lengths([int(lengths[i]) for i in share], capacity_tokens)]
+        for share in shares
+    ]
+
+
+def _hash(text: str) -> int:
+    """63 bits that are the same on every machine (Python's own hash of a string is not)."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -1,0 +1,171 @@
+"""Messages -> token ids and labels, and several examples -> one packed sequence.
+
+Reads Example messages and a transformers tokenizer that is passed in; writes NumPy arrays with -100 where nothing is
+trained. The loss mask comes from rendering the prompt and the whole conversation and comparing the two, never from known
+token ids.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+import numpy as np
+
+from stasc_ray.tasks.prompts import Message, control_tokens, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a token that is not trained on (the default of torch's cross entropy)."""
+
+LeftOut = Literal["too_long", "no_target"]
+
+
+class Encoded(TypedDict):
+    """One example for the trainer."""
+
+    input_ids: np.ndarray
+    """(T,) int32: the prompt and the correction, up to and including its end-of-turn token."""
+    labels: np.ndarray
+    """(T,) int32: `input_ids` over the correction and its end-of-turn token, -100 before."""
+
+
+class Packed(TypedDict):
+    """One sequence of one or more examples; int64, as torch's embedding and cross entropy want it."""
+
+    input_ids: np.ndarray
+    """(T,)"""
+    labels: np.ndarray
+    """(T,): -100 at each example's first token too."""
+    position_ids: np.ndarray
+    """(T,): restarts at 0 with each example."""
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], max_length_tokens: int) -> Encoded | LeftOut:
+    """Token ids and labels of a conversation whose last message is trained on.
+
+    The end-of-turn token that the template writes is trained on; what it writes after that (ChatML's newline, Phi-3's
+    end of text) is dropped, as a model stops before it. A template that ends the turn with plain text or with nothing
+    gets the tokenizer's end-of-sequence token instead, without which the model would never learn to stop.
+
+    Returns:
+        The arrays, or why the example is left out: `too_long` (more than `max_length_tokens`), `no_target` (the last
+        message is empty or whitespace).
+
+    Raises:
+        ValueError: the last message is not the assistant's; the prompt is not a prefix of the conversation; nothing
+            ends the assistant's turn; the template drops or rewrites the assistant's text.
+    """
+    if not messages or messages[-1]["role"] != "assistant":
+        found = messages[-1]["role"] if messages else "no message"
+        raise ValueError(f"encoding: expected an assistant message last, the one to train on, found {found}")
+    prompt = render(tokenizer, messages[:-1], add_generation_prompt=True)
+    whole = render(tokenizer, messages, add_generation_prompt=False)
+    if whole[: len(prompt)] != prompt:
+        raise ValueError(_not_a_prefix(tokenizer, prompt, whole))
+    closing, end_of_turn = _closing(tokenizer)
+    end = len(whole) - len(closing)
+    if whole[end:] != closing and end_of_turn[-1] in closing:
+        raise ValueError(
+            "chat template: expected every assistant turn to end alike, "
+            f"found {tokenizer.decode(whole[end - 4 :])!r} instead of {tokenizer.decode(closing)!r}; "
+            "use a template that does not look at the answer's text"
+        )
+    target = whole[len(prompt) : end if whole[end:] == closing else None]  # plain text may have merged with the answer
+    if not target or not messages[-1]["content"].strip():
+        return "no_target"
+    target = target + end_of_turn
+    if len(prompt) + len(target) > max_length_tokens:
+        return "too_long"
+    labels = [IGNORED] * len(prompt) + target
+    return Encoded(input_ids=np.array(prompt + target, np.int32), labels=np.array(labels, np.int32))
+
+
+def pack(examples: Sequence[Mapping[str, Any]], max_length_tokens: int) -> list[Packed]:
+    """Put encoded examples (`input_ids`, `labels`) one after another into sequences of at most `max_length_tokens`.
+
+    Call the model with the `position_ids`, `use_cache=False` and no attention mask: transformers then lets no example
+    attend to another. The first label of each example becomes -100, so that no last token is trained to predict the
+    first token of the next example; the loss is that of the examples alone. One example gives one sequence.
+
+    Raises:
+        ValueError: one example alone is longer than `max_length_tokens`.
+    """
+    groups = pack_lengths([len(example["input_ids"]) for example in examples], max_length_tokens)
+    return [_concatenate([examples[index] for index in group]) for group in groups]
+
+
+def pack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of `lengths` in groups of at most `capacity` tokens, by first-fit decreasing.
+
+    Deterministic: each group lists its indices in rising order, groups are ordered by their first index.
+
+    Raises:
+        ValueError: one length alone is above `capacity`.
+    """
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[index]
+        if length > capacity:
+            raise ValueError(
+                f"packing: expected examples of at most {capacity} tokens, found one of {length}; leave it out before"
+            )
+        fits = next((group for group, free in enumerate(room) if free >= length), None)
+        if fits is None:
+            fits = len(groups)
+            groups.append([])
+            room.append(capacity)
+        groups[fits].append(index)
+        room[fits] -= length
+    return sorted(sorted(group) for group in groups)
+
+
+def _concatenate(examples: Sequence[Mapping[str, Any]]) -> Packed:
+    labels = [np.array(example["labels"], np.int64) for example in examples]
+    for label in labels:
+        label[0] = IGNORED
+    return Packed(
+        input_ids=np.concatenate([np.asarray(example["input_ids"], np.int64) for example in examples]),
+        labels=np.concatenate(labels),
+        position_ids=np.concatenate([np.arange(len(label), dtype=np.int64) for label in labels]),
+    )
+
+
+def _closing(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """What the template writes after an assistant's text, and the end of turn to train on: the former's start, or EOS.
+
+    Found as the common end of two conversations that differ in the last character of the answer.
+    """
+    question = {"role": "user", "content": "?"}
+    first, second = (
+        render(tokenizer, [question, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+        for answer in ("0", "1")
+    )
+    if first == second:
+        raise ValueError("chat template: expected the assistant's text in the conversation, found that it is left out")
+    pairs = zip(reversed(first), reversed(second), strict=False)
+    same = next(i for i, (a, b) in enumerate(pairs) if a != b)
+    closing = first[len(first) - same :]
+    eos: Any = tokenizer.eos_token_id  # an int or None; the annotation in transformers says more
+    ends = {*control_tokens(tokenizer), eos}
+    for position, token_id in enumerate(closing):
+        if token_id in ends:
+            return closing, closing[: position + 1]
+    if eos is None:
+        raise ValueError(
+            "chat template: expected a control token after the assistant's text, found none, and the tokenizer has no "
+            "eos_token; set one of them, or the model never learns to stop"
+        )
+    return closing, [eos]
+
+
+def _not_a_prefix(tokenizer: "PreTrainedTokenizerBase", prompt: list[int], whole: list[int]) -> str:
+    same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole)))
+    start = max(0, same - 8)
+    return (
+        "chat template: expected the prompt's tokens to begin the tokens of the whole conversation, found that they "
+        f"part at token {same}: the prompt has {tokenizer.decode(prompt[start : same + 8])!r}, the conversation "
+        f"{tokenizer.decode(whole[start : same + 8])!r}. The template must write earlier turns the same way whether or "
+        "not an answer follows; use another chat template"
+    )

@@ -1,0 +1,138 @@
+"""The trained weights as a plain Hugging Face folder that transformers and vLLM load as it is.
+
+Reads the base model and the trained weights. Writes model.safetensors, config, generation config, tokenizer, chat
+template, README.md (model card), canary.json, and for LoRA the adapter folder.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stasc_ray.learning import encoding
+
+if TYPE_CHECKING:
+    import torch
+
+CANARY_TOKENS = 8
+
+
+def load_base(settings: Mapping[str, Any]) -> Any:
+    """The model a fine-tune starts from, in float32 on the CPU."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(**settings["source"], dtype=torch.float32)
+
+
+def with_adapter(model: Any, settings: Mapping[str, Any], trainable: bool) -> Any:
+    """`model` with the adapter that is continued, or a fresh one (whose update is zero)."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if settings["adapter"]:
+        return PeftModel.from_pretrained(model, settings["adapter"], is_trainable=trainable)
+    lora = settings["finetune"]["lora"]
+    modules = lora["target_modules"]
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora["rank"],
+            lora_alpha=lora["alpha"],
+            lora_dropout=lora["dropout"],
+            target_modules=modules if isinstance(modules, str) else list(modules),
+        ),
+    )
+
+
+def export(
+    state: Mapping[str, "torch.Tensor"], settings: Mapping[str, Any], examples: Sequence[Mapping[str, Any]], device: Any
+) -> None:
+    """Write the model folder `settings["output"]`, reload it and write the canary.
+
+    The weights are built anew on the CPU from the base model and the trained ones, in float32, so that sharding and
+    adapters leave no trace; an adapter is merged in float32. They are saved in the base model's own type.
+
+    Args:
+        state: trained weights by name, whole (for LoRA the adapter's only).
+        settings: see `finetune._fit`.
+        examples: a few encoded examples, the canary's prompts.
+        device: where the canary is computed.
+
+    Raises:
+        RuntimeError: a trained weight has no place in the base model.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    output = Path(settings["output"])
+    shutil.rmtree(output, ignore_errors=True)  # what a worker that died here left behind
+    output.mkdir(parents=True)
+    model = load_base(settings)
+    if settings["finetune"]["method"] == "lora":
+        model = with_adapter(model, settings, trainable=False)
+        _load(model, state)
+        model.save_pretrained(output / "adapter")
+        model = model.merge_and_unload()
+    else:
+        _load(model, state)
+        model.tie_weights()
+    model.to(AutoConfig.from_pretrained(**settings["source"]).dtype or model.dtype).save_pretrained(output)
+    AutoTokenizer.from_pretrained(**settings["source"]).save_pretrained(output)
+    (output / "README.md").write_text(_model_card(settings), encoding="utf-8")
+    (output / "canary.json").write_text(json.dumps(canary(output, examples, device)), encoding="utf-8")
+
+
+def _load(model: Any, state: Mapping[str, "torch.Tensor"]) -> None:
+    unexpected = model.load_state_dict(state, strict=False).unexpected_keys
+    if unexpected:
+        raise RuntimeError(f"export: expected the trained weights' names in the base model, found {unexpected[:3]} as well")
+
+
+def canary(model_folder: Path, examples: Sequence[Mapping[str, Any]], device: Any) -> dict[str, Any]:
+    """What an engine that serves this folder must agree with.
+
+    Returns:
+        {"dtype": "float32", "prompts": [{"token_ids": (T,), "n_prompt": k, "logprobs": (T - k,)}]}: log-probabilities
+        (natural logarithm, temperature 1) of token_ids[k:], each given all tokens before it, of the saved weights.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).to(device).eval()
+    prompts = []
+    for row in examples:
+        k = next(place for place, label in enumerate(row["labels"]) if label != encoding.IGNORED)
+        token_ids = [int(token) for token in row["input_ids"][: k + CANARY_TOKENS]]
+        with torch.inference_mode():
+            logits = model(torch.tensor([token_ids], device=device), use_cache=False).logits[0]  # (T, V)
+        chosen = torch.tensor(token_ids[k:], device=device)[:, None]
+        logprobs = logits[k - 1 : -1].float().log_softmax(-1).gather(-1, chosen)[:, 0]
+        prompts.append({"token_ids": token_ids, "n_prompt": k, "logprobs": logprobs.tolist()})
+    return {"dtype": "float32", "prompts": prompts}
+
+
+def _model_card(settings: Mapping[str, Any]) -> str:
+    base, finetune = settings["source"]["pretrained_model_name_or_path"], settings["finetune"]
+    is_folder = Path(base).exists()
+    front = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [stasc, self-correction]"]
+    front += [] if is_folder else [f"base_model: {base}"]
+    how = "LoRA, merged (the adapter is in adapter/)" if finetune["method"] == "lora" else "full fine-tuning"
+    facts = {
+        "Started from": base,
+        "Iteration": settings["iteration"],
+        "Method": how,
+        "Examples": settings["examples"],
+        "Learning rate": finetune["learning_rate"],
+        "Batch size, epochs": f"{finetune['batch_size']}, {finetune['epochs']}",
+        **settings["model_card"],
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return (
+        "---\n" + "\n".join(front) + "\n---\n\n# A model that corrects its own answers\n\n"
+        "Fine-tuned with stasc_ray by Self-Taught Self-Correction (arXiv 2503.08681): trained on its own corrections\n"
+        "that were kept by their reward.\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
+        "The licence of the base model applies to these weights. canary.json holds log-probabilities with which a\n"
+        "server can check that it loaded them.\n"
+    )

@@ -1,0 +1,321 @@
+"""What each Ray Train worker runs: the optimizer steps of one fine-tune, checkpoints, and rank 0's export.
+
+Reads the encoded examples of every epoch (Ray Data shards that hold all rows, in order) and the last checkpoint.
+Writes checkpoints and progress.json into the storage folder, and through export.py the model folder.
+"""
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stasc_ray.learning import batches, encoding, export
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+CANARY_PROMPTS = 4
+Forward = Callable[[Mapping[str, Any]], "torch.Tensor"]  # a packed sequence -> its summed loss
+
+
+def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
+    """Run all steps that the last checkpoint has not seen, then export.
+
+    Every worker walks through the same global batches and knows every worker's share, so all agree without
+    talking on the token count and on the number of forward passes (collectives never mismatch).
+
+    Args:
+        settings: see `finetune._fit`; plain values only.
+
+    Returns:
+        losses, tokens_per_s, train_s, resumed_from_step, loop_started; or one of not_finite, refused with a message.
+        Those two are returned, not raised, because Ray Train would run a raised error `max_failures` times again.
+    """
+    import torch
+    from ray import train
+    from ray.train.torch import get_device
+
+    finetune, context = settings["finetune"], train.get_context()
+    rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
+    storage = Path(settings["storage"])
+    if not storage.is_dir():  # raised, so that no other worker waits for this one
+        raise FileNotFoundError(f"storage: expected a folder that every node sees, worker {rank} does not see {storage}")
+    _prepare_process(context.get_local_world_size())
+    shard: Any = train.get_dataset_shard("examples")
+    examples = batches.collect(list(shard.iter_batches(batch_size=None, batch_format="pyarrow")))
+    model = build_model(settings, device, world)
+    optimizer = make_optimizer(model, finetune)
+    steps = batches.count_steps(len(examples), finetune["batch_size"], finetune["epochs"])
+    losses, steps_before = _resume(model, optimizer, steps)
+    if steps_before != steps:
+        told = f"expected a fine-tune of {steps} steps, its checkpoint belongs to one of {steps_before}; delete the folder"
+        return {"refused": f"{storage}: {told}"}
+    resumed_from, loop_started = len(losses), time.time()
+    try:
+        tokens = _train(model, optimizer, examples, settings, losses, device)
+    except FloatingPointError as error:
+        return {"not_finite": str(error)}
+    train_s = time.time() - loop_started
+    state = gather(model)
+    del optimizer, model  # frees the GPU for the canary
+    if rank == 0:
+        first = next(_plan(examples, settings))[:CANARY_PROMPTS]
+        export.export(state, settings, [examples.read(index) for index in first], device)
+    return {
+        "losses": losses,
+        "tokens_per_s": tokens / train_s,
+        "train_s": train_s,
+        "resumed_from_step": resumed_from,
+        "loop_started": loop_started,
+        "export_s": time.time() - loop_started - train_s,
+    }
+
+
+def _plan(examples: batches.Examples, settings: Mapping[str, Any], start: int = 0) -> Iterator["np.ndarray"]:
+    size, epochs = settings["finetune"]["batch_size"], settings["finetune"]["epochs"]
+    return batches.batches(examples.ids, size, epochs, f"{settings['seed']}/{settings['iteration']}", start)
+
+
+def _train(
+    model: Any,
+    optimizer: Any,
+    examples: batches.Examples,
+    settings: Mapping[str, Any],
+    losses: list[float],
+    device: Any,
+) -> int:
+    """Run the steps that `losses` does not cover, appending to it; returns the tokens that went through the model.
+
+    Raises:
+        FloatingPointError: a loss or a gradient is NaN or infinite (on every worker alike).
+    """
+    import torch
+    from ray import train
+
+    finetune, rank, world = settings["finetune"], train.get_context().get_world_rank(), train.get_context().get_world_size()
+    forward = make_forward(model, finetune, device, world)
+    steps = batches.count_steps(len(examples), finetune["batch_size"], finetune["epochs"])
+    capacity, tokens = finetune["max_length_tokens"] if finetune["packing"] else 0, 0
+    for step, batch in enumerate(_plan(examples, settings, start=len(losses)), start=len(losses)):
+        torch.manual_seed(hash((settings["seed"], settings["iteration"], step, rank)))  # dropout; resumes exactly
+        rate = finetune["learning_rate"] * learning_rate_factor(step, steps, finetune)
+        shares = batches.deal(batch, examples.lengths, world, capacity)
+        losses.append(backward(model, forward, examples, shares, rank, device))
+        norm = update(model, optimizer, rate, finetune["max_grad_norm"])
+        if not (math.isfinite(losses[-1]) and math.isfinite(norm)):
+            raise FloatingPointError(_not_finite(losses, norm, steps, rate))
+        tokens += int(examples.lengths[batch].sum())
+        if rank == 0:
+            _write_progress(Path(settings["storage"]) / "progress.json", step + 1, steps, losses[-1])
+        if (step + 1) % finetune["checkpoint_every_n_steps"] == 0 and step + 1 < steps:
+            _checkpoint(model, optimizer, losses, steps, rank)
+    return tokens
+
+
+# --- the model and its optimizer ---------------------------------------------------------------------------------
+
+
+def _prepare_process(local_workers: int) -> None:
+    """Give CPU workers their share of the cores (Ray sets one thread per reserved CPU); silence loading bars."""
+    import torch
+    from transformers.utils import logging
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // local_workers))
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def build_model(settings: Mapping[str, Any], device: Any, world: int) -> "torch.nn.Module":
+    """M0 or the current model in float32, with its adapter if LoRA trains, sharded with FSDP2 if workers share it.
+
+    Each worker loads the whole model into host memory before its shard goes to the device.
+    """
+    import torch
+
+    finetune = settings["finetune"]
+    torch.manual_seed(settings["seed"])  # a fresh adapter starts alike on every worker
+    model: Any = export.load_base(settings)
+    if finetune["gradient_checkpointing"]:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layers: set[str] = set(model._no_split_modules or ())  # the decoder layer's class name
+    if finetune["method"] == "lora":
+        model = export.with_adapter(model, settings, trainable=True)
+    model.train()
+    return _shard(model, layers, device, world, compute_dtype(finetune, device)) if world > 1 else model.to(device)
+
+
+def _shard(model: Any, layers: set[str], device: Any, world: int, dtype: Any) -> Any:
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(device.type, (world,))
+    mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for module in list(model.modules()):
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh, mp_policy=mixed)
+    return fully_shard(model, mesh=mesh, mp_policy=mixed)
+
+
+def compute_dtype(finetune: Mapping[str, Any], device: Any) -> Any:
+    """The type of the matrix products; weights, gradients and optimizer state stay float32."""
+    import torch
+
+    name = finetune["dtype"]
+    return getattr(torch, name if name != "auto" else ("bfloat16" if device.type == "cuda" else "float32"))
+
+
+def make_optimizer(model: Any, finetune: Mapping[str, Any]) -> "torch.optim.Optimizer":
+    """AdamW; weight decay acts on matrices only (embeddings included), not on norms and biases."""
+    import torch
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": finetune["weight_decay"]},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=finetune["learning_rate"])
+
+
+def learning_rate_factor(step: int, steps: int, finetune: Mapping[str, Any]) -> float:
+    """Share of the peak learning rate at 0-based `step`: linear warm-up, then cosine or linear decay towards 0.
+
+    The first step of the warm-up already moves (1 / warm-up steps), so no batch is wasted at rate 0.
+    """
+    warmup = math.ceil(steps * finetune["warmup_fraction"])
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return 0.5 * (1 + math.cos(math.pi * progress)) if finetune["schedule"] == "cosine" else 1 - progress
+
+
+# --- one step ----------------------------------------------------------------------------------------------------
+
+
+def backward(
+    model: Any, forward: Forward, examples: batches.Examples, shares: list[list[list[int]]], rank: int, device: Any
+) -> float:
+    """Gradients of the global batch; returns its mean loss per trained token, in nats."""
+    import torch
+    import torch.distributed as dist
+
+    world, mine = len(shares), shares[rank]
+    everything = [index for share in shares for group in share for index in group]
+    trained = int(examples.trained[everything].sum())
+    summed = torch.zeros((), device=device)
+    for turn in range(max(len(share) for share in shares)):
+        # A worker that has run out still takes part in FSDP's collectives, with a loss of zero.
+        group, weight = (mine[turn], 1.0) if turn < len(mine) else (everything[:1], 0.0)
+        rows = [examples.read(index) for index in group]
+        (packed,) = encoding.pack(rows, int(examples.lengths[group].sum()))
+        loss = forward(packed) * weight
+        (loss * world / trained).backward()  # FSDP2 averages gradients over the workers; the loss is a sum
+        summed += loss.detach()
+    if world > 1:
+        dist.all_reduce(summed)
+    return summed.item() / trained
+
+
+def update(model: Any, optimizer: Any, rate: float, max_grad_norm: float) -> float:
+    """Clip and step; returns the gradients' global norm before clipping."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_grad_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def make_forward(model: Any, finetune: Mapping[str, Any], device: Any, world: int) -> Forward:
+    """A function of one packed row that returns the summed cross-entropy of its trained tokens (a scalar)."""
+    import torch
+
+    dtype = compute_dtype(finetune, device)
+    mixed = world == 1 and dtype != torch.float32  # FSDP2 casts by its own policy
+
+    def forward(row: Mapping[str, Any]) -> torch.Tensor:
+        inputs = {name: torch.as_tensor(row[name], device=device)[None] for name in ("input_ids", "position_ids")}  # (1, T)
+        labels = torch.as_tensor(row["labels"], device=device)[1:]
+        predicting = (labels != encoding.IGNORED).nonzero().squeeze(-1)  # positions whose next token is trained on
+        with torch.autocast(device.type, dtype=dtype) if mixed else nullcontext():
+            # No mask: transformers derives the block-diagonal one from positions that restart. Logits only where
+            # they count: the vocabulary is large, and most tokens belong to the prompt.
+            logits = model(**inputs, attention_mask=None, use_cache=False, logits_to_keep=predicting).logits
+        return torch.nn.functional.cross_entropy(logits[0].float(), labels[predicting], reduction="sum")
+
+    return forward
+
+
+def _not_finite(losses: Sequence[float], norm: float, steps: int, rate: float) -> str:
+    last = f"{losses[-2]:.4f}" if len(losses) > 1 else "none"
+    return (
+        f"fine-tune: expected a finite loss, found {losses[-1]} (gradient norm {norm}) at step "
+        f"{len(losses)} of {steps} (learning rate {rate:.2e}, "
+        f"loss before: {last}); lower finetune.learning_rate, raise warmup_fraction, or check the base model's weights"
+    )
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def _checkpoint(model: Any, optimizer: Any, losses: list[float], steps: int, rank: int) -> None:
+    """Report a sharded checkpoint: every worker saves its own part, Ray merges the parts into one folder."""
+    from ray import train
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(_state(model, optimizer), checkpoint_id=folder)
+        if rank == 0:
+            (Path(folder) / "losses.json").write_text(json.dumps({"losses": losses, "steps": steps}))
+        train.report({"step": len(losses), "loss": losses[-1]}, checkpoint=train.Checkpoint.from_directory(folder))
+
+
+def _resume(model: Any, optimizer: Any, steps: int) -> tuple[list[float], int]:
+    """Load the last checkpoint, if any; returns the losses of the steps it has seen, and its planned steps."""
+    from ray import train
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    checkpoint = train.get_checkpoint()
+    if checkpoint is None:
+        return [], steps
+    with checkpoint.as_directory() as folder:
+        state = _state(model, optimizer)
+        load(state, checkpoint_id=folder)
+        options = StateDictOptions(ignore_frozen_params=True, strict=False)
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=options)
+        saved = json.loads((Path(folder) / "losses.json").read_text())
+    return saved["losses"], saved["steps"]
+
+
+def _state(model: Any, optimizer: Any) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    weights, moments = get_state_dict(model, optimizer, options=StateDictOptions(ignore_frozen_params=True))
+    return {"model": weights, "optimizer": moments}
+
+
+def gather(model: Any) -> dict[str, "torch.Tensor"]:
+    """The trained weights, whole, in float32, in the host memory of rank 0 (empty elsewhere). All workers call it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    return dict(get_model_state_dict(model, options=options))  # type: ignore[arg-type]
+
+
+def _write_progress(path: Path, step: int, steps: int, loss: float) -> None:
+    if step < steps and path.exists() and time.time() - path.stat().st_mtime < 0.5:
+        return
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"step": step, "steps": steps, "loss": loss}))
+    temporary.replace(path)

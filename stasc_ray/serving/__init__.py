@@ -1,0 +1,1 @@
+"""Ray Serve answers with the latest self-correcting model."""

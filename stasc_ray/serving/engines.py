@@ -1,0 +1,217 @@
+"""One engine in a process of its own: a Ray actor that belongs to the replica which started it.
+
+An engine per process gives its memory back when it goes, can die alone, and shares no vLLM state with the next one. The actor
+ends with its replica, since Ray ends actors whose owner is gone.
+"""
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stasc_ray import config, models
+from stasc_ray.generation.engine import Request, Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class EngineDiedError(RuntimeError):
+    """The engine's process is gone; what was in flight on it is lost."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What is the same for every version of a run."""
+
+    engine: config.Engine
+    on_cuda: bool
+    gpus: float
+    trust_remote_code: bool
+    seed: int
+
+
+class EngineActor:
+    """The engine's process. A dead engine ends it, so that "died" is one case and not two."""
+
+    def __init__(self, model: str, spec: EngineSpec) -> None:
+        from stasc_ray.generation.engine import Engine
+
+        self._engine = Engine(
+            model, spec.engine, on_cuda=spec.on_cuda, trust_remote_code=spec.trust_remote_code, seed=spec.seed
+        )
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
+
+    async def pid(self) -> int:
+        """Process id; answers only while the engine is alive."""
+        self._check()
+        return os.getpid()
+
+    async def generate(self, call: str, token_ids: list[int], request: Request) -> Sample:
+        """One sample; `call` is a name for `abort`."""
+        with self._abortable(call):
+            (sample,) = await self._finished(self._engine.submit(token_ids, request))
+            return sample
+
+    async def stream(self, call: str, token_ids: list[int], request: Request) -> AsyncIterator[str | Sample]:
+        """Text as it comes, in pieces, and at last the whole sample."""
+        loop = asyncio.get_running_loop()
+        newest: list[list[int]] = []
+        news = asyncio.Event()
+
+        def note(so_far: Any) -> None:  # in the engine's thread: keep the newest only, so a slow reader gets larger pieces
+            newest[:] = [list(so_far)]
+            loop.call_soon_threadsafe(news.set)
+
+        with self._abortable(call):
+            future = asyncio.wrap_future(self._engine.submit(token_ids, request, on_tokens=note))
+            future.add_done_callback(lambda _: news.set())
+            text = PartialText(self._engine.tokenizer)
+            while not future.done():
+                await news.wait()
+                news.clear()
+                if newest and not future.done() and (piece := text.next_piece(newest[0])):
+                    yield piece
+            (sample,) = await self._finished(future)
+            if rest := sample.text[len(text.sent) :]:
+                yield rest
+            yield sample
+
+    async def abort(self, call: str) -> None:
+        """Stop working on a call."""
+        if task := self._tasks.get(call):
+            task.cancel()
+
+    async def logprobs(self, token_ids: list[int]) -> list[float]:
+        """Log-probabilities (T - 1,) of token_ids[1:]."""
+        return await self._finished(self._engine.logprobs(token_ids))
+
+    async def reload(self, model: str) -> None:
+        """Exchange the weights; see Engine.reload."""
+        await self._finished(self._engine.reload(model))
+
+    def _abortable(self, call: str) -> "_Abortable":
+        return _Abortable(self._tasks, call)
+
+    async def _finished(self, future: Any) -> Any:
+        try:
+            return await (future if asyncio.isfuture(future) else asyncio.wrap_future(future))
+        except RuntimeError:
+            self._check()
+            raise
+
+    def _check(self) -> None:
+        if not self._engine.alive:
+            os._exit(1)  # vLLM cannot be mended in place
+
+
+class _Abortable:
+    """Keeps a call's task under its name for the length of the block."""
+
+    def __init__(self, tasks: dict[str, asyncio.Task[Any]], call: str) -> None:
+        self._tasks, self._call = tasks, call
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "an async actor runs each call in a task"
+        self._tasks[self._call] = task
+
+    def __exit__(self, *_: object) -> None:
+        self._tasks.pop(self._call, None)
+
+
+class PartialText:
+    """Decodes growing token ids into pieces that, put together, are the beginning of the whole text."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._tokenizer = tokenizer
+        self.sent = ""
+
+    def next_piece(self, token_ids: list[int]) -> str:
+        """What can be shown beyond what was; "" while a character is incomplete."""
+        text = str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+        if text.endswith("\ufffd") or not text.startswith(self.sent):
+            return ""
+        piece, self.sent = text[len(self.sent) :], text
+        return piece
+
+
+class EngineHandle:
+    """The replica's side of an engine: same calls, with cancellation passed on and death as one error."""
+
+    def __init__(self, model: str, spec: EngineSpec) -> None:
+        import ray
+
+        # On CPU the engine shares the node, and the CPUs, that Ray gave to the replica.
+        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 10_000, "max_restarts": 0}
+        if spec.on_cuda:
+            options["num_gpus"] = spec.gpus
+        else:
+            node = ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+        self.model = model
+        self.tokenizer: PreTrainedTokenizerBase = models.load_tokenizer(model, trust_remote_code=spec.trust_remote_code)
+        self._actor: Any = ray.remote(EngineActor).options(**options).remote(model, spec)
+
+    async def pid(self) -> int:
+        """Process id of the engine, once it is up.
+
+        Raises (as all the others):
+            EngineDiedError: it is gone, or never started; the message says why.
+        """
+        return await self._result(self._actor.pid.remote())
+
+    async def generate(self, token_ids: list[int], request: Request, on_text: Callable[[str], None] | None = None) -> Sample:
+        """One sample; `on_text` gets it in pieces as it comes."""
+        call = uuid.uuid4().hex
+        try:
+            if on_text is None:
+                return await self._result(self._actor.generate.remote(call, token_ids, request))
+            return await self._stream(call, token_ids, request, on_text)
+        except asyncio.CancelledError:
+            self._actor.abort.remote(call)
+            raise
+
+    async def logprobs(self, token_ids: list[int]) -> list[float]:
+        """Log-probabilities (T - 1,) of token_ids[1:]."""
+        return await self._result(self._actor.logprobs.remote(token_ids))
+
+    async def reload(self, model: str) -> None:
+        """Exchange the weights; see Engine.reload."""
+        await self._result(self._actor.reload.remote(model))
+        self.model = model
+
+    def kill(self) -> None:
+        """End the process; its memory is free afterwards."""
+        import ray
+
+        ray.kill(self._actor)
+
+    async def _stream(self, call: str, token_ids: list[int], request: Request, on_text: Callable[[str], None]) -> Sample:
+        pieces = self._actor.stream.options(num_returns="streaming").remote(call, token_ids, request)
+        async for reference in pieces:
+            piece = await self._result(reference)
+            if isinstance(piece, Sample):
+                return piece
+            on_text(piece)
+        raise EngineDiedError("the engine ended its answer too early")
+
+    async def _result(self, reference: Coroutine[Any, Any, Any]) -> Any:
+        from ray.exceptions import RayActorError, RayTaskError
+
+        try:
+            return await reference
+        except RayActorError as error:
+            raise EngineDiedError(f"the engine died: {_last_line(error)}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, (ValueError, RuntimeError)):
+                raise error.cause from None
+            raise
+
+
+def _last_line(error: BaseException) -> str:
+    cause = getattr(error, "cause", None)
+    lines = [line for line in str(cause or error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

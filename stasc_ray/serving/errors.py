@@ -1,0 +1,62 @@
+"""What a request that cannot be answered gets: a status and `{"error": {"type", "message", "param"}}`, as OpenAI's API does."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class Problem(BaseModel):
+    """What went wrong."""
+
+    type: str = Field(description="Kind of error, for programs", examples=["invalid_request_error"])
+    message: str = Field(description="What was expected, what was found, what to do")
+    param: str | None = Field(None, description="Field of the request that it is about")
+
+
+class ErrorBody(BaseModel):
+    """Body of every answer whose status is 400 or more."""
+
+    error: Problem
+
+
+class ApiError(Exception):
+    """An answer with an error status; `headers` may hold Retry-After and the like."""
+
+    def __init__(
+        self, status: int, type: str, message: str, param: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.type, self.message, self.param, self.headers = status, type, message, param, headers or {}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON body; half surrogate pairs, which a path or a field name may hold, become question marks."""
+        parts = {"type": self.type, "message": self.message, "param": self.param}
+        return {"error": {name: part and part.encode("utf-8", "replace").decode() for name, part in parts.items()}}
+
+
+def invalid(param: str | None, message: str, status: int = 422) -> ApiError:
+    """A request that must change before it can be answered."""
+    return ApiError(status, "invalid_request_error", message, param)
+
+
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "method_not_allowed",
+    409: "version_not_loaded",
+    413: "request_too_large",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "unavailable_error",
+    504: "timeout_error",
+}
+"""`error.type` by status, where nothing more exact is known."""
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route for its OpenAPI document."""
+    return {status: {"model": ErrorBody, "description": TYPES[status].replace("_", " ")} for status in statuses}

@@ -1,0 +1,158 @@
+"""The plumbing of HTTP: request ids, body size, Host, error bodies, server-sent events, one log line per request."""
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stasc_ray.serving.errors import TYPES, ApiError, invalid
+from stasc_ray.serving.monitor import Monitor
+
+LOG = logging.getLogger("ray.serve")
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Envelope:
+    """ASGI middleware around every request: id, Host, body size, metrics and the log line, without any text of the request."""
+
+    def __init__(self, app: ASGIApp, monitor: Monitor, max_body_bytes: int, loopback_only: bool) -> None:
+        self.app, self.monitor = app, monitor
+        self.max_body_bytes, self.loopback_only = max_body_bytes, loopback_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started, status = time.monotonic(), 499  # stays so when the client goes away
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                others = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
+                message = {**message, "headers": [*others, (b"x-request-id", request_id.encode())]}
+            await send(message)
+
+        try:
+            receive = await self._checked(headers, receive)
+        except ApiError as error:
+            await error_response(error)(scope, receive, send_with_id)
+        else:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            self._note(scope, request_id, status, time.monotonic() - started)
+
+    async def _checked(self, headers: dict[str, str], receive: Receive) -> Receive:
+        """The whole body, read up to the limit, and a `receive` that gives it back.
+
+        Raises:
+            ApiError: 413, too large; 403, a Host that is not this machine, which a web page may have pointed here.
+        """
+        host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+        if self.loopback_only and host not in LOOPBACK:
+            raise ApiError(403, "permission_error", f"expected Host 127.0.0.1 or localhost, found {host!r}; see `stasc serve --help`")
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                break
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.max_body_bytes:
+                limit = self.max_body_bytes // 1024
+                raise invalid(None, f"expected a body of at most serve.max_body_kb = {limit} KiB", status=413)
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        return replay
+
+    def _note(self, scope: Scope, request_id: str, status: int, duration_s: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        self.monitor.requests.labels(route, str(status)).inc()
+        details = {"request_id": request_id, "route": route, "status": status, "duration_ms": round(duration_s * 1000, 1)}
+        LOG.info(f"request {details}", extra={"event": "request", **{f"stasc_{name}": value for name, value in details.items()}})
+
+
+def error_response(error: ApiError) -> Response:
+    """An ApiError as HTTP."""
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Give every error, also FastAPI's and Starlette's own, the one body."""
+
+    @app.exception_handler(ApiError)
+    async def _ours(_: Request, error: ApiError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(_: Request, error: RequestValidationError) -> Response:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"] if part != "body")
+        return error_response(invalid(where or None, f"{where or 'body'}: {problem['msg']}"))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        message = str(error.detail)
+        if error.status_code in (404, 405):
+            message = f"{request.method} {request.url.path}: {message}; the routes are listed at /docs"
+        type = TYPES.get(error.status_code, "invalid_request_error")
+        return error_response(ApiError(error.status_code, type, message, headers=dict(error.headers or {})))
+
+    @app.exception_handler(Exception)
+    async def _bug(request: Request, error: Exception) -> Response:
+        LOG.error(f"unexpected {type(error).__name__}", exc_info=error, extra={"event": "bug"})
+        return error_response(ApiError(500, "server_error", f"unexpected error; the log names request {request.state.request_id}"))
+
+
+def sse(data: Any, event: str | None = None) -> bytes:
+    """One server-sent event; `data` is JSON unless it is text."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    return ((f"event: {event}\n" if event else "") + f"data: {text}\n\n").encode()
+
+
+async def event_stream(work: Callable[[Callable[[bytes], None]], Awaitable[None]]) -> Response:
+    """Answer with what `work` sends; wait for its first event, so that what fails before is answered with its own status.
+
+    `work` runs in a task of its own that ends with the client's connection: it holds a place in the queue and a version.
+    """
+    events: asyncio.Queue[bytes | None] = asyncio.Queue()
+    task = asyncio.ensure_future(work(events.put_nowait))
+    task.add_done_callback(lambda _: events.put_nowait(None))
+    try:
+        first = await events.get()
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if first is None:
+        task.result()  # raises what ended it
+        return Response(status_code=204)
+
+    async def body() -> AsyncIterator[bytes]:
+        try:
+            event: bytes | None = first
+            while event is not None:
+                yield event
+                event = await events.get()
+        finally:
+            task.cancel()
+
+    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})

@@ -1,0 +1,152 @@
+"""Requests and responses of /v1/correct, /v1/models, /v1/run and the operating routes; OpenAI's shapes are in openai.py."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class CorrectRequest(BaseModel):
+    """A question, and how to answer and correct."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"question": "47+385+12", "temperature": 0}]}
+    )
+
+    question: Text = Field(description="Question text")
+    documents: list[str] = Field([], max_length=64, description="Texts the answer may use")
+    choices: list[Text] = Field([], max_length=26, description="Choices; they are lettered A, B, ...")
+    initial_answer: str | None = Field(None, description="An answer to correct; without one the model writes it")
+    rounds: int = Field(1, ge=0, description="Corrections in a row, each of the answer before; 0 only answers")
+    samples: int = Field(1, ge=1, description="Independent answers, the commonest of which wins; needs a temperature above 0")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; default: the run's, per turn")
+    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus probability mass; default: the run's, per turn")
+    max_tokens: int | None = Field(None, ge=1, description="New tokens per turn at most; default: the run's, per turn")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same version: same answers")
+    version: VersionName | None = Field(None, description="A loaded version, else 409; default: the active one")
+    stream: bool = Field(False, description="Answer with server-sent events")
+
+
+class Usage(BaseModel):
+    """Tokens over all turns and samples."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Timings(BaseModel):
+    """Milliseconds; both turns are the slowest sample's."""
+
+    queue: float
+    initial: float
+    correction: float
+    total: float
+
+
+class Vote(BaseModel):
+    """How many samples ended in this answer, compared without case, punctuation and articles."""
+
+    answer: str
+    votes: int
+
+
+class CorrectResponse(BaseModel):
+    """How the model answered and how it corrected itself."""
+
+    id: str
+    question: str
+    initial_answer: str = Field(description="First answer (Y1), or the one that was given")
+    corrections: list[str] = Field(description="One text per round (Y2, ...)")
+    answer: str = Field(description="The last correction, or the initial answer where rounds = 0")
+    changed: bool = Field(description="Whether the answer differs from the initial answer")
+    finish_reason: Literal["stop", "length"] = Field(description="`length`: the answer was cut off at max_tokens")
+    model_version: str = Field(description="The version that wrote all of it")
+    votes: list[Vote] | None = Field(None, description="With samples > 1: the answers, most votes first")
+    usage: Usage
+    timings_ms: Timings
+
+
+class ModelCard(BaseModel):
+    """A published version, or `latest`."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="Unix time in seconds")
+    owned_by: str
+    stasc: dict[str, Any] = Field(description="loaded, active; for `latest` also which version it is")
+
+
+class ModelList(BaseModel):
+    """Every published version, and `latest`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class RunVersion(BaseModel):
+    """A version and what it scored: mean reward of initial answers (r_y1) and corrections (r_y2)."""
+
+    version: str
+    iteration: int
+    created: str
+    dev: dict[str, float]
+    test: dict[str, float]
+    loaded: bool
+    active: bool
+    latest: bool
+    refused: str | None = Field(description="Why it is not served")
+
+
+class RunSummary(BaseModel):
+    """The run behind this endpoint."""
+
+    name: str
+    variant: str
+    model: str
+    active: str | None
+    latest: str | None
+    pinned: str | None
+    versions: list[RunVersion]
+    limits: dict[str, float]
+    sampling: dict[str, dict[str, float]]
+
+
+class ActivateRequest(BaseModel):
+    """A version to pin every replica to, or `latest` to follow the run again."""
+
+    model_config = ConfigDict(extra="forbid")
+    version: VersionName
+
+
+class ActivateResponse(BaseModel):
+    """What every replica moves to; /healthz says when this one has."""
+
+    pinned: str | None
+    target: str
+
+
+class Health(BaseModel):
+    """State of the replica that answered."""
+
+    status: Literal["ok", "no_engine"]
+    replica: str
+    active: str | None
+    verified: str | None = Field(description="How the active version was verified")
+    latest: str | None
+    pinned: str | None
+    loading: str | None = Field(description="Version that is being prepared")
+    loaded: list[str]
+    refused: dict[str, str] = Field(description="Versions that are not served, and why")
+    in_flight: int
+    queued: int
+    engine_starts: int
+
+
+class Readiness(BaseModel):
+    """Whether questions are answered now."""
+
+    ready: bool
+    version: str | None

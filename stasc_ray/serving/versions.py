@@ -1,0 +1,366 @@
+"""Which version a replica serves: follow the run, prepare a new version, verify it, then let new requests begin on it.
+
+Reads LATEST, versions/*.json and the pin of the endpoint. A request holds the version that it began with until it ends; the
+engine of an old version goes when its last request has. A version that fails is never served: it is remembered with its
+reason, and tried again when its files change (an engine that could not start: also after a while).
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stasc_ray import config, models, store
+from stasc_ray.generation.engine import Request
+from stasc_ray.serving.engines import EngineDiedError, EngineHandle, EngineSpec
+from stasc_ray.serving.errors import ApiError
+
+LOG = logging.getLogger("ray.serve")
+LATEST = "latest"
+MAX_STARTS_IN_A_ROW = 5
+RETRY_S, MAX_RETRY_S = 5.0, 600.0
+
+
+def pin_file(run_folder: Path) -> Path:
+    """Holds the version that an operator chose; absent: follow LATEST. In the run folder, so every replica sees it."""
+    return run_folder / "PINNED"
+
+
+def read_pin(run_folder: Path) -> str | None:
+    """The pinned version's name."""
+    with contextlib.suppress(FileNotFoundError):
+        return pin_file(run_folder).read_text(encoding="utf-8").strip() or None
+    return None
+
+
+def pin(run_folder: Path, version: str | None) -> None:
+    """Pin every replica, also those that start later, to `version`; None: follow LATEST.
+
+    Raises:
+        OSError: the run folder cannot be written to.
+    """
+    if version:
+        store.write_atomically(pin_file(run_folder), f"{version}\n")
+    else:
+        pin_file(run_folder).unlink(missing_ok=True)
+
+
+class RefusedError(ValueError):
+    """A version that must not be served."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a version is not served, for these files, and when to try again (monotonic seconds)."""
+
+    files: str
+    reason: str
+    retry_at: float = math.inf
+    attempts: int = 1
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A version with its engine."""
+
+    version: str
+    engine: EngineHandle
+    verified: str
+    in_flight: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @contextlib.contextmanager
+    def held(self) -> Any:
+        """Keep the engine for the length of the block."""
+        self.in_flight += 1
+        self.idle.clear()
+        try:
+            yield self
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight:
+                self.idle.set()
+
+
+class Versions:
+    """The loaded versions of one replica; `follow` runs as long as the replica does."""
+
+    def __init__(
+        self, run: store.RunFolder, settings: config.Config, spec: EngineSpec, observe: Callable[..., None] = lambda *_: None
+    ) -> None:
+        self.run, self.settings, self.spec, self.observe = run, settings, spec, observe
+        self.active: Loaded | None = None
+        self.retiring: list[Loaded] = []
+        self.refused: dict[str, Refusal] = {}
+        self.loading: str | None = None
+        self.engine_starts = 0
+        self._failed_starts = 0
+        self._changed = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def loaded(self) -> list[Loaded]:
+        """Versions that answer now."""
+        return ([self.active] if self.active else []) + self.retiring
+
+    @property
+    def hopeless(self) -> bool:
+        """No engine, and starting one fails again and again: another replica may do better, elsewhere."""
+        return self.active is None and self._failed_starts >= MAX_STARTS_IN_A_ROW
+
+    def target(self) -> str | None:
+        """The version that should be served: the pinned one, else LATEST."""
+        return read_pin(self.run.path) or self.run.latest()
+
+    @contextlib.asynccontextmanager
+    async def hold(self, version: str | None) -> AsyncIterator[Loaded]:
+        """The active version, or a loaded one by name, for the length of the block; waits while no engine is up.
+
+        Raises:
+            ApiError: 409, that version is not loaded; the message names those that are.
+        """
+        while self.active is None:
+            self._changed.clear()
+            await self._changed.wait()
+        found = self.active
+        if version not in (None, LATEST):
+            found = next((loaded for loaded in self.loaded if loaded.version == version), None)
+        if found is None:
+            names = ", ".join(loaded.version for loaded in self.loaded)
+            raise ApiError(409, "version_not_loaded", f"expected a loaded version ({names}), found {version!r}", "version")
+        with found.held():
+            yield found
+
+    def report_dead(self, dead: Loaded) -> None:
+        """Take a version out whose engine died; `follow` starts another."""
+        if dead in self.retiring:
+            self.retiring.remove(dead)
+        if dead is self.active:
+            self.active = None
+            self._event("engine_died", version=dead.version)
+            self.look_now()
+
+    def look_now(self) -> None:
+        """Do not wait for the next poll."""
+        self._wake.set()
+
+    async def start(self) -> None:
+        """Load the first version; where the wanted one is refused, the newest that is not.
+
+        Raises:
+            RuntimeError: no version of the run can be served.
+        """
+        await self._step()
+        if self.active is None:
+            reasons = "\n".join(f"  {version}: {reason}" for version, reason in self.reasons().items())
+            raise RuntimeError(f"no version of {self.run.path} can be served:\n{reasons or '  nothing is published'}")
+
+    async def follow(self) -> None:
+        """Look at the run every `serve.poll_s` seconds and move to the version that should be served."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.serve.poll_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._check_alive()
+                await self._step()
+            except (OSError, ValueError) as error:  # a file system that hiccups, a manifest that is being written
+                self._event("follow_failed", error=str(error))
+
+    def reasons(self) -> dict[str, str]:
+        """Why versions are not served."""
+        return {version: refusal.reason for version, refusal in self.refused.items()}
+
+    async def close(self) -> None:
+        """End all engines."""
+        for loaded in self.loaded:
+            loaded.engine.kill()
+
+    async def _check_alive(self) -> None:
+        for loaded in self.loaded:
+            try:
+                await loaded.engine.pid()
+            except EngineDiedError:
+                self.report_dead(loaded)
+
+    async def _step(self) -> None:
+        """Move to the target; with no engine at all, to the newest version that can be served."""
+        manifests = {manifest["version"]: manifest for manifest in self.run.versions()}
+        wanted = self.target()
+        candidates = [wanted] if wanted else []
+        if self.active is None:
+            candidates += [version for version in sorted(manifests, reverse=True) if version != wanted]
+        for version in candidates:
+            if self.active and self.active.version == version:
+                return
+            if version not in manifests:
+                self._refuse(version, Refusal("", "it has no manifest in versions/"))
+            elif await self._move_to(manifests[version]):
+                return
+
+    async def _move_to(self, manifest: dict[str, Any]) -> bool:
+        version = manifest["version"]
+        files = _state_of_files(self.run.path, manifest)
+        known = self.refused.get(version)
+        if known and known.files == files and time.monotonic() < known.retry_at:
+            return False
+        self.loading, started = version, time.monotonic()
+        try:
+            await self._swap(manifest)
+        except EngineDiedError as error:  # broken files, or no memory just now: try again, ever more rarely
+            self._failed_starts += 1
+            attempts = known.attempts + 1 if known and known.files == files else 1
+            retry_at = time.monotonic() + min(MAX_RETRY_S, RETRY_S * 2**attempts)
+            self._refuse(version, Refusal(files, str(error), retry_at, attempts))
+            return False
+        except (OSError, ValueError) as error:
+            self._failed_starts += 1
+            self._refuse(version, Refusal(files, str(error)))
+            return False
+        finally:
+            self.loading = None
+        self._failed_starts = 0
+        self.refused.pop(version, None)
+        self.observe("swap", time.monotonic() - started)
+        self._event("activated", version=version, duration_s=round(time.monotonic() - started, 3))
+        return True
+
+    async def _swap(self, manifest: dict[str, Any]) -> None:
+        fresh = await self._prepare(manifest)
+        old, self.active = self.active, fresh
+        self._changed.set()
+        if old:
+            self._retire(old)
+
+    async def _prepare(self, manifest: dict[str, Any]) -> Loaded:
+        """A new engine, verified.
+
+        Raises:
+            EngineDiedError: the engine did not come up.
+            OSError, ValueError: this version must not be served.
+        """
+        model = model_path(self.run.path, manifest)
+        await asyncio.to_thread(models.check_model, model)
+        canary = read_canary(self.run.path, manifest)
+        engine = await asyncio.to_thread(EngineHandle, model, self.spec)
+        self.engine_starts += 1
+        try:
+            await asyncio.to_thread(self._check_tokenizer, engine)
+            async with asyncio.timeout(self.settings.engine.start_timeout_s):
+                await engine.pid()
+                verified = await self._verify(engine, canary)
+        except TimeoutError:
+            engine.kill()
+            raise RefusedError(f"its engine was not up after engine.start_timeout_s = {self.settings.engine.start_timeout_s:g} s") from None
+        except BaseException:
+            engine.kill()
+            raise
+        return Loaded(manifest["version"], engine, verified)
+
+    async def _verify(self, engine: EngineHandle, canary: dict[str, Any] | None) -> str:
+        """How the version was verified, in words.
+
+        Raises:
+            RefusedError: the engine's log-probabilities are not those that the trainer computed.
+        """
+        probe = Request(config.Sampling(temperature=0.0, max_tokens=1), 1, 0)
+        if canary is None:
+            await engine.generate(list(engine.tokenizer.encode("probe", add_special_tokens=False)), probe)
+            return "answered a probe (this version has no canary)"
+        differences: list[float] = []
+        for prompt in canary["prompts"]:
+            found = (await engine.logprobs(prompt["token_ids"]))[prompt["n_prompt"] - 1 :]
+            differences += [abs(a - b) for a, b in zip(found, prompt["logprobs"], strict=True)]
+        mean, tolerance = sum(differences) / len(differences), self.tolerance()
+        if not mean <= tolerance:  # NaN is refused too
+            self.observe("canary_failure", 1)
+            raise RefusedError(
+                f"canary: expected log-probabilities within {tolerance:g} of the trainer's, found a mean difference of {mean:.4g}"
+            )
+        await engine.generate(canary["prompts"][0]["token_ids"], probe)
+        return f"canary: mean difference of log-probabilities {mean:.2g}, tolerance {tolerance:g}"
+
+    def tolerance(self) -> float:
+        """Mean absolute difference of log-probabilities that 16-bit arithmetic, or float32 in another order, explains."""
+        dtype = self.settings.engine.dtype
+        full = dtype == "float32" or (dtype == "auto" and not self.spec.on_cuda)
+        return self.settings.serve.canary_tolerance or (0.01 if full else 0.1)
+
+    def _check_tokenizer(self, engine: EngineHandle) -> None:
+        """Refuse a tokenizer that is not the run's: training never changes it."""
+        base = next((manifest for manifest in self.run.versions() if manifest["iteration"] == 0), None)
+        reference = self.active.engine.tokenizer if self.active else None
+        if reference is None and base:
+            with contextlib.suppress(OSError, ValueError):  # the base model may have moved since
+                reference = models.load_tokenizer(
+                    model_path(self.run.path, base), trust_remote_code=self.spec.trust_remote_code
+                )
+        if reference and (
+            reference.get_vocab() != engine.tokenizer.get_vocab() or reference.chat_template != engine.tokenizer.chat_template
+        ):
+            raise RefusedError("its tokenizer is not the run's: vocabulary or chat template differ from the base model's")
+
+    def _retire(self, old: Loaded) -> None:
+        """End an engine when its last request has."""
+        self.retiring.append(old)
+        task = asyncio.create_task(self._end_when_idle(old))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _end_when_idle(self, old: Loaded) -> None:
+        while old.in_flight:
+            await old.idle.wait()
+        if old in self.retiring:
+            self.retiring.remove(old)
+        old.engine.kill()
+        self._event("retired", version=old.version)
+
+    def _refuse(self, version: str, refusal: Refusal) -> None:
+        known = self.refused.get(version)
+        self.refused[version] = refusal
+        if known is None or (known.files, known.reason) != (refusal.files, refusal.reason):
+            self.observe("refused", 1)
+            self._event("refused", version=version, reason=refusal.reason)
+
+    def _event(self, event: str, **details: Any) -> None:
+        level = logging.WARNING if event in ("refused", "engine_died", "follow_failed") else logging.INFO
+        LOG.log(level, f"{event} {details}", extra={"event": event, **details})
+
+
+def model_path(run_folder: Path, manifest: dict[str, Any]) -> str:
+    """Folder or Hub id of a version's model; manifests name folders relative to the run folder."""
+    local = run_folder / manifest["model"]
+    return str(local) if manifest["iteration"] or local.is_dir() else manifest["model"]
+
+
+def read_canary(run_folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """A version's canary (learning/export.py); None where the manifest names none, as for the base model.
+
+    Raises:
+        RefusedError: it is named, but not there or not readable.
+    """
+    if manifest.get("canary") is None:
+        return None
+    try:
+        canary = json.loads((run_folder / manifest["canary"]).read_text(encoding="utf-8"))
+        if not canary["prompts"]:
+            raise ValueError("it holds no prompts")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RefusedError(f"canary: expected {manifest['canary']}, found {error}") from error
+    return canary
+
+
+def _state_of_files(run_folder: Path, manifest: dict[str, Any]) -> str:
+    """Changes when the version's manifest or model folder does."""
+    folder = Path(model_path(run_folder, manifest))
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return json.dumps([manifest, states], sort_keys=True, default=str)

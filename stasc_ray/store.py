@@ -1,0 +1,314 @@
+"""The run folder: every path in it, commit marks, the lease that keeps a second driver out, versions and LATEST.
+
+    <storage>/<run>/
+      config.json environment.json metrics.jsonl      what ran, on what, and what came out (one line per finished stage)
+      questions/{train,dev,test}.parquet              the questions, one row group per unit of work
+      base/ iteration_01/ ...                         rollouts/ examples/ model/ evaluation/, each closed by _COMMITTED.json
+      versions/v0001.json ... LATEST                  what was published; the pointer is renamed last
+      lease/0001 ...                                  one file per attempt; the highest number may write
+      logs/                                           Ray's and vLLM's own logs
+
+A stage is: if committed, skip; else compute, write, commit. A file without its mark is never read. `storage` is a path that every
+node sees; renaming a file over another must be atomic there (POSIX file systems and NFS are; object stores are not).
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stasc_ray import config
+
+COMMIT_MARK = "_COMMITTED.json"
+LEASE_TIMEOUT_S = 30.0
+LEASE_RENEWAL_S = 5.0
+
+
+class RunFolder:
+    """Paths and commit marks of one run. Reading needs no lease; `commit`, `publish` and `log` need the one in `lease`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lease: Lease | None = None
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object per finished stage."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of Ray, vLLM and the driver."""
+        return self.path / "logs"
+
+    @property
+    def questions(self) -> Path:
+        """Questions of all splits, as Parquet."""
+        return self.path / "questions"
+
+    def iteration(self, number: int) -> Path:
+        """Folder of one iteration; 0 is the base model."""
+        return self.path / iteration_name(number)
+
+    def stage(self, number: int, stage: str) -> Path:
+        """Folder of one stage of one iteration: rollouts, examples, model or evaluation."""
+        return self.iteration(number) / stage
+
+    def committed(self, folder: Path) -> dict[str, Any] | None:
+        """What a stage's commit mark holds; None where there is none."""
+        mark = folder / COMMIT_MARK
+        return _read_json(mark) if mark.is_file() else None
+
+    def commit(self, folder: Path, mark: Mapping[str, Any]) -> None:
+        """Close a stage: from now on its files are read and its work is not done again.
+
+        Raises:
+            RuntimeError: another driver has taken the run over.
+        """
+        self.check_lease()
+        write_atomically(folder / COMMIT_MARK, json.dumps(mark, indent=2, ensure_ascii=False))
+
+    def fresh_stage(self, folder: Path) -> Path:
+        """An empty folder for a stage that cannot continue from what an earlier attempt left."""
+        self.check_lease()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append a finished stage's line to metrics.jsonl unless it is there (a driver may die between mark and line)."""
+        self.check_lease()
+        stage = (line["stage"], line["iteration"])
+        if stage not in {(known["stage"], known["iteration"]) for known in self.metrics()}:
+            # An attempt that was killed while it wrote may have left half a line: begin on a new one.
+            data = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(("" if data.endswith(b"\n") or not data else "\n") + json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl, in order."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = []
+        for text in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # the half line of a killed attempt
+                lines.append(json.loads(text))
+        return lines
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Keep what the newest attempt ran on."""
+        self.check_lease()
+        write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
+
+    def versions(self) -> list[dict[str, Any]]:
+        """Manifests of the published versions, oldest first."""
+        return [_read_json(file) for file in sorted((self.path / "versions").glob("v*.json"))]
+
+    def latest(self) -> str | None:
+        """Name of the version that LATEST points to; None before the first publication."""
+        pointer = self.path / "LATEST"
+        return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
+
+    def publish(self, manifest: Mapping[str, Any], *, move_latest: bool) -> None:
+        """Write a version's manifest and then, if wanted, the pointer. `manifest["version"]` names it."""
+        self.check_lease()
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        write_atomically(self.path / "versions" / f"{manifest['version']}.json", text)
+        if move_latest:
+            self.check_lease()
+            write_atomically(self.path / "LATEST", f"{manifest['version']}\n")
+
+    def check_lease(self) -> None:
+        """Raises RuntimeError unless this process holds the run's newest lease."""
+        if self.lease is None:
+            raise RuntimeError(f"run folder {self.path} was opened for reading; writing needs `open_run`")
+        self.lease.check()
+
+
+def iteration_name(number: int) -> str:
+    """`base` for 0, else `iteration_01` and so on."""
+    return "base" if number == 0 else f"iteration_{number:02d}"
+
+
+@contextlib.contextmanager
+def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Iterator[RunFolder]:
+    """Create a run folder or take up an existing one, and hold its lease.
+
+    Args:
+        fresh: delete what the folder holds and begin again.
+
+    Raises:
+        ValueError: the folder belongs to a run with another config, or is not a run folder; the message says the ways out.
+        RuntimeError: another driver works on it.
+        OSError: the folder cannot be written to.
+    """
+    run = RunFolder(path)
+    if path.exists() and not (path / "config.json").exists() and any(entry.name != "lease" for entry in path.iterdir()):
+        raise ValueError(f"run folder {path}: expected a run's folder or an empty one, found other files; name another folder")
+    if not fresh:
+        _check_same_config(path, settings)
+    path.mkdir(parents=True, exist_ok=True)
+    with hold_lease(path / "lease") as lease:
+        run.lease = lease
+        if fresh:
+            for entry in path.iterdir():
+                if entry.name != "lease":
+                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        run.logs.mkdir(exist_ok=True)
+        if not (path / "config.json").exists():
+            write_atomically(path / "config.json", config.to_json(settings))
+        yield run
+
+
+def read_config(path: Path) -> config.Config:
+    """The config a run folder was made with.
+
+    Raises:
+        FileNotFoundError: no run folder at `path`.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"run folder: expected config.json in {path}, found none; `stasc run` makes one")
+    return config.validate(_read_json(file), origin=str(file))
+
+
+def _check_same_config(path: Path, settings: config.Config) -> None:
+    if not (path / "config.json").is_file():
+        return
+    stored = read_config(path)
+    # Where the folder lies and how fast engines go are not what the run is.
+    names = [name for name in config.differing_fields(stored, settings) if name not in ("storage", "name")]
+    if names:
+        old, new = (dict((name, value) for name, value, *_ in config.walk(tree)) for tree in (stored, settings))
+        lines = [f"  {name}: {old[name]!r} in the folder, {new[name]!r} now" for name in names]
+        raise ValueError(
+            f"run folder {path} belongs to a run with another config:\n" + "\n".join(lines) + "\n"
+            "resume it with its own config, start over with --fresh (deletes it), or choose another name=... or --run-dir"
+        )
+
+
+class Lease:
+    """The right to write into a run folder: the highest-numbered file in `folder` is its holder's.
+
+    The number is a fencing token: who was paused and finds a higher one must stop. Creation is exclusive (O_EXCL), so two
+    drivers that start at once cannot both win.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder, self.number = folder, number
+
+    @property
+    def file(self) -> Path:
+        """This attempt's own file."""
+        return self.folder / f"{self.number:04d}"
+
+    def check(self) -> None:
+        """Raises RuntimeError when another driver has taken over."""
+        newest = _newest_attempt(self.folder)
+        if newest != self.number:
+            raise RuntimeError(
+                f"run folder {self.folder.parent}: attempt {newest} has taken this run over from attempt {self.number}; "
+                "this one stops without writing"
+            )
+
+
+@contextlib.contextmanager
+def hold_lease(folder: Path) -> Iterator[Lease]:
+    """Take the lease, renew it from a thread, give it back.
+
+    Raises:
+        RuntimeError: it is held by a driver that is alive (renewed within LEASE_TIMEOUT_S, and no dead process of this host).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    number = _newest_attempt(folder)
+    if number and (holder := _living_holder(folder / f"{number:04d}")):
+        raise RuntimeError(
+            f"run folder {folder.parent} is in use by {holder}; wait for it, stop it, or choose another name=... "
+            f"(a dead driver's lease ends {LEASE_TIMEOUT_S:.0f} s after its last sign of life)"
+        )
+    lease = Lease(folder, number + 1)
+    try:
+        with lease.file.open("x", encoding="utf-8") as file:
+            json.dump({"host": os.uname().nodename, "boot": _boot_id(), "pid": os.getpid()}, file)
+    except FileExistsError:
+        raise RuntimeError(f"run folder {folder.parent}: another driver started at the same moment; it goes on") from None
+    stop = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(lease.file, stop), name="lease", daemon=True)
+    renewal.start()
+    try:
+        yield lease
+    finally:
+        stop.set()
+        renewal.join()
+        write_atomically(lease.file, json.dumps({"released": time.time()}))
+
+
+def _renew(file: Path, stop: threading.Event) -> None:
+    while not stop.wait(LEASE_RENEWAL_S):
+        with contextlib.suppress(OSError):  # a slow or full storage is the writers' to report
+            os.utime(file)
+
+
+def _newest_attempt(folder: Path) -> int:
+    return max((int(file.name) for file in folder.iterdir() if file.name.isdigit()), default=0)
+
+
+def _living_holder(file: Path) -> str | None:
+    """Who holds a lease, in words; None when released, dead on this host, or silent for LEASE_TIMEOUT_S."""
+    try:
+        holder = _read_json(file)
+    except (ValueError, OSError):  # created but not yet filled in: alive unless old
+        holder = {}
+    if "released" in holder:
+        return None
+    if holder.get("boot") == _boot_id() and not Path(f"/proc/{holder['pid']}").exists():
+        return None
+    probe = file.with_name(f".probe-{uuid.uuid4().hex}")
+    probe.touch()  # its time and the lease's come from the same clock, the storage's
+    silent_s = probe.stat().st_mtime - file.stat().st_mtime
+    probe.unlink()
+    if silent_s > LEASE_TIMEOUT_S:
+        return None
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')} (last sign of life {max(silent_s, 0):.0f} s ago)"
+
+
+def _boot_id() -> str:
+    """Tells machines, and their restarts, apart; pids only mean something within one. Containers: with their pid namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    namespace = Path("/proc/self/ns/pid")
+    return f"{boot.read_text().strip()}/{namespace.readlink()}" if boot.exists() else os.uname().nodename
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the whole new one, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected JSON, found something else ({error}); restore it or delete its stage") from error

@@ -1,0 +1,1 @@
+"""What is asked, how it is worded and how it is graded; pure."""

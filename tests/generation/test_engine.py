@@ -1,0 +1,94 @@
+"""The engine on the real vLLM: samples, seeds, refusals, requests that come in while it steps."""
+
+from collections.abc import Iterator
+from concurrent.futures import wait
+
+import pytest
+
+from stasc_ray import config
+from stasc_ray.generation.engine import SEED_SPACING, Engine, Request, request_seed
+from stasc_ray.tasks import prompts, sandbox
+
+GREEDY = config.Sampling(temperature=0, max_tokens=48)
+WARM = config.Sampling(temperature=0.7, top_p=1.0, max_tokens=48)
+TEXTS = config.Prompts(preset="sandbox")
+
+
+def test_seeds_of_neighbouring_requests_and_their_children_never_collide() -> None:
+    seeds = {request_seed(0, "base", f"q{question}", turn) for question in range(20_000) for turn in ("initial", "correction/0")}
+    assert len(seeds) == 40_000
+    children = {seed + child for seed in seeds for child in range(25)}
+    assert len(children) == 25 * 40_000, "vLLM gives child k the seed s + k"
+    assert all(seed % SEED_SPACING == 0 and 0 <= seed < 2**62 for seed in seeds)
+    assert request_seed(0, "a") != request_seed(1, "a")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    settings = config.Engine(max_model_len_tokens=512, kv_cache_gb=0.25, max_num_seqs=64)
+    engine = Engine(str(sandbox.model_path()), settings, on_cuda=False)
+    yield engine
+    engine.close()
+
+
+def _prompt(engine: Engine, question: str) -> list[int]:
+    return prompts.render(engine.tokenizer, prompts.initial_messages({"question": question}, TEXTS), add_generation_prompt=True)
+
+
+@pytest.mark.slow
+def test_n_samples_come_back_and_a_seed_gives_the_same_ones(engine: Engine) -> None:
+    prompt = _prompt(engine, "What is 47 + 385 + 12?")
+    first, again, other = (
+        engine.submit(prompt, Request(WARM, 8, seed)).result(timeout=120) for seed in (SEED_SPACING, SEED_SPACING, 2 * SEED_SPACING)
+    )
+    assert len(first) == 8 and len({sample.text for sample in first}) > 1
+    assert first == again
+    assert first != other
+    assert all(sample.finish_reason in ("stop", "length") and len(sample.token_ids) <= 48 for sample in first)
+
+
+@pytest.mark.slow
+def test_greedy_answers_equal_those_of_plain_transformers(engine: Engine) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(sandbox.model_path(), dtype=torch.float32)
+    for row in sandbox.questions("test", 8, seed=1):
+        prompt = _prompt(engine, row["question"])
+        (sample,) = engine.submit(prompt, Request(GREEDY, 1, 0)).result(timeout=120)
+        output = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=48)[0, len(prompt) :].tolist()
+        assert list(sample.token_ids) == output, "vLLM keeps the end-of-turn token, as transformers does"
+
+
+@pytest.mark.slow
+def test_requests_that_come_in_while_it_steps_are_answered_and_a_refused_one_harms_no_other(engine: Engine) -> None:
+    questions = [row["question"] for row in sandbox.questions("test", 40, seed=2)]
+    early = [engine.submit(_prompt(engine, question), Request(WARM, 2, 0)) for question in questions]
+    early[0].result(timeout=120)  # the others are under way now
+    too_long = engine.submit([5] * 600, Request(WARM, 1, 0))
+    late = [engine.submit(_prompt(engine, question), Request(WARM, 2, 0)) for question in questions]
+    with pytest.raises(ValueError, match=r"fewer than engine\.max_model_len_tokens = 512 tokens, found 600"):
+        too_long.result(timeout=120)
+    done = wait([*early, *late], timeout=300)
+    assert not done.not_done and all(len(future.result()) == 2 for future in done.done)
+
+
+@pytest.mark.slow
+def test_an_answer_from_a_callback_needs_no_second_round(engine: Engine) -> None:
+    prompt = _prompt(engine, "What is 5 + 6?")
+    first = engine.submit(prompt, Request(WARM, 1, 0))
+    follow_ups = []
+    first.add_done_callback(lambda _: follow_ups.append(engine.submit(prompt, Request(WARM, 3, 0))))
+    first.result(timeout=120)
+    while not follow_ups:
+        pass  # the callback runs in the engine's thread, right after the result is set
+    assert len(follow_ups[0].result(timeout=120)) == 3
+
+
+@pytest.mark.slow
+def test_a_closed_engine_says_so() -> None:
+    engine = Engine(str(sandbox.model_path()), config.Engine(max_model_len_tokens=256, kv_cache_gb=0.25), on_cuda=False)
+    engine.close()
+    assert not engine.alive
+    with pytest.raises(RuntimeError, match="not running"):
+        engine.submit([1, 2, 3], Request(WARM, 1, 0)).result(timeout=10)

@@ -1,0 +1,341 @@
+"""stasc_ray.learning.finetune and its rooms: the loss curve, the export, and what a fine-tune survives."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import torch
+from chat_templates import tokenizer_of
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from stasc_ray import config
+from stasc_ray.learning import batches, encoding, export, finetune, train_loop
+
+CPU = torch.device("cpu")
+
+
+def make_model(folder: Path, dtype: torch.dtype = torch.float32, tied: bool = False) -> str:
+    """A random Qwen2 with head size 32 and the ChatML test tokenizer."""
+    tokenizer = tokenizer_of("chatml")
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=512,
+            tie_word_embeddings=tied,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    model.to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def make_examples(n: int) -> list[dict[str, Any]]:
+    """Additions whose correction is now and then longer, so that examples differ in length."""
+    roles = ("user", "assistant", "user", "assistant")
+    texts = [
+        (
+            f"What is {a} + {a * 7}?",
+            f"It is {a}.",
+            "Correct it if it is wrong.",
+            f"{a} + {a * 7} = {a * 8}." * (1 + a % 3),
+        )
+        for a in range(n)
+    ]
+    return [
+        {"id": f"q{i}", "messages": [{"role": r, "content": c} for r, c in zip(roles, turns, strict=True)]}
+        for i, turns in enumerate(texts)
+    ]
+
+
+def encode(rows: list[dict[str, Any]], max_length_tokens: int = 512) -> batches.Examples:
+    encoded = [finetune._encode(tokenizer_of("chatml"), row["id"], row["messages"], max_length_tokens) for row in rows]
+    return batches.collect([pa.Table.from_pylist(encoded[:3]), pa.Table.from_pylist(encoded[3:])])
+
+
+def make_config(**values: Any) -> config.Config:
+    quick = {"learning_rate": 3e-3, "batch_size": 4, "max_length_tokens": 512, "checkpoint_every_n_steps": 3}
+    return config.validate({"finetune": {**quick, **values}})
+
+
+def make_settings(base: str, tmp_path: Path, adapter: str | None = None, **values: Any) -> dict[str, Any]:
+    return {
+        "source": finetune.model_source(base, config.Config()),
+        "adapter": adapter,
+        "output": str(tmp_path / "model"),
+        "storage": str(tmp_path / "state"),
+        "examples": 10,
+        "seed": 0,
+        "iteration": 1,
+        "finetune": make_config(**values).finetune.model_dump(mode="json"),
+        "model_card": {"dev r(Y2)": 0.5},
+    }
+
+
+def train_here(settings: dict[str, Any], examples: batches.Examples) -> tuple[list[float], torch.nn.Module]:
+    """The loop of one worker without Ray: losses and the trained model."""
+    values = settings["finetune"]
+    model = train_loop.build_model(settings, CPU, world=1)
+    optimizer = train_loop.make_optimizer(model, values)
+    forward = train_loop.make_forward(model, values, CPU, world=1)
+    losses = []
+    for batch in batches.batches(examples.ids, values["batch_size"], values["epochs"], "0/1"):
+        shares = batches.deal(batch, examples.lengths, 1, values["max_length_tokens"] if values["packing"] else 0)
+        losses.append(train_loop.backward(model, forward, examples, shares, 0, CPU))
+        train_loop.update(model, optimizer, values["learning_rate"], values["max_grad_norm"])
+    return losses, model.eval()
+
+
+def logits(model: Any, token_ids: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(torch.tensor([token_ids])).logits[0].float()
+
+
+# --- which examples a step trains on ------------------------------------------------------------------------------
+
+
+def test_every_epoch_trains_on_every_example_once_whatever_the_order_of_the_rows():
+    rows = make_examples(10)
+    steps, again = (
+        [[examples.ids[i] for i in batch] for batch in batches.batches(examples.ids, 4, 2, "0/1")]
+        for examples in (encode(rows), encode(rows[::-1]))
+    )
+    assert [len(step) for step in steps] == [4, 4, 2] * 2 and batches.count_steps(10, 4, 2) == 6
+    for epoch in (steps[:3], steps[3:]):
+        assert sorted(id for step in epoch for id in step) == sorted(row["id"] for row in rows)
+    assert steps[:3] != steps[3:]
+    assert steps == again
+
+
+@pytest.mark.parametrize("start", range(7))
+def test_a_resumed_plan_is_the_end_of_the_whole_one(start: int):
+    ids = [f"q{i}" for i in range(10)]
+    whole = [batch.tolist() for batch in batches.batches(ids, 4, 2, "0/1")]
+    assert [batch.tolist() for batch in batches.batches(ids, 4, 2, "0/1", start)] == whole[start:]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("capacity", [0, 512])
+def test_each_example_of_a_batch_goes_to_one_worker(workers: int, capacity: int):
+    examples = encode(make_examples(10))
+    shares = batches.deal(np.array([7, 2, 5, 1]), examples.lengths, workers, capacity)
+    assert len(shares) == workers
+    assert sorted(index for share in shares for group in share for index in group) == [1, 2, 5, 7]
+    assert all(examples.lengths[group].sum() <= 512 for share in shares for group in share)
+    assert all(len(group) == 1 for share in shares for group in share) or capacity
+
+
+def test_rows_that_were_left_out_are_not_trained_on():
+    rows = make_examples(5)
+    rows[1]["messages"][-1]["content"] = " "
+    examples = encode(rows)
+    assert list(examples.ids) == ["q0", "q2", "q3", "q4"]
+    found = examples.read(1)
+    assert len(found["input_ids"]) == examples.lengths[1]
+    assert (found["labels"] != encoding.IGNORED).sum() == examples.trained[1]
+
+
+def test_the_learning_rate_rises_falls_and_never_starts_at_zero():
+    values = make_config(warmup_fraction=0.1).finetune.model_dump()
+    factors = [train_loop.learning_rate_factor(step, 40, values) for step in range(40)]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factors[4:] == sorted(factors[4:], reverse=True) and 0 < factors[-1] < 0.01
+    linear = train_loop.learning_rate_factor(22, 40, {**values, "schedule": "linear"})
+    assert linear == pytest.approx(0.5)
+    assert train_loop.learning_rate_factor(0, 1, {**values, "warmup_fraction": 0.0}) == 1.0
+
+
+# --- training and export without Ray ------------------------------------------------------------------------------
+
+
+def test_packing_and_gradient_checkpointing_leave_the_loss_curve_as_it_is(tmp_path: Path):
+    base, examples = make_model(tmp_path / "base"), encode(make_examples(10))
+    packed, _ = train_here(make_settings(base, tmp_path, epochs=2), examples)
+    single, _ = train_here(make_settings(base, tmp_path, epochs=2, packing=False), examples)
+    recomputed, _ = train_here(make_settings(base, tmp_path, epochs=2, gradient_checkpointing=True), examples)
+    assert packed == pytest.approx(single, abs=1e-4)
+    assert packed == pytest.approx(recomputed, abs=1e-5)
+    assert packed[-1] < packed[0]
+
+
+def test_the_first_loss_is_the_mean_over_all_trained_tokens_of_the_batch(tmp_path: Path):
+    base, examples = make_model(tmp_path / "base"), encode(make_examples(4))
+    losses, _ = train_here(make_settings(base, tmp_path), examples)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    total = 0.0
+    for index in range(4):
+        row = examples.read(index)
+        labels = torch.tensor(row["labels"][1:].astype(np.int64))
+        total += float(torch.nn.functional.cross_entropy(logits(model, row["input_ids"].tolist())[:-1], labels, reduction="sum"))
+    assert losses[0] == pytest.approx(total / examples.trained.sum(), abs=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_full_export_reloads_as_trained(tmp_path: Path, tied: bool):
+    base, examples = make_model(tmp_path / "base", tied=tied), encode(make_examples(8))
+    settings = make_settings(base, tmp_path)
+    _, model = train_here(settings, examples)
+    export.export(train_loop.gather(model), settings, [examples.read(0), examples.read(1)], CPU)
+    folder = tmp_path / "model"
+    reloaded: Any = AutoModelForCausalLM.from_pretrained(folder)
+    ids = examples.read(0)["input_ids"].tolist()
+    assert torch.allclose(logits(reloaded, ids), logits(model, ids), atol=1e-5)
+    assert not torch.allclose(logits(reloaded, ids), logits(AutoModelForCausalLM.from_pretrained(base), ids), atol=1e-2)
+    shared = reloaded.lm_head.weight.data_ptr() == reloaded.model.embed_tokens.weight.data_ptr()
+    assert shared == tied == reloaded.config.tie_word_embeddings
+    ours, theirs = (AutoTokenizer.from_pretrained(path) for path in (folder, base))
+    assert ours.chat_template == theirs.chat_template
+    assert ours.encode("What is 12 + 345?\n<|im_end|>") == theirs.encode("What is 12 + 345?\n<|im_end|>")
+    assert (folder / "generation_config.json").is_file()
+    assert "| dev r(Y2) | 0.5 |" in (folder / "README.md").read_text()
+    saved = json.loads((folder / "canary.json").read_text())["prompts"][1]
+    k = saved["n_prompt"]
+    expected = logits(reloaded, saved["token_ids"]).log_softmax(-1)[
+        range(k - 1, len(saved["token_ids"]) - 1), saved["token_ids"][k:]
+    ]
+    assert saved["logprobs"] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert len(saved["logprobs"]) == export.CANARY_TOKENS
+
+
+def test_export_keeps_the_base_models_type(tmp_path: Path):
+    base, examples = make_model(tmp_path / "base", dtype=torch.bfloat16), encode(make_examples(4))
+    settings = make_settings(base, tmp_path)
+    _, model = train_here(settings, examples)
+    assert next(model.parameters()).dtype == torch.float32
+    export.export(train_loop.gather(model), settings, [examples.read(0)], CPU)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").dtype == torch.bfloat16
+
+
+def test_lora_export_equals_the_adapter_and_can_be_continued(tmp_path: Path):
+    base, examples = make_model(tmp_path / "base"), encode(make_examples(12))
+    settings = make_settings(base, tmp_path, method="lora", learning_rate=1e-2)
+    losses, model = train_here(settings, examples)
+    assert losses[-1] < losses[0]
+    export.export(train_loop.gather(model), settings, [examples.read(0)], CPU)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    ids = examples.read(0)["input_ids"].tolist()
+    assert torch.allclose(logits(merged, ids), logits(model, ids), atol=1e-4)
+    assert not torch.allclose(logits(merged, ids), logits(AutoModelForCausalLM.from_pretrained(base), ids), atol=1e-2)
+    adapter = tmp_path / "model" / "adapter"
+    assert (adapter / "adapter_model.safetensors").is_file()
+    continued = train_loop.build_model({**settings, "adapter": str(adapter)}, CPU, world=1)
+    assert torch.allclose(logits(continued.eval(), ids), logits(model, ids), atol=1e-5)
+    trained = {name for name, parameter in continued.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+
+
+# --- with Ray -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    import ray
+    from ray.data import DataContext
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "disabled")
+        environment.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        DataContext.get_current().enable_progress_bars = False
+        yield ray
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_model(tmp_path_factory.mktemp("base") / "model", tied=True)
+
+
+def run(ray: Any, base: str, folder: Path, rows: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
+    return finetune.finetune(
+        ray.data.from_items(rows),
+        base_model=base,
+        output=folder / "model",
+        config=make_config(**values),
+        iteration=1,
+        storage=folder / "state",
+        on_cuda=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def one_worker(cluster: Any, base: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("one")
+    return run(cluster, base, folder, make_examples(30)), folder
+
+
+@pytest.mark.slow
+def test_one_worker_learns_and_reports(one_worker: tuple[dict[str, Any], Path], base: str):
+    found, folder = one_worker
+    assert found["steps"] == len(found["losses"]) == 8
+    assert found["loss_last"] == found["losses"][-1] < found["loss_first"] == found["losses"][0]
+    assert found["left_out_no_target"] == found["left_out_too_long"] == 0
+    assert found["trained_tokens"] > 0 and found["tokens_per_s"] > 0 and found["duration_s"] > found["train_s"] > 0
+    assert json.loads((folder / "state" / "progress.json").read_text())["step"] == 8
+    assert AutoModelForCausalLM.from_pretrained(folder / "model").config.tie_word_embeddings
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_same_curve(cluster: Any, base: str, one_worker: tuple[dict[str, Any], Path], tmp_path: Path):
+    found = run(cluster, base, tmp_path, make_examples(30), workers=2)
+    assert found["losses"] == pytest.approx(one_worker[0]["losses"], abs=1e-4)
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(folder / "model") for folder in (tmp_path, one_worker[1]))
+    ids = tokenizer_of("chatml").encode("What is 3 + 4?")
+    assert torch.allclose(logits(ours, ids), logits(theirs, ids), atol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_resumes_to_the_same_curve(
+    cluster: Any, base: str, one_worker: tuple[dict[str, Any], Path], tmp_path: Path
+):
+    killed = threading.Event()
+
+    def kill_after_first_checkpoint() -> None:
+        deadline = time.time() + 300
+        while not (tmp_path / "state" / "iteration_01" / "checkpoint_manager_snapshot.json").exists():
+            if time.time() > deadline:
+                return
+            time.sleep(0.01)
+        for process in psutil.Process().children(recursive=True):
+            if any("RayTrainWorker" in word for word in process.cmdline()):
+                process.kill()
+                killed.set()
+
+    threading.Thread(target=kill_after_first_checkpoint, daemon=True).start()
+    found = run(cluster, base, tmp_path, make_examples(30), checkpoint_every_n_steps=1)
+    assert killed.is_set() and found["resumed_from_step"] >= 1
+    assert found["losses"] == pytest.approx(one_worker[0]["losses"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_second_call_continues_from_the_last_checkpoint(cluster: Any, base: str, one_worker: tuple[dict[str, Any], Path]):
+    again = run(cluster, base, one_worker[1], make_examples(30))
+    assert again["resumed_from_step"] == 6
+    assert again["losses"] == pytest.approx(one_worker[0]["losses"], abs=1e-6)
+    with pytest.raises(ValueError, match="expected a fine-tune of 1 steps, its checkpoint belongs to one of 8"):
+        run(cluster, base, one_worker[1], make_examples(3))
+
+
+@pytest.mark.slow
+def test_what_cannot_be_trained_stops_with_its_reason(cluster: Any, base: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"all 5 are left out: 5 longer than finetune.max_length_tokens = 8"):
+        run(cluster, base, tmp_path, make_examples(5), max_length_tokens=8)
+    with pytest.raises(FloatingPointError, match="expected a finite loss"):
+        run(cluster, base, tmp_path / "nan", make_examples(12), learning_rate=1e30, max_grad_norm=1e30, batch_size=2)
+    assert not (tmp_path / "nan" / "model").exists()
