@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stasc_ray import jobs_commands
+
 app = typer.Typer(
     name="stasc",
     help="Self-Taught Self-Correction for language models on Ray (arXiv 2503.08681).",
@@ -49,7 +51,7 @@ def run(
 
         settings = config.load_config(config_file, overrides or [])
         stages.check_config(settings)
-        folder = (run_dir or Path(settings.storage) / settings.name).resolve()
+        folder = cluster.run_folder(settings, run_dir)
         display = Display()
         started = time.monotonic()
         with (
@@ -187,10 +189,11 @@ def message(error: BaseException) -> str:
 
 def describe(settings: Any, folder: Path, cuda: bool, start_s: float) -> str:
     """The run in one line."""
-    engine = settings.engine
+    actors = settings.engine.actors
+    actors = "{} to {}".format(*actors) if isinstance(actors, tuple) else actors
     return (
         f"{settings.name}: STaSC {settings.algorithm.variant}, {settings.algorithm.iterations} iterations of {settings.model.path} "
-        f"on {engine.actors} {'CUDA' if cuda else 'CPU'} engine(s); Ray was up in {start_s:.0f} s; run folder {folder}"
+        f"on {actors} {'CUDA' if cuda else 'CPU'} engine(s); Ray was up in {start_s:.0f} s; run folder {folder}"
     )
 
 
@@ -207,6 +210,10 @@ def conclusion(found: dict[str, Any]) -> str:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+app.command()(jobs_commands.submit)
+app.add_typer(jobs_commands.jobs_app, name="jobs")
 
 
 def main() -> None:

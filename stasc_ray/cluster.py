@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +70,14 @@ def on_cuda(settings: config.Config) -> bool:
     """Whether engines and trainers run on CUDA.
 
     Raises:
-        ValueError: CUDA is asked for, and the cluster has fewer GPUs than the engines or the trainer need.
+        ValueError: CUDA is asked for, and the cluster has, and can grow to, fewer GPUs than the engines or the trainer need.
     """
-    import ray
-
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    gpus = int(capacity().get("GPU", 0))
     wanted = settings.engine.device
     if wanted == "cpu" or (wanted == "auto" and gpus == 0):
         return False
     for field, need in {
-        "engine.actors x engine.tensor_parallel_size": settings.engine.actors * settings.engine.tensor_parallel_size,
+        "engine.actors x engine.tensor_parallel_size": settings.engine.least_actors * settings.engine.tensor_parallel_size,
         "finetune.workers": settings.finetune.workers,
     }.items():
         if need > gpus:
@@ -87,6 +85,50 @@ def on_cuda(settings: config.Config) -> bool:
                 f"{field}: expected at most the cluster's {gpus} GPUs, found {need}; lower it, add nodes, or set engine.device=cpu"
             )
     return True
+
+
+def capacity() -> dict[str, float]:
+    """Each resource's amount: what the running nodes have or, on an autoscaling cluster, what it may grow to."""
+    import ray
+    from ray._private.state import state  # the only place that tells what an autoscaler may add
+
+    running, limits = ray.cluster_resources(), state.get_max_resources_from_cluster_config() or {}
+    return {name: max(running.get(name, 0), limits.get(name, 0)) for name in {*running, *limits}}
+
+
+def pool_size(engine: config.Engine, cuda: bool) -> tuple[int, int]:
+    """The least and the most engines that generation runs at once on this cluster.
+
+    `engine.actors = "all"`: at least those that the running nodes have room for, at most those that it may grow to.
+    """
+    import ray
+
+    if engine.actors == "all":
+        least, most = (max(1, _room(engine, resources, cuda)) for resources in (ray.cluster_resources(), capacity()))
+        return least, most
+    return engine.actors if isinstance(engine.actors, tuple) else (engine.actors, engine.actors)
+
+
+def _room(engine: config.Engine, resources: Mapping[str, float], cuda: bool) -> int:
+    """How many engines fit; one CPU is left to read and grade."""
+    cpus = int(resources.get("CPU", 0)) - 1
+    by_cpus = cpus // engine.cpus_per_actor
+    return min(by_cpus, int(resources.get("GPU", 0)) // engine.tensor_parallel_size) if cuda else by_cpus
+
+
+def run_folder(settings: config.Config, run_dir: Path | None) -> Path:
+    """Where a run lies: `run_dir`, else `<storage>/<name>`.
+
+    Raises:
+        ValueError: a relative path inside a Ray job's working directory, which goes away with the job.
+    """
+    folder = (run_dir or Path(settings.storage) / settings.name).resolve()
+    if "working_dir_files" in folder.parts:  # where Ray unpacks what a job uploads
+        raise ValueError(
+            f"storage: expected an absolute path that every node of the cluster sees, found {settings.storage!r}, which lies in "
+            f"this job's temporary working directory ({folder.parent}); add storage=/shared/runs"
+        )
+    return folder
 
 
 def check(settings: config.Config, run_folder: Path, cuda: bool) -> None:
@@ -99,18 +141,18 @@ def check(settings: config.Config, run_folder: Path, cuda: bool) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    resources = ray.cluster_resources()
-    cpus = settings.engine.actors * settings.engine.cpus_per_actor + 1
+    resources, actors = capacity(), settings.engine.least_actors
+    cpus = actors * settings.engine.cpus_per_actor + 1
     if cpus > resources.get("CPU", 0):
         raise ValueError(
             f"engine.actors x engine.cpus_per_actor + 1 (to read and grade): expected at most the cluster's "
             f"{resources.get('CPU', 0):.0f} CPUs, found {cpus}; lower engine.actors or engine.cpus_per_actor"
         )
     memory_gb = resources.get("memory", 0) / 2**30
-    if not cuda and settings.engine.actors * settings.engine.kv_cache_gb > memory_gb:
+    if not cuda and actors * settings.engine.kv_cache_gb > memory_gb:
         raise ValueError(
             f"engine.kv_cache_gb: expected actors x kv_cache_gb below the cluster's {memory_gb:.1f} GiB, found "
-            f"{settings.engine.actors} x {settings.engine.kv_cache_gb:g}; lower one of them"
+            f"{actors} x {settings.engine.kv_cache_gb:g}; lower one of them"
         )
     token = run_folder / f".seen-by-every-node-{uuid.uuid4().hex}"
     token.touch()

@@ -168,8 +168,8 @@ class Reward(Section):
 class Engine(Section):
     """The vLLM engines and the actors that hold them."""
 
-    actors: PositiveInt = 1
-    """Number of actors, one engine each."""
+    actors: PositiveInt | Literal["all"] | tuple[PositiveInt, PositiveInt] = 1
+    """Number of actors, one engine each; `all`: as many as the cluster has room for; `[min, max]`: grows with the work."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where engines and training run; `auto` takes CUDA when Ray sees a GPU."""
     tensor_parallel_size: PositiveInt = 1
@@ -198,6 +198,19 @@ class Engine(Section):
     """Seconds until every actor must be up."""
     max_error_fraction: Fraction = 0.05
     """Share of rows with an error above which the run stops."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.actors, tuple) and self.actors[0] > self.actors[1]:
+            raise ValueError(f"engine.actors: expected [min, max] with min <= max, found {list(self.actors)}")
+        return self
+
+    @property
+    def least_actors(self) -> int:
+        """How many actors generation needs at least."""
+        if isinstance(self.actors, tuple):
+            return self.actors[0]
+        return 1 if self.actors == "all" else self.actors
 
 
 class Sampling(Section):

@@ -75,7 +75,8 @@ class Bar:
 
     def __init__(self, display: Display, what: str, total: int, done: int, unit: str) -> None:
         self._display, self._what, self._total, self._done, self._unit = display, what, total, done, unit
-        self._first, self._started, self._printed = done, time.monotonic(), time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first piece came, and what was done then: starting up is no rate
+        self._printed = time.monotonic()
         self._live: Progress | None = None
         if display.console.is_terminal:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -98,13 +99,15 @@ class Bar:
     def advance(self, amount: int, detail: str = "") -> None:
         """Count `amount` more; `detail` (a rate, a loss) stands beside the bar."""
         self._done += amount
+        now = time.monotonic()
+        self._first = self._first or (now, self._done)
         if self._live:
             self._live.update(self._task, completed=self._done, rate=detail)
-        elif time.monotonic() - self._printed > PLAIN_LINE_EVERY_S:
-            self._printed = time.monotonic()
-            new = max(self._done - self._first, 1)
-            left_s = (self._total - self._done) * (self._printed - self._started) / new
-            self._display.note(f"  {self._what}: {self._done}/{self._total} {self._unit} {detail}, {left_s:.0f} s left")
+        elif now - self._printed > PLAIN_LINE_EVERY_S:
+            self._printed = now
+            began, done = self._first
+            left = f", {(self._total - self._done) * (now - began) / (self._done - done):.0f} s left" if self._done > done else ""
+            self._display.note(f"  {self._what}: {self._done}/{self._total} {self._unit} {detail}{left}")
 
 
 def _cell(value: Any) -> str:

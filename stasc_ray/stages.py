@@ -90,9 +90,9 @@ def prepare_questions(run: Run) -> None:
     rows = gradable(loaded.rows, run.settings)
     run.folder.fresh_stage(folder)
     by_split = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
-    for split, rows in by_split.items():
-        rollouts.write_questions(rows, folder / f"{split}.parquet", run.settings.engine.batch_size)
-    counts = {split: len(rows) for split, rows in by_split.items()}
+    for split, split_rows in by_split.items():
+        rollouts.write_questions(split_rows, folder / f"{split}.parquet", run.settings.engine.batch_size)
+    counts = {split: len(split_rows) for split, split_rows in by_split.items()}
     skipped = loaded.skipped_bad_rows + len(loaded.rows) - len(rows)
     dropped = {"dropped_duplicates": loaded.dropped_duplicates, "skipped_bad_rows": skipped}
     _commit(run, folder, "questions", 0, {**counts, **dropped})
@@ -180,6 +180,7 @@ def collect(display: Display, job: rollouts.Job, units: Sequence[rollouts.Unit],
         "engine_start_s": start_s,
         "duration_s": duration_s,
         "resumed_questions": resumed,
+        "engine_nodes": len({summary["engine_node"] for summary in fresh}),
         "messages": [text for text, _ in messages.most_common(3)],
     }
 

@@ -86,9 +86,7 @@ class Engine:
         Exception: whatever kept vLLM from starting (unreadable model, too little memory, no GPU).
     """
 
-    def __init__(
-        self, model: str, engine: config.Engine, *, on_cuda: bool, trust_remote_code: bool = False, seed: int = 0
-    ) -> None:
+    def __init__(self, model: str, engine: config.Engine, *, on_cuda: bool, trust_remote_code: bool = False, seed: int = 0) -> None:
         self.tokenizer = models.load_tokenizer(model, trust_remote_code=trust_remote_code)
         self.max_model_len_tokens = engine.max_model_len_tokens
         self._stop_token_ids = models.stop_token_ids(model, self.tokenizer)
@@ -248,7 +246,7 @@ class Engine:
         return [self._sample(completion) for completion in output.outputs]
 
     def _sample(self, completion: "CompletionOutput") -> Sample:
-        text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        text = self.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
         return Sample(str(text), tuple(completion.token_ids), completion.finish_reason or "unknown")
 
     def _fail_all(self, error: Exception) -> None:
@@ -285,7 +283,7 @@ def _reload(llm: "LLMEngine", model: str, future: "Future[None]") -> None:
         llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
         llm.reset_prefix_cache()  # vLLM keeps the old weights' prefixes
     except Exception as error:  # whatever it is, the engine is unusable now and the caller decides what follows
-        _settle(future, error)
+        _settle(future, RuntimeError(f"weights could not be exchanged: {error}"))
     else:
         _settle(future, None)
 
@@ -297,7 +295,7 @@ def _make_llm(model: str, engine: config.Engine, on_cuda: bool, trust_remote_cod
     if not on_cuda:
         import torch
 
-        torch.set_num_threads(max(engine.cpus_per_actor, (os.cpu_count() or 1) // engine.actors))
+        torch.set_num_threads(max(engine.cpus_per_actor, (os.cpu_count() or 1) // engine.least_actors))
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=model,
@@ -309,6 +307,8 @@ def _make_llm(model: str, engine: config.Engine, on_cuda: bool, trust_remote_cod
             max_num_seqs=engine.max_num_seqs,
             max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_model_len_tokens),
             enable_prefix_caching=True,
+            # vLLM 0.29 on CPU dies ("CPU Generator does not use offset") when the prefill of a seeded request is split.
+            enable_chunked_prefill=on_cuda,
             tensor_parallel_size=engine.tensor_parallel_size if on_cuda else 1,
             distributed_executor_backend="mp" if on_cuda and engine.tensor_parallel_size > 1 else "uni",
             gpu_memory_utilization=engine.gpu_memory_utilization,

@@ -1,4 +1,4 @@
-"""Questions to rollouts: initial answers and their corrections, by Ray Data over a fixed pool of actors, one vLLM engine each.
+"""Questions to rollouts: initial answers and their corrections, by Ray Data over a pool of actors, one vLLM engine each.
 
 Work is cut into units: one row group of a questions file (or one earlier rollout file, when initial answers are given). A unit's
 rollouts go to one Parquet file named after the unit, renamed into place when it is whole. So a unit that is done again, because an
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stasc_ray import config
+from stasc_ray import cluster, config
 from stasc_ray.generation import engine
 from stasc_ray.tasks import prompts, rewards
 
@@ -128,7 +128,7 @@ def roll_out(job: Job, units: Sequence[Unit]) -> Iterator[Row]:
     """Run the units that have no file yet; yield one summary per unit as its file is written.
 
     A summary holds `unit, questions, errors, grader_errors, initial_tokens, correction_tokens, prompt_tokens, engine_start_s,
-    messages` (up to three error texts).
+    engine_node, messages` (up to three error texts).
 
     Raises:
         ray.exceptions.RayError: the engines cannot start, or keep dying.
@@ -151,8 +151,10 @@ def pipeline(job: Job, units: Sequence[Unit]) -> "ray.data.Dataset":
     context.wait_for_min_actors_s = int(settings.start_timeout_s)
     context.execution_no_progress_timeout_s = -1  # one long generation is no failure
     work = [vars(unit) for unit in units]
+    least, most = cluster.pool_size(settings, job.on_cuda)
     pool = ray.data.ActorPoolStrategy(
-        size=min(settings.actors, len(units)),
+        min_size=min(least, len(units)),
+        max_size=min(most, len(units)),
         max_tasks_in_flight_per_actor=2 * settings.concurrent_batches,
         max_concurrent_calls_per_actor=settings.concurrent_batches,
         enable_true_multi_threading=True,
@@ -187,6 +189,8 @@ class RolloutActor:
     """Holds one engine; a call takes the rows of one unit. Several calls run at once, so the engine never waits for the next."""
 
     def __init__(self, job: Job) -> None:
+        import ray
+
         self.job = job
         started = time.monotonic()
         settings = job.settings
@@ -198,6 +202,7 @@ class RolloutActor:
             seed=settings.seed,
         )
         self.engine_start_s = time.monotonic() - started
+        self.node = ray.get_runtime_context().get_node_id()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rollouts of one unit, ungraded."""
@@ -208,7 +213,8 @@ class RolloutActor:
                 # vLLM cannot be mended in place. The end of this process lets Ray start the actor anew and run its units again.
                 os._exit(1)
             raise
-        schema = ROLLOUT_SCHEMA.append(pa.field("unit", pa.string())).append(pa.field("engine_start_s", pa.float64()))
+        beside = [("unit", pa.string()), ("engine_start_s", pa.float64()), ("engine_node", pa.string())]
+        schema = pa.schema([*ROLLOUT_SCHEMA, *beside])
         return pa.Table.from_pylist(rows, schema=schema)
 
     async def _roll_out_all(self, rows: list[Row]) -> list[Row]:
@@ -220,6 +226,7 @@ class RolloutActor:
             "model_version": self.job.model_version,
             "prompt_tokens": 0,
             "engine_start_s": self.engine_start_s,
+            "engine_node": self.node,
             "initial_rewards": [],
             "correction_rewards": [],
             "grader_errors": [],
@@ -284,7 +291,7 @@ def grade_and_write(batch: pa.Table, job: Job) -> pa.Table:
     grade = _grader(job.settings.reward.model_dump_json(), job.settings.prompts.answer_marker)
     for row in rows:
         _grade(row, grade)
-    summary = summarize(rows) | {"unit": name, "engine_start_s": max(row["engine_start_s"] for row in rows)}
+    summary = summarize(rows) | {key: rows[0][key] for key in ("unit", "engine_start_s", "engine_node")}
     partial = Path(job.destination) / f".{name}.{uuid.uuid4().hex}.partial"
     pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA), partial)
     partial.replace(partial.with_name(f"{name}.parquet"))

@@ -120,7 +120,7 @@ def encode_examples(examples: "Dataset", source: Mapping[str, Any], max_length_t
         is left out has empty lists and 1 in its reason's column.
     """
     return examples.map_batches(
-        _encode_batch,
+        _encode_batch,  # type: ignore[arg-type]
         batch_size=256,
         batch_format="pyarrow",
         fn_kwargs={"source": dict(source), "max_length_tokens": max_length_tokens},
@@ -160,7 +160,8 @@ def _count(encoded: "Dataset", max_length_tokens: int) -> dict[str, int]:
 
     names = ("trained_tokens", "no_target", "too_long")
     counts: dict[str, int] = dict.fromkeys(("rows", *names), 0)
-    for table in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
+    tables: Any = encoded.iter_batches(batch_size=None, batch_format="pyarrow")
+    for table in tables:
         counts["rows"] += table.num_rows
         for name in names:
             counts[name] += pc.sum(table.column(name)).as_py() or 0  # type: ignore[attr-defined]

@@ -27,7 +27,9 @@ class Generate(Protocol):
 
     def __call__(
         self, token_ids: list[int], request: Request, on_text: Callable[[str], None] | None
-    ) -> Coroutine[Any, Any, Sample]: ...
+    ) -> Coroutine[Any, Any, Sample]:
+        """Generate."""
+        ...
 
 
 @dataclass(frozen=True)

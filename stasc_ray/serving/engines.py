@@ -37,11 +37,11 @@ class EngineActor:
     """The engine's process. A dead engine ends it, so that "died" is one case and not two."""
 
     def __init__(self, model: str, spec: EngineSpec) -> None:
+        if not spec.on_cuda:  # reading log-probabilities would start a C++ compiler, for one sum
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         from stasc_ray.generation.engine import Engine
 
-        self._engine = Engine(
-            model, spec.engine, on_cuda=spec.on_cuda, trust_remote_code=spec.trust_remote_code, seed=spec.seed
-        )
+        self._engine = Engine(model, spec.engine, on_cuda=spec.on_cuda, trust_remote_code=spec.trust_remote_code, seed=spec.seed)
         self._tasks: dict[str, asyncio.Task[Any]] = {}
 
     async def pid(self) -> int:
@@ -143,6 +143,7 @@ class EngineHandle:
 
     def __init__(self, model: str, spec: EngineSpec) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         # On CPU the engine shares the node, and the CPUs, that Ray gave to the replica.
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 10_000, "max_restarts": 0}
@@ -150,7 +151,7 @@ class EngineHandle:
             options["num_gpus"] = spec.gpus
         else:
             node = ray.get_runtime_context().get_node_id()
-            options["scheduling_strategy"] = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         self.model = model
         self.tokenizer: PreTrainedTokenizerBase = models.load_tokenizer(model, trust_remote_code=spec.trust_remote_code)
         self._actor: Any = ray.remote(EngineActor).options(**options).remote(model, spec)

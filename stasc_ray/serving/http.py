@@ -36,25 +36,23 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        given = headers.get("x-request-id", "")
+        given = headers.get("x-request-id", "")  # Serve's proxy makes one where the client sent none, and echoes it
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.monotonic(), 499  # stays so when the client goes away
 
-        async def send_with_id(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                others = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
-                message = {**message, "headers": [*others, (b"x-request-id", request_id.encode())]}
             await send(message)
 
         try:
             receive = await self._checked(headers, receive)
         except ApiError as error:
-            await error_response(error)(scope, receive, send_with_id)
+            await error_response(error)(scope, receive, send_and_note)
         else:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, receive, send_and_note)
         finally:
             self._note(scope, request_id, status, time.monotonic() - started)
 
@@ -66,7 +64,9 @@ class Envelope:
         """
         host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
         if self.loopback_only and host not in LOOPBACK:
-            raise ApiError(403, "permission_error", f"expected Host 127.0.0.1 or localhost, found {host!r}; see `stasc serve --help`")
+            raise ApiError(
+                403, "permission_error", f"expected Host 127.0.0.1 or localhost, found {host!r}; see `stasc serve --help`"
+            )
         body, more = b"", True
         while more:
             message = await receive()
@@ -155,4 +155,6 @@ async def event_stream(work: Callable[[Callable[[bytes], None]], Awaitable[None]
         finally:
             task.cancel()
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    return StreamingResponse(
+        body(), media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    )

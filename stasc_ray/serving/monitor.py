@@ -43,7 +43,7 @@ class Monitor:
         families = []
         for family in self.registry.collect():
             labelled = Metric(family.name, family.documentation, family.type)
-            for sample in family.samples:
+            for sample in (sample for sample in family.samples if not sample.name.endswith("_created")):
                 labelled.add_sample(sample.name, {**sample.labels, "replica": replica}, sample.value)
             families.append(labelled)
         return families

@@ -11,9 +11,7 @@ VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 class CorrectRequest(BaseModel):
     """A question, and how to answer and correct."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"question": "47+385+12", "temperature": 0}]}
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"question": "47+385+12", "temperature": 0}]})
 
     question: Text = Field(description="Question text")
     documents: list[str] = Field([], max_length=64, description="Texts the answer may use")
@@ -142,7 +140,8 @@ class Health(BaseModel):
     refused: dict[str, str] = Field(description="Versions that are not served, and why")
     in_flight: int
     queued: int
-    engine_starts: int
+    engine_starts: int = Field(description="Engines this replica has started")
+    engine_pids: list[int] = Field(description="Processes of the loaded versions' engines")
 
 
 class Readiness(BaseModel):

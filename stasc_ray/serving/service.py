@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from stasc_ray.serving.monitor import Monitor
 from stasc_ray.serving.schemas import CorrectRequest, CorrectResponse, RunSummary, RunVersion, Timings, Usage, Vote
 from stasc_ray.serving.versions import Loaded, Versions, read_pin
 
+LOG = logging.getLogger("ray.serve")
 Emit = Callable[[str, dict[str, Any]], None]
 """Gets (event, data) while a question is answered: `start`, then `token` for each piece of text."""
 
@@ -81,7 +83,11 @@ class Service:
 
     def _plan(self, request: CorrectRequest) -> Plan:
         serve, sampling = self.settings.serve, self.settings.sampling
-        for name, limit in {"rounds": serve.max_rounds, "samples": serve.max_samples, "max_tokens": serve.max_output_tokens}.items():
+        for name, limit in {
+            "rounds": serve.max_rounds,
+            "samples": serve.max_samples,
+            "max_tokens": serve.max_output_tokens,
+        }.items():
             value = getattr(request, name)
             if value is not None and value > limit:
                 raise invalid(name, f"expected at most {limit}, found {value}")
@@ -123,6 +129,9 @@ class Service:
         prompt_tokens, completion_tokens = (sum(getattr(c, n) for c in chains) for n in ("prompt_tokens", "completion_tokens"))
         slowest = {name: max(getattr(chain, name) for chain in chains) for name in ("initial_s", "correction_s")}
         self._count(request, plan, slowest, prompt_tokens, completion_tokens, changed)
+        if self.settings.serve.log_texts:
+            texts = {"request_id": request_id, "question": request.question, "answers": chosen.texts}
+            LOG.info(f"texts {texts}", extra={"event": "texts", **{f"stasc_{name}": text for name, text in texts.items()}})
         return CorrectResponse(
             id=request_id,
             question=request.question,

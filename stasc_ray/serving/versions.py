@@ -69,11 +69,17 @@ class Refusal:
 class Loaded:
     """A version with its engine."""
 
-    version: str
+    manifest: dict[str, Any]
     engine: EngineHandle
     verified: str
+    engine_pid: int = 0
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def version(self) -> str:
+        """Its name."""
+        return self.manifest["version"]
 
     @contextlib.contextmanager
     def held(self) -> Any:
@@ -234,11 +240,49 @@ class Versions:
         return True
 
     async def _swap(self, manifest: dict[str, Any]) -> None:
+        if self.active and self.settings.serve.swap == "in_place":
+            await self._exchange(self.active, manifest)
+            return
         fresh = await self._prepare(manifest)
-        old, self.active = self.active, fresh
-        self._changed.set()
+        old = self.active
+        self._activate(fresh)
         if old:
             self._retire(old)
+
+    def _activate(self, fresh: Loaded) -> None:
+        self.active = fresh
+        self._changed.set()
+
+    async def _exchange(self, old: Loaded, manifest: dict[str, Any]) -> None:
+        """Move the one engine to other weights while requests wait; a new engine where that goes wrong.
+
+        Raises:
+            EngineDiedError, OSError, ValueError: as `_prepare`; the old version is back then.
+        """
+        model = model_path(self.run.path, manifest)
+        await asyncio.to_thread(models.check_model, model)
+        canary = read_canary(self.run.path, manifest)
+        await asyncio.to_thread(self._check_tokenizer, models.load_tokenizer(model))
+        self.active = None  # new requests wait now
+        while old.in_flight:
+            await old.idle.wait()
+        try:
+            if canary is None:
+                raise RefusedError("without a canary nobody would notice that an exchange went wrong")
+            await old.engine.reload(model)
+            verified = await self._verify(old.engine, canary)
+            self._activate(Loaded(manifest, old.engine, verified, old.engine_pid))
+        except (EngineDiedError, RuntimeError, ValueError) as error:
+            self._event("exchange_failed", version=manifest["version"], reason=str(error))
+            old.engine.kill()
+            await self._start_one_of(manifest, old.manifest)
+
+    async def _start_one_of(self, wanted: dict[str, Any], fallback: dict[str, Any]) -> None:
+        try:
+            self._activate(await self._prepare(wanted))
+        except (EngineDiedError, OSError, ValueError):
+            self._activate(await self._prepare(fallback))
+            raise
 
     async def _prepare(self, manifest: dict[str, Any]) -> Loaded:
         """A new engine, verified.
@@ -253,17 +297,19 @@ class Versions:
         engine = await asyncio.to_thread(EngineHandle, model, self.spec)
         self.engine_starts += 1
         try:
-            await asyncio.to_thread(self._check_tokenizer, engine)
+            await asyncio.to_thread(self._check_tokenizer, engine.tokenizer)
             async with asyncio.timeout(self.settings.engine.start_timeout_s):
-                await engine.pid()
+                pid = await engine.pid()
                 verified = await self._verify(engine, canary)
         except TimeoutError:
             engine.kill()
-            raise RefusedError(f"its engine was not up after engine.start_timeout_s = {self.settings.engine.start_timeout_s:g} s") from None
+            raise RefusedError(
+                f"its engine was not up after engine.start_timeout_s = {self.settings.engine.start_timeout_s:g} s"
+            ) from None
         except BaseException:
             engine.kill()
             raise
-        return Loaded(manifest["version"], engine, verified)
+        return Loaded(manifest, engine, verified, pid)
 
     async def _verify(self, engine: EngineHandle, canary: dict[str, Any] | None) -> str:
         """How the version was verified, in words.
@@ -294,18 +340,14 @@ class Versions:
         full = dtype == "float32" or (dtype == "auto" and not self.spec.on_cuda)
         return self.settings.serve.canary_tolerance or (0.01 if full else 0.1)
 
-    def _check_tokenizer(self, engine: EngineHandle) -> None:
+    def _check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse a tokenizer that is not the run's: training never changes it."""
         base = next((manifest for manifest in self.run.versions() if manifest["iteration"] == 0), None)
         reference = self.active.engine.tokenizer if self.active else None
         if reference is None and base:
             with contextlib.suppress(OSError, ValueError):  # the base model may have moved since
-                reference = models.load_tokenizer(
-                    model_path(self.run.path, base), trust_remote_code=self.spec.trust_remote_code
-                )
-        if reference and (
-            reference.get_vocab() != engine.tokenizer.get_vocab() or reference.chat_template != engine.tokenizer.chat_template
-        ):
+                reference = models.load_tokenizer(model_path(self.run.path, base), trust_remote_code=self.spec.trust_remote_code)
+        if reference and (reference.get_vocab() != tokenizer.get_vocab() or reference.chat_template != tokenizer.chat_template):
             raise RefusedError("its tokenizer is not the run's: vocabulary or chat template differ from the base model's")
 
     def _retire(self, old: Loaded) -> None:

@@ -18,16 +18,16 @@ from chat_templates import tokenizer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from stasc_ray import config
-from stasc_ray.learning import batches, encoding, export, finetune, train_loop
+from stasc_ray.learning import batches, checkpoints, encoding, export, finetune, train_loop
 
 CPU = torch.device("cpu")
 
 
 def make_model(folder: Path, dtype: torch.dtype = torch.float32, tied: bool = False) -> str:
     """A random Qwen2 with head size 32 and the ChatML test tokenizer."""
-    tokenizer = tokenizer_of("chatml")
+    tokenizer: Any = tokenizer_of("chatml")
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
+    model: Any = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
             hidden_size=64,
@@ -111,6 +111,7 @@ def logits(model: Any, token_ids: list[int]) -> torch.Tensor:
 
 def test_every_epoch_trains_on_every_example_once_whatever_the_order_of_the_rows():
     rows = make_examples(10)
+    steps: Any
     steps, again = (
         [[examples.ids[i] for i in batch] for batch in batches.batches(examples.ids, 4, 2, "0/1")]
         for examples in (encode(rows), encode(rows[::-1]))
@@ -190,7 +191,7 @@ def test_full_export_reloads_as_trained(tmp_path: Path, tied: bool):
     base, examples = make_model(tmp_path / "base", tied=tied), encode(make_examples(8))
     settings = make_settings(base, tmp_path)
     _, model = train_here(settings, examples)
-    export.export(train_loop.gather(model), settings, [examples.read(0), examples.read(1)], CPU)
+    export.export(checkpoints.gather(model), settings, [examples.read(0), examples.read(1)], CPU)
     folder = tmp_path / "model"
     reloaded: Any = AutoModelForCausalLM.from_pretrained(folder)
     ids = examples.read(0)["input_ids"].tolist()
@@ -217,7 +218,7 @@ def test_export_keeps_the_base_models_type(tmp_path: Path):
     settings = make_settings(base, tmp_path)
     _, model = train_here(settings, examples)
     assert next(model.parameters()).dtype == torch.float32
-    export.export(train_loop.gather(model), settings, [examples.read(0)], CPU)
+    export.export(checkpoints.gather(model), settings, [examples.read(0)], CPU)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").dtype == torch.bfloat16
 
 
@@ -226,7 +227,7 @@ def test_lora_export_equals_the_adapter_and_can_be_continued(tmp_path: Path):
     settings = make_settings(base, tmp_path, method="lora", learning_rate=1e-2)
     losses, model = train_here(settings, examples)
     assert losses[-1] < losses[0]
-    export.export(train_loop.gather(model), settings, [examples.read(0)], CPU)
+    export.export(checkpoints.gather(model), settings, [examples.read(0)], CPU)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     ids = examples.read(0)["input_ids"].tolist()
     assert torch.allclose(logits(merged, ids), logits(model, ids), atol=1e-4)

@@ -148,20 +148,17 @@ def test_a_conversation_renders_to_one_control_token_per_turn_and_its_end(tokeni
 @pytest.mark.slow
 def test_the_base_model_is_wrong_as_often_as_it_should_be(tokenizer: Any, model: Any) -> None:
     texts, rows = Prompts(preset="sandbox"), sandbox.questions("test", 200, seed=0)
-    initial = sample(model, tokenizer, [prompts.initial_messages(row, texts) for row in rows])
-    corrections = sample(
-        model,
-        tokenizer,
-        [prompts.correction_messages(row, answer, texts) for row, answer in zip(rows, initial, strict=True)],
-    )
+    initial = sample(model, tokenizer, [prompts.initial_messages(row, texts) for row in rows], seed=0)
+    asked = [prompts.correction_messages(row, answer, texts) for row, answer in zip(rows, initial, strict=True)]
+    corrections = sample(model, tokenizer, asked, seed=1)
     r1, r2 = ([is_right(*pair) for pair in zip(answers, rows, strict=True)] for answers in (initial, corrections))
-    assert 0.25 < sum(r1) / 200 < 0.45
-    assert 0.33 < sum(r2) / 200 < 0.53
+    assert 0.22 < sum(r1) / 200 < 0.44  # 0.31 over 500 questions; the standard error of 200 is 0.035
+    assert 0.31 < sum(r2) / 200 < 0.55  # 0.42 over 500
     assert sum(after > before for before, after in zip(r1, r2, strict=True)) > 200 * 0.10  # there is something to keep
-    assert sum(after < before for before, after in zip(r1, r2, strict=True)) > 200 * 0.05  # and something to unlearn
+    assert sum(after < before for before, after in zip(r1, r2, strict=True)) > 200 * 0.03  # and something to unlearn
 
 
-def sample(model: Any, tokenizer: Any, conversations: list[list[dict[str, str]]]) -> list[str]:
+def sample(model: Any, tokenizer: Any, conversations: list[list[dict[str, str]]], seed: int) -> list[str]:
     """One sampled answer per conversation with plain transformers, all in one batch padded on the left."""
     import torch
 
@@ -169,7 +166,7 @@ def sample(model: Any, tokenizer: Any, conversations: list[list[dict[str, str]]]
     longest = max(map(len, rows))
     padded = torch.tensor([[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows])  # (B, T)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    torch.manual_seed(0)
+    torch.manual_seed(seed)  # not the same for both turns: equal luck would repeat the answer
     output = model.generate(padded, attention_mask=mask)
     return tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
 

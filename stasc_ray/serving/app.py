@@ -1,0 +1,180 @@
+"""The endpoint on Ray Serve: a deployment whose replicas hold one engine each and follow the run.
+
+`endpoint` makes the Serve application of a run folder, for `stasc serve`; `build` makes it from the arguments of a Serve config
+file (cluster/kuberay/rayservice.yaml). The event format of streamed answers is described in api.py.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from stasc_ray import config, store
+from stasc_ray.serving.engines import EngineSpec
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from prometheus_client.metrics_core import Metric
+    from ray.serve import Application
+
+APP = "stasc"
+DEPLOYMENT = "Corrector"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What a replica needs to know."""
+
+    run_folder: str
+    settings: config.Config
+    on_cuda: bool
+    api_keys_file: str | None = None
+    loopback_only: bool = True
+
+
+class Corrector:
+    """A replica."""
+
+    async def __init__(self, endpoint: Endpoint) -> None:
+        from ray import serve
+
+        from stasc_ray.serving.monitor import Monitor
+        from stasc_ray.serving.service import Service
+        from stasc_ray.serving.versions import Versions
+
+        settings = endpoint.settings
+        self._endpoint = endpoint
+        self._handle: Any = None
+        self._replica = serve.get_replica_context().replica_tag
+        run, monitor = store.RunFolder(Path(endpoint.run_folder)), Monitor()
+        self._versions = Versions(run, settings, _spec(endpoint), monitor.observe)
+        self._service = Service(run, settings, self._versions, monitor)
+        await self._versions.start()
+
+    def __serve_build_asgi_app__(self) -> "FastAPI":
+        """The routes; Serve calls this once the engine is up."""
+        from stasc_ray.serving.api import make_api
+        from stasc_ray.serving.keys import KeyRing
+
+        file = self._endpoint.api_keys_file
+        return make_api(
+            self._service,
+            replica=self._replica,
+            keys=KeyRing(Path(file)) if file else None,
+            loopback_only=self._endpoint.loopback_only,
+            all_metrics=self._all_metrics,
+            lifespan=self._following,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _following(self, _: Any) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._versions.follow())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await self._versions.close()
+
+    async def metrics(self) -> "list[Metric]":
+        """This replica's metrics."""
+        self._service.refresh_gauges()
+        return self._service.monitor.families(self._replica)
+
+    async def _all_metrics(self) -> "list[list[Metric]]":
+        from ray import serve
+
+        if self._handle is None:
+            self._handle = serve.get_deployment_handle(DEPLOYMENT, serve.get_replica_context().app_name)
+        return await self._handle.broadcast("metrics").results_async(timeout_s=10)
+
+    def check_health(self) -> None:
+        """Serve replaces a replica for which this raises."""
+        if self._versions.hopeless:
+            raise RuntimeError("no engine, and starting one failed several times in a row; see /healthz and the log")
+
+
+def _spec(endpoint: Endpoint) -> EngineSpec:
+    settings = endpoint.settings
+    return EngineSpec(
+        settings.engine,
+        endpoint.on_cuda,
+        settings.serve.gpus_per_engine or settings.engine.tensor_parallel_size,
+        settings.model.trust_remote_code,
+        settings.seed,
+    )
+
+
+def endpoint(
+    run_folder: Path, settings: config.Config, *, on_cuda: bool, api_keys_file: Path | None, loopback_only: bool
+) -> "Application":
+    """The Serve application that serves a run."""
+    from ray import serve
+    from ray.serve.config import AutoscalingConfig
+    from ray.serve.schema import LoggingConfig
+
+    options = settings.serve
+    # Our own queue answers 429 in the one error shape; Serve's own bound lies above it, for health and metrics.
+    ongoing = options.max_in_flight + options.max_queue + 64
+    scaling: dict[str, Any] = {"num_replicas": options.replicas}
+    if options.max_replicas:
+        scaling = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=options.replicas,
+                max_replicas=options.max_replicas,
+                target_ongoing_requests=options.target_in_flight,
+            )
+        }
+    deployment = serve.deployment(
+        name=DEPLOYMENT,
+        max_ongoing_requests=ongoing,
+        max_queued_requests=ongoing,
+        graceful_shutdown_timeout_s=options.grace_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        max_surge_percent=100,
+        max_constructor_retry_count=3,
+        ray_actor_options={"num_cpus": options.cpus_per_replica},
+        logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
+        **scaling,
+    )
+    asgi = serve.ingress()
+    file = str(api_keys_file.resolve()) if api_keys_file else None
+    return deployment(asgi(Corrector)).bind(Endpoint(str(run_folder), settings, on_cuda, file, loopback_only))
+
+
+class BuildArguments(BaseModel):
+    """`args` of an application in a Serve config file."""
+
+    model_config = ConfigDict(extra="forbid")
+    run: str
+    """Run folder, at a path that every node sees."""
+    api_keys_file: str | None = None
+    """File made by `stasc keys add`, at a path that every node sees."""
+    overrides: list[str] = []
+    """`section.field=value`, as on the command line."""
+    insecure: bool = False
+    """Answer everybody who reaches the port."""
+
+
+def build(args: BuildArguments) -> Any:
+    """The application for a Serve config file: `import_path: stasc_ray.serving.app:build`.
+
+    Raises:
+        ValueError: neither keys nor `insecure`: what Serve's config listens at is not ours to know.
+    """
+    if not args.api_keys_file and not args.insecure:
+        raise ValueError("args: expected api_keys_file (made by `stasc keys add`), or insecure: true to answer everybody")
+    settings = config.with_overrides(store.read_config(Path(args.run)), args.overrides)
+    keys_file = Path(args.api_keys_file) if args.api_keys_file else None
+    return endpoint(Path(args.run), settings, on_cuda=on_cuda(settings), api_keys_file=keys_file, loopback_only=False)
+
+
+def on_cuda(settings: config.Config) -> bool:
+    """Whether the engines run on CUDA. `engine.device = "cuda"` is believed: an autoscaler may bring the GPUs later."""
+    import ray
+
+    device = settings.engine.device
+    return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)

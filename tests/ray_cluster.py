@@ -1,0 +1,166 @@
+"""A real Ray cluster of several processes on this machine: a head and worker nodes, each of which can be killed alone."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+RAY = str(Path(sys.executable).with_name("ray"))
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 180
+
+
+class Node:
+    """One `ray start --block` and everything it started, in a session of its own."""
+
+    def __init__(self, *arguments: str, log: Path, environment: dict[str, str]) -> None:
+        command = [RAY, "start", "--block", "--disable-usage-stats", "--object-store-memory=250000000"]
+        command += [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
+        command += ["--min-worker-port=0", "--max-worker-port=0", f"--metrics-export-port={free_port()}", *arguments]
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=environment)
+
+    def processes(self) -> list[int]:
+        """Pids of the node: its whole session, workers of the raylet included."""
+        return [pid for pid in all_pids() if session_of(pid) == self.process.pid]
+
+    def kill(self) -> None:
+        """SIGKILL all of it at once, as a lost machine."""
+        for pid in self.processes():
+            kill(pid)
+        self.process.wait()
+
+    def kill_raylet(self) -> None:
+        """SIGKILL the raylet alone; Ray ends what depended on it."""
+        (raylet,) = [pid for pid in self.processes() if command_of(pid).split(" ")[0].endswith("/raylet")]
+        kill(raylet)
+
+
+class RayCluster:
+    """A head with the Jobs API, to which nodes can be added."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder, self.port, self.dashboard_port = folder, free_port(), free_port()
+        self.environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", **environment}
+        self.environment |= {"RAY_ENABLE_AUTOSCALER_V2": "0", "STASC_TEST_CLUSTER": str(folder)}
+        self.environment["PATH"] = f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}"  # jobs run `python`
+        self.environment.pop("RAY_ADDRESS", None)
+        self.nodes: list[Node] = []
+
+    @property
+    def address(self) -> str:
+        """For `--address` of `stasc run`."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def jobs_address(self) -> str:
+        """For `--address` of `stasc submit`."""
+        return f"http://{HOST}:{self.dashboard_port}"
+
+    def start_head(self, cpus: int) -> None:
+        """Start the head and wait until the Jobs API answers."""
+        head = ["--head", f"--port={self.port}", f"--temp-dir={self.folder}", f"--num-cpus={cpus}"]
+        self._start(
+            *head,
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.dashboard_port}",
+            f"--ray-client-server-port={free_port()}",
+        )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            assert time.monotonic() < deadline and self.nodes[0].process.poll() is None, (self.folder / "start.log").read_text()
+            time.sleep(0.5)
+
+    def add_node(self, cpus: int) -> Node:
+        """A further node with CPUs of its own."""
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+
+    def _start(self, *arguments: str) -> Node:
+        self.nodes.append(Node(*arguments, log=self.folder / "start.log", environment=self.environment))
+        return self.nodes[-1]
+
+    def _answers(self) -> bool:
+        return self._get("/api/version") is not None
+
+    def _get(self, path: str) -> Any:
+        try:
+            with urllib.request.urlopen(self.jobs_address + path, timeout=10) as answer:
+                return json.load(answer)
+        except OSError:
+            return None
+
+    def alive_nodes(self) -> int:
+        """Nodes the head believes in."""
+        found = (self._get("/nodes?view=summary") or {}).get("data", {}).get("summary", [])
+        return sum(node["raylet"]["state"] == "ALIVE" for node in found)
+
+    def wait_for_nodes(self, count: int) -> None:
+        """Wait until that many nodes have joined."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.alive_nodes() != count:
+            assert time.monotonic() < deadline and self.nodes[-1].process.poll() is None, (self.folder / "start.log").read_text()
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        """End every process of every node."""
+        for node in reversed(self.nodes):
+            node.kill()
+
+
+@contextmanager
+def ray_cluster(*worker_cpus: int, head_cpus: int = 0, **environment: str) -> Iterator[RayCluster]:
+    """A head and one node per entry of `worker_cpus`, ended with the block."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rc-", ignore_cleanup_errors=True))
+        cluster = RayCluster(Path(folder), **environment)
+        stack.callback(cluster.stop)
+        cluster.start_head(head_cpus)
+        for number, cpus in enumerate(worker_cpus):  # one by one: Ray gives a node 30 s to start, a small machine needs them
+            cluster.add_node(cpus)
+            cluster.wait_for_nodes(2 + number)
+        yield cluster
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def all_pids() -> list[int]:
+    """Every process that can be seen."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def session_of(pid: int) -> int:
+    """The session a process belongs to; 0 when it is gone."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def command_of(pid: int) -> str:
+    """A process's title or command line; Ray's workers show what they do (`ray::RolloutActor`)."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, if it is still there."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,295 @@
+"""The routes around an engine that is scripted, on no cluster: shapes, limits and errors."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+import served_runs
+
+from stasc_ray import models, store
+from stasc_ray.generation.engine import Sample
+from stasc_ray.serving.api import make_api
+from stasc_ray.serving.engines import EngineDiedError
+from stasc_ray.serving.keys import KeyRing, add_key
+from stasc_ray.serving.monitor import Monitor
+from stasc_ray.serving.service import Service
+from stasc_ray.serving.versions import Loaded, Versions, read_pin
+from stasc_ray.tasks import sandbox
+
+
+class ScriptedEngine:
+    """Answers `first`, then `second`; a question may ask it to be slow, or to die."""
+
+    def __init__(self, deaths: int = 0) -> None:
+        self.tokenizer = models.load_tokenizer(str(sandbox.model_path()))
+        self.deaths, self.finished, self.aborted = deaths, 0, 0
+
+    async def generate(self, token_ids, request, on_text=None) -> Sample:
+        prompt = self.tokenizer.decode(token_ids)
+        if self.deaths:
+            self.deaths -= 1
+            raise EngineDiedError("killed")
+        try:
+            await asyncio.sleep(30 if "slow" in prompt else 0)
+        except asyncio.CancelledError:
+            self.aborted += 1
+            raise
+        self.finished += 1
+        text = "second" if "first" in prompt else "first"
+        for letter in text if on_text else ():
+            on_text(letter)
+        return Sample(text, (1, 2, 3), "stop")
+
+
+class Api:
+    """A client of an application that runs in this process."""
+
+    def __init__(self, folder, *overrides, engine=None, keys=None, loopback_only=True) -> None:
+        self.run = served_runs.make_run(folder / "run", *overrides)
+        served_runs.publish(self.run, None)
+        settings = store.read_config(self.run.path)
+        self.engine = engine or ScriptedEngine()
+        self.versions = Versions(self.run, settings, None)
+        self.versions.active = Loaded(self.run.versions()[0], self.engine, "scripted")
+        monitor = Monitor()
+        self.service = Service(self.run, settings, self.versions, monitor)
+
+        async def all_metrics():
+            self.service.refresh_gauges()
+            return [monitor.families("r1"), monitor.families("r2")]
+
+        self.app = make_api(self.service, replica="r1", keys=keys, loopback_only=loopback_only, all_metrics=all_metrics)
+
+    def client(self, base_url="http://127.0.0.1:8000") -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url=base_url)
+
+    def call(self, method: str, path: str, base_url="http://127.0.0.1:8000", **arguments) -> httpx.Response:
+        async def send() -> httpx.Response:
+            async with self.client(base_url) as client:
+                return await client.request(method, path, **arguments)
+
+        return asyncio.run(send())
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    return Api(tmp_path_factory.mktemp("api"), "serve.max_body_kb=4", "serve.request_timeout_s=0.5")
+
+
+def events(reply: httpx.Response) -> list[tuple[str, dict]]:
+    pairs = [event.split("\n") for event in reply.text.strip().split("\n\n")]
+    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in pairs]
+
+
+def test_an_answer_names_both_turns_the_version_and_what_it_cost(api):
+    body = api.call("POST", "/v1/correct", json={"question": "Why?"}).json()
+    assert (body["initial_answer"], body["corrections"], body["answer"]) == ("first", ["second"], "second")
+    assert body["changed"] and body["model_version"] == "v0000" and body["votes"] is None
+    assert body["usage"]["completion_tokens"] == 6
+    assert set(body["timings_ms"]) == {"queue", "initial", "correction", "total"}
+
+
+def test_a_stream_tells_both_turns_token_by_token_and_ends_with_the_whole_object(api):
+    found = events(api.call("POST", "/v1/correct", json={"question": "Why?", "stream": True}))
+    assert [name for name, _ in found] == ["start", *["token"] * 11, "result"]
+    texts = {turn: "".join(data["text"] for name, data in found if data.get("turn") == turn) for turn in ("initial", "correction")}
+    assert texts == {"initial": "first", "correction": "second"}
+    assert found[-1][1]["answer"] == "second"
+
+
+def test_samples_are_voted_on(api):
+    body = api.call("POST", "/v1/correct", json={"question": "Why?", "samples": 3}).json()
+    assert body["votes"] == [{"answer": "second", "votes": 3}]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"question": " "}, 422, "question"),
+        ({"question": None}, 422, "question"),
+        ({"rounds": 9}, 422, "rounds"),
+        ({"rounds": 0, "initial_answer": "x"}, 422, "rounds"),
+        ({"samples": 17}, 422, "samples"),
+        ({"samples": 2, "temperature": 0}, 422, "samples"),
+        ({"max_tokens": 2000}, 422, "max_tokens"),
+        ({"temperature": -1}, 422, "temperature"),
+        ({"choices": ["one"]}, 422, "choices"),
+        ({"qestion": "x"}, 422, "qestion"),
+        ({"version": "v0009"}, 409, "version"),
+        ({"question": "x" * 300}, 413, "question"),
+        ({"question": "x" * 5000}, 413, None),
+        ({"question": "slow"}, 504, None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_answered_says_why_in_one_shape(api, change, status, param, stream):
+    reply = api.call("POST", "/v1/correct", json={"question": "Why?", "stream": stream, **change})
+    if stream and status == 504:  # the stream had begun
+        (name, body), status = events(reply)[-1], reply.status_code
+        assert name == "error"
+    else:
+        body = reply.json()
+    assert reply.status_code == status
+    assert set(body["error"]) == {"type", "message", "param"}
+    assert body["error"]["param"] == param
+
+
+def test_a_version_that_is_not_loaded_is_409_and_names_those_that_are(api):
+    reply = api.call("POST", "/v1/correct", json={"question": "Why?", "version": "v0009"})
+    assert "v0000" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status"),
+    [
+        ("POST", "/v1/correct", b"{", 422),
+        ("POST", "/v1/correct", b"[" * 3000, 400),
+        ("POST", "/v1/correct", b'{"question": "\\ud800"}', 422),
+        ("POST", "/v1/correct", b'{"\\ud800": 1}', 422),
+        ("POST", "/v1/correct", b"", 422),
+        ("GET", "/v1/correct", b"", 405),
+        ("GET", "/nothing", b"", 404),
+    ],
+)
+def test_malformed_requests_get_the_same_shape(api, method, path, content, status):
+    reply = api.call(method, path, content=content, headers={"content-type": "application/json"})
+    assert reply.status_code == status
+    assert set(reply.json()["error"]) == {"type", "message", "param"}
+
+
+def test_a_late_request_is_taken_from_the_engine(api):
+    before = api.engine.aborted
+    assert api.call("POST", "/v1/correct", json={"question": "slow"}).status_code == 504
+    assert api.engine.aborted == before + 1
+    assert api.service.admission.in_flight == 0
+
+
+def test_an_engine_that_dies_costs_one_retry_and_then_503(tmp_path):
+    once = Api(tmp_path / "once", engine=ScriptedEngine(deaths=1))
+    twice = Api(tmp_path / "twice", engine=ScriptedEngine(deaths=2))
+
+    async def ask(api: Api) -> httpx.Response:
+        async def follow() -> None:  # brings the "next" engine up
+            loaded = api.versions.active
+            for _ in range(200):
+                await asyncio.sleep(0.01)
+                if api.versions.active is None:
+                    api.versions._activate(loaded)
+
+        follower = asyncio.create_task(follow())
+        async with api.client() as client:
+            reply = await client.post("/v1/correct", json={"question": "Why?"})
+        follower.cancel()
+        return reply
+
+    assert asyncio.run(ask(once)).json()["answer"] == "second"
+    reply = asyncio.run(ask(twice))
+    assert reply.status_code == 503
+    assert reply.json()["error"]["type"] == "unavailable_error"
+    assert "Retry-After" in reply.headers
+
+
+def test_without_keys_only_this_machine_is_answered(api):
+    for host, status in {"http://localhost:8000": 200, "http://[::1]:8000": 200, "http://evil.example": 403}.items():
+        assert api.call("GET", "/v1/models", base_url=host).status_code == status
+
+
+def test_without_keys_nobody_is_admin(api):
+    assert api.call("POST", "/v1/admin/activate", json={"version": "v0000"}).status_code == 403
+
+
+def test_with_keys_asking_needs_a_key_and_activating_an_admin_key(tmp_path):
+    file = tmp_path / "keys.json"
+    plain, admin = (add_key(file, name, admin=name == "admin") for name in ("plain", "admin"))
+    api = Api(tmp_path, keys=KeyRing(file), loopback_only=False)
+    send = {"json": {"question": "Why?"}}
+    assert api.call("POST", "/v1/correct", **send).status_code == 401
+    assert api.call("POST", "/v1/correct", **send, headers={"Authorization": f"Bearer {plain}"}).status_code == 200
+    for key, version, status in [(plain, "v0000", 403), (admin, "v0009", 404), (admin, "v0000", 200)]:
+        headers = {"Authorization": f"Bearer {key}"}
+        reply = api.call("POST", "/v1/admin/activate", json={"version": version}, headers=headers)
+        assert reply.status_code == status
+    assert read_pin(api.run.path) == "v0000"
+    api.call("POST", "/v1/admin/activate", json={"version": "latest"}, headers={"Authorization": f"Bearer {admin}"})
+    assert read_pin(api.run.path) is None
+    for open_path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/"):
+        assert api.call("GET", open_path).status_code == 200
+
+
+def test_chat_answers_with_the_correction(api):
+    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
+    body = api.call("POST", "/v1/chat/completions", json={"model": "latest", "messages": messages, "user": "me"}).json()
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "second", "refusal": None}
+    assert body["stasc"]["initial_answer"] == "first" and body["model"] == "v0000"
+    plain = {"model": "latest", "messages": messages, "stasc": {"rounds": 0}}
+    assert api.call("POST", "/v1/chat/completions", json=plain).json()["choices"][0]["message"]["content"] == "first"
+
+
+def test_chat_stops_at_a_stop_string(api):
+    asked = {"model": "latest", "messages": [{"role": "user", "content": "Why?"}], "stop": ["co", "zzz"]}
+    choice = api.call("POST", "/v1/chat/completions", json=asked).json()["choices"][0]
+    assert choice["message"]["content"] == "se"
+    lines = api.call("POST", "/v1/chat/completions", json={**asked, "stream": True}).text.strip().split("\n\n")
+    deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines[:-1]]
+    assert "".join(delta.get("content", "") for delta in deltas) == "se"
+    assert lines[-1] == "data: [DONE]"
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"model": "gpt-4"}, 404),
+        ({"n": 2}, 422),
+        ({"logprobs": True}, 422),
+        ({"tools": [{}]}, 422),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, 422),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 422),
+        ({"messages": []}, 422),
+        ({"stasc": {"round": 1}}, 422),
+    ],
+)
+def test_chat_refuses_what_it_cannot_do(api, change, status):
+    asked = {"model": "latest", "messages": [{"role": "user", "content": "Why?"}], **change}
+    reply = api.call("POST", "/v1/chat/completions", json=asked)
+    assert reply.status_code == status
+    assert set(reply.json()["error"]) == {"type", "message", "param"}
+
+
+def test_models_lists_latest_and_every_version(api):
+    cards = api.call("GET", "/v1/models").json()["data"]
+    assert [card["id"] for card in cards] == ["latest", "v0000"]
+    assert cards[0]["stasc"]["version"] == "v0000"
+
+
+def test_run_tells_what_the_versions_scored(api):
+    body = api.call("GET", "/v1/run").json()
+    assert body["versions"][0]["dev"] == {"r_y1": 0.5, "r_y2": 0.5}
+    assert body["active"] == body["latest"] == "v0000"
+
+
+def test_metrics_of_all_replicas_are_one_page(api):
+    api.call("POST", "/v1/correct", json={"question": "Why?"})
+    text = api.call("GET", "/metrics").text
+    assert text.count("# TYPE stasc_requests_total counter") == 1
+    assert 'stasc_active_version{replica="r1",version="v0000"} 1.0' in text
+    assert 'replica="r2"' in text
+
+
+def test_openapi_documents_every_error_with_the_one_shape(api):
+    document = api.call("GET", "/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                if status >= "400" and path != "/readyz":
+                    schema = response["content"]["application/json"]["schema"]
+                    assert schema == {"$ref": "#/components/schemas/ErrorBody"}, (path, status)
+
+
+def test_no_text_of_a_request_is_logged(api, caplog):
+    with caplog.at_level("INFO", logger="ray.serve"):
+        api.call("POST", "/v1/correct", json={"question": "my secret question"})
+    (line,) = [record for record in caplog.records if getattr(record, "event", "") == "request"]
+    assert line.stasc_status == 200 and line.stasc_route == "/v1/correct"
+    assert "secret" not in caplog.text and "second" not in caplog.text

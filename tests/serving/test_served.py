@@ -1,0 +1,335 @@
+"""A real endpoint: Ray Serve on a local Ray, vLLM on the CPU, the sandbox model and variants of it, over HTTP on loopback."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import served_runs
+
+from stasc_ray import config, models, store
+from stasc_ray.serving.keys import add_key
+from stasc_ray.tasks import prompts, sandbox
+
+pytestmark = pytest.mark.slow
+
+QUESTIONS = [row["question"] for row in sandbox.questions("dev", 8, seed=0)]
+PATIENCE_S = 180  # a loaded machine
+CAPACITY = {"in_flight": 4, "queue": 4}
+
+
+class Served:
+    """The endpoint under test and what is needed to talk to it."""
+
+    def __init__(self, run: store.RunFolder, models_folder: Path, url: str, keys: dict[str, str]) -> None:
+        self.run, self.models, self.url, self.keys = run, models_folder, url, keys
+
+    def client(self, key: str = "plain") -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.keys[key]}"}, timeout=PATIENCE_S)
+
+    def correct(self, question: str, **fields) -> httpx.Response:
+        with self.client() as client:
+            return client.post("/v1/correct", json={"question": question, "temperature": 0, **fields})
+
+    def health(self) -> dict:
+        return httpx.get(f"{self.url}/healthz", timeout=PATIENCE_S).json()
+
+    def wait(self, what, seconds: float = PATIENCE_S) -> dict:
+        """Until `what(health)` holds; returns that health."""
+        end = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(httpx.TransportError, ValueError):
+                if what(found := self.health()):
+                    return found
+            assert time.monotonic() < end, f"not so within {seconds} s: {found}"
+            time.sleep(0.1)
+
+    def publish(self, name: str) -> str:
+        """Publish a model and wait until it answers."""
+        version = served_runs.publish(self.run, self.models / name)
+        self.wait(lambda health: health["active"] == version)
+        return version
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    import ray
+
+    from stasc_ray.serving import commands
+
+    folder = tmp_path_factory.mktemp("served")
+    for name, values in {"a": {"noise": 0.05, "seed": 1}, "b": {"noise": 0.05, "seed": 2}, "tied": {"tied": True}}.items():
+        served_runs.make_model(folder / name, **values)
+    limits = [f"serve.max_in_flight={CAPACITY['in_flight']}", f"serve.max_queue={CAPACITY['queue']}"]
+    run = served_runs.make_run(folder / "run", *limits, f"serve.request_timeout_s={PATIENCE_S}", "serve.max_rounds=64")
+    served_runs.publish(run, None)
+    served_runs.publish(run, folder / "a")
+    keys_file = folder / "keys.json"
+    keys = {name: add_key(keys_file, name, admin=name == "admin") for name in ("plain", "admin")}
+    session = tempfile.mkdtemp(prefix="stasc-")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=session)
+    port = free_port()
+    try:
+        with commands.serving(run.path, store.read_config(run.path), "127.0.0.1", port, keys_file, loopback_only=False):
+            yield Served(run, folder, f"http://127.0.0.1:{port}", keys)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(session, ignore_errors=True)
+
+
+_greedy_answers: dict[tuple[str, str], tuple[str, str]] = {}
+
+
+def greedy(run: store.RunFolder, version: str, question: str) -> tuple[str, str]:
+    """Initial answer and correction by transformers, which knows nothing of the engine."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    (manifest,) = [manifest for manifest in run.versions() if manifest["version"] == version]
+    path = str(run.path / manifest["model"])
+    if (version, question) not in _greedy_answers:
+        tokenizer, texts = models.load_tokenizer(path), config.Prompts(preset="sandbox")
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+        def write(messages) -> str:
+            ids = torch.tensor([prompts.render(tokenizer, messages, add_generation_prompt=True)])
+            found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False)
+            return tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
+
+        initial = write(prompts.initial_messages({"question": question}, texts))
+        _greedy_answers[version, question] = initial, write(prompts.correction_messages({"question": question}, initial, texts))
+    return _greedy_answers[version, question]
+
+
+def test_the_newest_version_answers_what_its_weights_say(served):
+    assert httpx.get(f"{served.url}/readyz").json() == {"ready": True, "version": served.run.latest()}
+    assert served.health()["verified"].startswith("canary")
+    for question in QUESTIONS[:3]:
+        body = served.correct(question).json()
+        assert (body["initial_answer"], body["answer"]) == greedy(served.run, body["model_version"], question)
+
+
+def test_a_stream_comes_in_pieces_that_add_up(served):
+    with (
+        served.client() as client,
+        client.stream("POST", "/v1/correct", json={"question": QUESTIONS[0], "temperature": 0, "stream": True}) as reply,
+    ):
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in reply.iter_lines() if line]
+    found = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    names = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    assert names[0] == "start" and names[-1] == "result" and names.count("token") > 4
+    texts = {turn: "".join(data["text"] for data in found if data.get("turn") == turn) for turn in ("initial", "correction")}
+    assert (texts["initial"], texts["correction"]) == (found[-1]["initial_answer"], found[-1]["answer"])
+    assert (texts["initial"], texts["correction"]) == greedy(served.run, found[-1]["model_version"], QUESTIONS[0])
+
+
+def test_the_openai_client_works_streaming_too(served):
+    import openai
+
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.keys["plain"], max_retries=0, timeout=PATIENCE_S)
+    assert {"latest", "v0000", "v0001"} <= {model.id for model in client.models.list()}
+    ask = {"model": "latest", "messages": [{"role": "user", "content": QUESTIONS[0]}], "temperature": 0}
+    whole = client.chat.completions.create(**ask)
+    initial, correction = greedy(served.run, whole.model, QUESTIONS[0])
+    assert whole.choices[0].message.content == correction
+    assert whole.model_extra["stasc"]["initial_answer"] == initial
+    plain = client.chat.completions.create(**ask, extra_body={"stasc": {"rounds": 0}})
+    assert plain.choices[0].message.content == initial
+    pieces, usage = [], None
+    for chunk in client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}):
+        pieces += [choice.delta.content or "" for choice in chunk.choices]
+        usage = chunk.usage or usage
+    assert "".join(pieces) == correction and len(pieces) > 3
+    assert usage.completion_tokens == whole.usage.completion_tokens
+    with pytest.raises(openai.NotFoundError, match="v1/models"):
+        client.chat.completions.create(**{**ask, "model": "gpt-4"})
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_the_requests_of_lm_eval_work(served):
+    """What lm-eval's local-chat-completions sends for generate_until."""
+    payload = {
+        "messages": [{"role": "user", "content": QUESTIONS[0], "type": "text"}],
+        "model": "latest",
+        "max_tokens": 32,
+        "temperature": 0,
+        "stop": ["\n\n"],
+        "seed": 1234,
+    }
+    with served.client() as client:
+        reply = client.post("/v1/chat/completions", json=payload)
+    assert reply.json()["choices"][0]["message"]["content"]
+
+
+def test_same_seed_same_answers(served):
+    first, second = (served.correct(QUESTIONS[0], temperature=1, samples=4, seed=5).json() for _ in range(2))
+    assert first["votes"] == second["votes"] and sum(vote["votes"] for vote in first["votes"]) == 4
+
+
+def test_request_ids_are_echoed_once(served):
+    reply = httpx.get(f"{served.url}/healthz", headers={"x-request-id": "mine-1"})
+    assert reply.headers.get_list("x-request-id") == ["mine-1"]
+
+
+def test_ask_prints_both_answers_and_says_how_to_start(served):
+    from typer import Typer
+    from typer.testing import CliRunner
+
+    from stasc_ray.serving import commands
+
+    app = Typer()
+    app.command()(commands.ask)
+    arguments = [QUESTIONS[0], "--temperature", "0", "--key", served.keys["plain"]]
+    found = CliRunner().invoke(app, [*arguments, "--url", served.url])
+    initial, correction = greedy(served.run, served.health()["active"], QUESTIONS[0])
+    assert found.exit_code == 0 and initial in found.stdout and correction in found.stdout
+    found = CliRunner().invoke(app, [*arguments, "--url", f"http://127.0.0.1:{free_port()}"])
+    assert found.exit_code == 1 and "stasc serve" in found.output
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_slot(served, stream):
+    slow = {"question": QUESTIONS[0], "temperature": 2, "rounds": 64, "stream": stream}
+    with served.client() as client, contextlib.suppress(httpx.ReadTimeout):
+        client.timeout = httpx.Timeout(PATIENCE_S, read=1.0 if not stream else PATIENCE_S)
+        with client.stream("POST", "/v1/correct", json=slow) as reply:
+            next(reply.iter_lines())
+            assert served.health()["in_flight"] == 1
+    left = time.monotonic()
+    served.wait(lambda health: health["in_flight"] == 0, seconds=15)
+    print(f"slot free {time.monotonic() - left:.2f} s after the client left (stream={stream})")
+
+
+def test_at_twice_the_capacity_every_request_is_answered_or_told_to_come_back(served):
+    capacity = sum(CAPACITY.values())
+
+    def ask(number: int) -> tuple[int, bool, float]:
+        started = time.monotonic()
+        reply = served.correct(QUESTIONS[number % 8], rounds=8)
+        return reply.status_code, "retry-after" in reply.headers, time.monotonic() - started
+
+    with ThreadPoolExecutor(2 * capacity) as pool:
+        found = list(pool.map(ask, range(4 * capacity)))
+    statuses = [status for status, _, _ in found]
+    assert set(statuses) <= {200, 429} and statuses.count(200) >= capacity
+    assert all(retry == (status == 429) for status, retry, _ in found)
+    accepted = sorted(seconds for status, _, seconds in found if status == 200)
+    print(f"{statuses.count(200)} x 200, {statuses.count(429)} x 429, slowest accepted {accepted[-1]:.1f} s")
+
+
+class Load:
+    """Clients that keep asking; every answer must be the greedy one of the version it names."""
+
+    def __init__(self, served: Served, clients: int) -> None:
+        self.served, self.replies, self.stop = served, [], threading.Event()
+        self.threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
+
+    def _ask(self, number: int) -> None:
+        with self.served.client() as client:
+            while not self.stop.is_set():
+                question, started = QUESTIONS[number % 8], time.monotonic()
+                reply = client.post("/v1/correct", json={"question": question, "temperature": 0})
+                self.replies.append((question, reply.status_code, reply.json(), time.monotonic() - started))
+                number += 1
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+    def check(self) -> set[str]:
+        """The versions that answered."""
+        failed = [reply for reply in self.replies if reply[1] != 200]
+        assert not failed, f"{len(failed)} of {len(self.replies)} failed: {failed[:2]}"
+        for question, _, body, _ in self.replies:
+            assert (body["initial_answer"], body["answer"]) == greedy(self.served.run, body["model_version"], question)
+        return {body["model_version"] for _, _, body, _ in self.replies}
+
+
+def test_versions_change_under_load_and_no_request_fails(served):
+    with Load(served, clients=6) as load:
+        time.sleep(1)
+        published = [served.publish(name) for name in ("b", "a", "tied")]
+        time.sleep(1)
+    assert set(published) <= load.check()
+    answers = {greedy(served.run, version, QUESTIONS[0]) for version in published}
+    assert len(answers) == 3, "the models must answer differently, or this shows nothing"
+    print(f"{len(load.replies)} requests, slowest {max(reply[3] for reply in load.replies):.2f} s")
+
+
+def test_versions_that_are_broken_are_never_served(served, tmp_path):
+    broken = {}
+    for what in ("half_copied", "other_weights", "other_tokenizer", "no_canary"):
+        broken[what] = folder = Path(shutil.copytree(served.models / "b", tmp_path / what))
+        weights = folder / "model.safetensors"
+        match what:
+            case "half_copied":
+                weights.write_bytes(weights.read_bytes()[:-100_000])
+            case "other_weights":
+                shutil.copy(served.models / "a" / "model.safetensors", weights)
+            case "other_tokenizer":
+                tokenizer = json.loads((folder / "tokenizer.json").read_text())
+                vocabulary = tokenizer["model"]["vocab"]
+                vocabulary["1"], vocabulary["2"] = vocabulary["2"], vocabulary["1"]
+                (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+            case "no_canary":
+                (folder / "canary.json").unlink()
+    before = served.health()["active"]
+    with Load(served, clients=1) as load:
+        refused = {}
+        for what, folder in broken.items():
+            version = served_runs.publish(served.run, folder)
+            refused[what] = served.wait(lambda health, version=version: version in health["refused"])["refused"][version]
+    assert load.check() == {before}
+    assert "log-probabilities" in refused["other_weights"] and "canary" in refused["no_canary"]
+    assert "tokenizer" in refused["other_tokenizer"]
+    assert "stasc_canary_failures_total" in httpx.get(f"{served.url}/metrics").text
+    served.publish("a")
+
+
+def test_an_admin_moves_back_and_forward(served):
+    latest = served.run.latest()
+    for version, expected in (("v0000", "v0000"), ("latest", latest)):
+        with served.client("admin") as client:
+            assert client.post("/v1/admin/activate", json={"version": version}).status_code == 200
+        served.wait(lambda health, expected=expected: health["active"] == expected)
+        assert served.correct(QUESTIONS[0]).json()["model_version"] == expected
+    assert served.correct(QUESTIONS[0], version=latest).status_code == 200
+    assert served.correct(QUESTIONS[0], version="v0001").status_code == 409
+
+
+def test_an_engine_that_is_killed_is_replaced(served):
+    served.wait(lambda health: len(health["loaded"]) == 1)
+    starts = served.health()["engine_starts"]
+    with ThreadPoolExecutor(4) as pool:
+        replies = [pool.submit(served.correct, question, rounds=16) for question in QUESTIONS[:4]]
+        served.wait(lambda health: health["in_flight"] == 4)
+        for pid in served.health()["engine_pids"]:
+            os.kill(pid, signal.SIGKILL)
+        statuses = [reply.result().status_code for reply in replies]
+    assert set(statuses) <= {200, 503}
+    served.wait(lambda health: health["status"] == "ok" and health["engine_starts"] > starts)
+    assert served.correct(QUESTIONS[0]).status_code == 200
+    print(f"requests on the killed engine: {statuses}")
