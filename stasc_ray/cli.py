@@ -3,18 +3,15 @@
 stasc run jobs/configs/demo.toml
 """
 
-import contextlib
-import signal
 import sys
 import time
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from stasc_ray import jobs_commands
+from stasc_ray.errors import errors_for_people, naming_logs
 
 app = typer.Typer(
     name="stasc",
@@ -23,8 +20,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-EXIT_ERROR, EXIT_NOTHING_KEPT, EXIT_STOPPED = 1, 3, 130
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="A TOML file; see jobs/configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.field=value ...]", help="Override single fields.")]
@@ -74,20 +69,14 @@ def run(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Option(help="Model folder, Hub id, or `sandbox`.")],
-    data: Annotated[
-        str, typer.Option(help="Questions: JSONL or Parquet file, folder, glob or URL, Hub dataset id, or `sandbox`.")
-    ],
+    data: Annotated[str, typer.Option(help="Questions: JSONL or Parquet file, folder, glob or URL, Hub dataset id, or `sandbox`.")],
     preset: Annotated[str, typer.Option(help="Columns: canonical, nq_open, gsm8k, math500, commonsense_qa.")] = "canonical",
-    config_file: Annotated[
-        Path | None, typer.Option("--config", help="TOML file for prompts, reward, engine, sampling.")
-    ] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="TOML file for prompts, reward, engine, sampling.")] = None,
     overrides: Overrides = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions to take, chosen by seed; default: all.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a Hub dataset.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Correction rounds, each correcting the one before.")] = 1,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder to keep the rollouts and metrics in; default: none is kept.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to keep the rollouts and metrics in; default: none is kept.")] = None,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
@@ -144,49 +133,6 @@ def show_config(
             typer.echo(f"{name} = {config.as_text(value)}{'  # default' if is_default else ''}")
 
 
-@contextlib.contextmanager
-def errors_for_people(debug: bool) -> Iterator[None]:
-    """Turn an error into one message and an exit status; a stopped command says how to go on."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("stopped; what was committed is kept, and the same command continues from there", err=True)
-        raise typer.Exit(EXIT_STOPPED) from None
-    except Exception as error:  # the one place where every error ends: a message for a person
-        if debug:
-            traceback.print_exc()
-        else:
-            typer.echo(f"error: {message(error)}", err=True)
-            for note in getattr(error, "__notes__", []):
-                typer.echo(note, err=True)
-        raise typer.Exit(EXIT_NOTHING_KEPT if type(error).__name__ == "NothingKeptError" else EXIT_ERROR) from None
-
-
-@contextlib.contextmanager
-def naming_logs(logs: Path) -> Iterator[None]:
-    """Add to an error where Ray's and vLLM's own logs are."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"Ray's and vLLM's logs: {logs} (--debug shows the traceback)")
-        raise
-
-
-def message(error: BaseException) -> str:
-    """What went wrong, without the layers that Ray puts around an error of a worker."""
-    cause = getattr(error, "cause", None) or error.__cause__
-    if type(error).__module__.startswith("ray.") and isinstance(cause, BaseException):
-        return message(cause)
-    if type(error).__module__.startswith("ray."):
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
-    return (
-        str(error)
-        if isinstance(error, (ValueError, RuntimeError, OSError)) and str(error)
-        else f"{type(error).__name__}: {error}"
-    )
-
-
 def describe(settings: Any, folder: Path, cuda: bool, start_s: float) -> str:
     """The run in one line."""
     actors = settings.engine.actors
@@ -206,10 +152,6 @@ def conclusion(found: dict[str, Any]) -> str:
         f"({chosen['r_y2'] - base['r_y2']:+.3f}), last iteration {last['r_y2']:.3f}. Test r(Y1): base {base['r_y1']:.3f}, "
         f"chosen {chosen['r_y1']:.3f}, last {last['r_y1']:.3f}."
     )
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 app.command()(jobs_commands.submit)

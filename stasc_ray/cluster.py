@@ -5,15 +5,19 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from stasc_ray import config
+
+LOCAL_START_ATTEMPTS = 3
 
 
 @contextlib.contextmanager
@@ -32,9 +36,12 @@ def connect(address: str | None, logs: Path) -> Iterator[None]:
         import ray
 
         address = address or os.environ.get("RAY_ADDRESS")
+        on_terminate = signal.getsignal(signal.SIGTERM)
         session = None if address else _start_local(logs)
         if address:
             _join(address)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # ray.init puts its own in place, which ends without a word
         _quiet_data()
         try:
             yield
@@ -61,7 +68,14 @@ def _start_local(logs: Path) -> Path:
     session = Path(tempfile.mkdtemp(prefix="stasc-"))
     # At least 2 CPUs: one for an engine, one to read and grade.
     cpus = max(2, os.cpu_count() or 1)
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, _temp_dir=str(session))
+    for attempt in range(LOCAL_START_ATTEMPTS):
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, _temp_dir=str(session))
+            break
+        except Exception as error:  # Ray raises a bare Exception when a busy machine took more than its fixed 30 s
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or attempt == LOCAL_START_ATTEMPTS - 1:
+                raise
     _link(logs / "ray", session / "session_latest" / "logs")
     return session
 

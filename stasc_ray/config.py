@@ -283,9 +283,7 @@ class Algorithm(Section):
         }
         for name, word in words.items():
             if values.get(name, word) != word:
-                raise ValueError(
-                    f"algorithm.variant {letters} says {name} = {word!r}, but {name} is {values[name]!r}: drop one"
-                )
+                raise ValueError(f"algorithm.variant {letters} says {name} = {word!r}, but {name} is {values[name]!r}: drop one")
         return {**values, **words}
 
     @model_validator(mode="after")

@@ -24,13 +24,11 @@ def submit(
         list[str] | None, typer.Argument(metavar="[section.field=value ...]", help="Override single fields.")
     ] = None,
     max_upload_mb: Annotated[float, typer.Option(min=0, help="Refuse to upload more than this, in MiB.")] = 10.0,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Return when the job is submitted; do not follow its log.")
-    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when the job is submitted; do not follow its log.")] = False,
     debug: Debug = False,
 ) -> None:
     """Run STaSC on a Ray cluster: start it there or attach to it, and follow its log. Ctrl-C leaves it running."""
-    from stasc_ray.cli import errors_for_people
+    from stasc_ray.errors import errors_for_people
 
     with errors_for_people(debug):
         from stasc_ray import jobs
@@ -49,7 +47,7 @@ def submit(
 @jobs_app.command("list")
 def list_jobs(address: Address, debug: Debug = False) -> None:
     """The runs this cluster knows, newest first."""
-    from stasc_ray.cli import errors_for_people
+    from stasc_ray.errors import errors_for_people
 
     with errors_for_people(debug):
         from stasc_ray import jobs
@@ -66,7 +64,7 @@ def logs(
     debug: Debug = False,
 ) -> None:
     """Show a job's log."""
-    from stasc_ray.cli import errors_for_people
+    from stasc_ray.errors import errors_for_people
 
     with errors_for_people(debug):
         from stasc_ray import jobs
@@ -83,7 +81,7 @@ def logs(
 @jobs_app.command()
 def stop(job: JobId, address: Address, debug: Debug = False) -> None:
     """End a job; what it committed stays, and the same `stasc submit` continues it."""
-    from stasc_ray.cli import errors_for_people
+    from stasc_ray.errors import errors_for_people
 
     with errors_for_people(debug):
         from stasc_ray import jobs

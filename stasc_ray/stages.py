@@ -239,7 +239,7 @@ def fine_tune(run: Run, iteration: int) -> None:
 
 
 def evaluate(run: Run, iteration: int) -> None:
-    """Measure M_iteration on dev and test: its own answers and corrections, and with Fixed initialization its corrections of M0's."""
+    """Measure M_iteration on dev and test: its own answers corrected and, with Fixed initialization, M0's answers corrected."""
     folder = run.folder.stage(iteration, "evaluation")
     if run.folder.committed(folder):
         return
@@ -348,8 +348,8 @@ def check_errors(summary: Mapping[str, Any], limit: float, folder: str) -> None:
         lines = "\n".join(f"  {text[:300]}" for text in summary["messages"])
         raise RuntimeError(
             f"rollouts: expected at most engine.max_error_fraction = {limit:g} of the rows to fail, found {summary['errors']} of "
-            f"{summary['questions']}. The commonest messages:\n{lines}\nThe rows are in {folder} (column `error`); delete that folder "
-            "to generate them again, or start again with a larger engine.max_error_fraction"
+            f"{summary['questions']}. The commonest messages:\n{lines}\nThe rows are in {folder} (column `error`); delete that "
+            "folder to generate them again, or start again with a larger engine.max_error_fraction"
         )
 
 
@@ -383,9 +383,7 @@ def _score_file(item: dict[str, str], threshold: float, correction_round: int | 
     rows = pq.read_table(item["file"]).to_pylist()
     if correction_round is not None:
         taken = slice(correction_round - 1, correction_round)
-        rows = [
-            row | {name: [part[taken] for part in row[name]] for name in ("corrections", "correction_rewards")} for row in rows
-        ]
+        rows = [row | {name: [part[taken] for part in row[name]] for name in ("corrections", "correction_rewards")} for row in rows]
     return [metrics.score_row(row, threshold) for row in rows]
 
 

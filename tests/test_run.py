@@ -33,7 +33,7 @@ def kill_when(condition: Callable[[], bool], *arguments: str, folder: Path) -> N
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as driver:
         deadline = time.monotonic() + TIMEOUT_S
         while not condition():
-            assert driver.poll() is None, f"the run ended before it could be killed:\n{driver.stdout.read() if driver.stdout else ''}"
+            assert driver.poll() is None, f"the run ended before it was killed:\n{driver.stdout.read() if driver.stdout else ''}"
             assert time.monotonic() < deadline, "the moment to kill never came"
             time.sleep(0.05)
         driver.send_signal(signal.SIGKILL)
@@ -49,7 +49,8 @@ def metric(folder: Path, iteration: int, name: str) -> Any:
 
 
 def assert_each_question_has_one_rollout(folder: Path, iteration: str) -> None:
-    questions = {split: pq.read_table(folder / "questions" / f"{split}.parquet")["id"].to_pylist() for split in ("train", "dev", "test")}
+    splits = ("train", "dev", "test")
+    questions = {split: pq.read_table(folder / "questions" / f"{split}.parquet")["id"].to_pylist() for split in splits}
     rows = pq.read_table(folder / iteration / "rollouts", columns=["id", "split", "initial_from"]).to_pylist()
     found = Counter((row["split"], row["id"], row["initial_from"]) for row in rows)
     assert set(found.values()) == {1}

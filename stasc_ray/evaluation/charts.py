@@ -109,17 +109,13 @@ def interval_chart(
         )
         body.append(_tag("text", "chosen", css="note", x=frame.x(mark), y=TOP - 7, text_anchor="middle"))
     for position, one in enumerate(series):
-        shift = (position - (len(series) - 1) / 2) * min(
-            7.0, frame.step / 4
-        )  # whiskers side by side, not on top of each other
+        shift = (position - (len(series) - 1) / 2) * min(7.0, frame.step / 4)  # whiskers side by side, not on top of each other
         body.append(_line(frame, names, one, shift))
     body.append(_end_labels(frame, series))
     return _svg(label, body)
 
 
-def bar_chart(
-    label: str, names: Sequence[str], parts: Sequence[Series], y_high: float | None = None, digits: int = 3
-) -> Markup:
+def bar_chart(label: str, names: Sequence[str], parts: Sequence[Series], y_high: float | None = None, digits: int = 3) -> Markup:
     """Stacked bars, first part at the bottom; `y_high` fixes the top of the axis."""
     totals = [sum(part.values[slot] or 0.0 for part in parts) for slot in range(len(names))]
     y_ticks = ticks(0.0, y_high or max(totals, default=0.0) or 1.0)
@@ -166,8 +162,7 @@ def loss_chart(label: str, losses: Mapping[str, Sequence[float]], points: int = 
         size = max(1, math.ceil(steps / points))
         chunks = [values[i : i + size] for i in range(0, len(values), size)]
         path = [
-            (frame.x(start + i * size + (len(chunk) - 1) / 2), frame.y(sum(chunk) / len(chunk)))
-            for i, chunk in enumerate(chunks)
+            (frame.x(start + i * size + (len(chunk) - 1) / 2), frame.y(sum(chunk) / len(chunk))) for i, chunk in enumerate(chunks)
         ]
         tip = f"iteration {name}: {len(values)} steps, loss {values[0]:.3f} to {values[-1]:.3f}"
         area = {"x": left, "y": TOP, "width": max(right - left, 0.5), "height": HEIGHT - TOP - BOTTOM}
@@ -175,9 +170,7 @@ def loss_chart(label: str, losses: Mapping[str, Sequence[float]], points: int = 
         body.append(_path(path, "loss"))
         body.append(_tag("rect", Markup("<title>{}</title>").format(tip), css="hit", **area))
         if not crowded or position % math.ceil(len(losses) / 8) == 0:
-            body.append(
-                _tag("text", name, css="tick", x=(left + right) / 2, y=HEIGHT - BOTTOM + 15, text_anchor="middle")
-            )
+            body.append(_tag("text", name, css="tick", x=(left + right) / 2, y=HEIGHT - BOTTOM + 15, text_anchor="middle"))
         start += len(values)
     body.append(_tag("text", "iteration", css="axis", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 5, text_anchor="middle"))
     return _svg(label, body)
@@ -215,15 +208,11 @@ def _line(frame: Frame, names: Sequence[str], one: Series, shift: float) -> Mark
         if low is not None and high is not None:
             tip += f" (95% interval {number(low)} to {number(high)})"
             marks.append(_path([(x, frame.y(low)), (x, frame.y(high))], f"whisker {one.css}"))
-            marks += [
-                _path([(x - 3, frame.y(end)), (x + 3, frame.y(end))], f"whisker {one.css}") for end in (low, high)
-            ]
+            marks += [_path([(x - 3, frame.y(end)), (x + 3, frame.y(end))], f"whisker {one.css}") for end in (low, high)]
         if one.css in ("y1", "rollouts"):  # two shapes: the curves differ without colour too
             marks.append(_tag("circle", "", css=f"dot {one.css}", cx=x, cy=frame.y(value), r=4))
         else:
-            marks.append(
-                _tag("rect", "", css=f"dot {one.css}", x=x - 3.8, y=frame.y(value) - 3.8, width=7.6, height=7.6)
-            )
+            marks.append(_tag("rect", "", css=f"dot {one.css}", x=x - 3.8, y=frame.y(value) - 3.8, width=7.6, height=7.6))
         hit = _tag("rect", "", css="hit", x=x - 6, y=TOP, width=12, height=HEIGHT - TOP - BOTTOM)
         parts.append(Markup("<g><title>{}</title>{}{}</g>").format(tip, hit, Markup("").join(marks)))
     return Markup("").join(parts)

@@ -41,8 +41,7 @@ class Figure:
 
 
 REWARD_CAPTION = (
-    "Mean reward of the initial answer r(Y1) and of its correction r(Y2). "
-    "Whiskers: 95% bootstrap intervals over questions."
+    "Mean reward of the initial answer r(Y1) and of its correction r(Y2). Whiskers: 95% bootstrap intervals over questions."
 )
 TRANSITION_CAPTION = (
     "Share of all questions; c correct, i incorrect. With rewards of 0 and 1 the two lower parts make up r(Y1), "
@@ -111,10 +110,7 @@ def _training_figures(run: Run) -> list[Figure]:
     if losses:
         title, caption = "Training loss", "Loss per trained token over optimizer steps, one block per iteration."
         svg = charts.loss_chart(title, {name_of(i): values for i, values in losses.items()})
-        rows = [
-            [name_of(i), number(v[0]), number(v[-1]), number(run.value("finetune/steps", i), 0)]
-            for i, v in losses.items()
-        ]
+        rows = [[name_of(i), number(v[0]), number(v[-1]), number(run.value("finetune/steps", i), 0)] for i, v in losses.items()]
         made.append(Figure(title, caption, svg, Table(["iteration", "first", "last", "steps"], rows)))
     return made
 

@@ -55,9 +55,7 @@ def read_run(path: Path) -> Run:
     """
     folder = RunFolder(path)
     if not folder.metrics_file.is_file():
-        raise FileNotFoundError(
-            f"report: expected a run folder with metrics.jsonl, found none in {path}; give <storage>/<run>"
-        )
+        raise FileNotFoundError(f"report: expected a run folder with metrics.jsonl, found none in {path}; give <storage>/<run>")
     raw_config = _read_json(path / "config.json")
     try:
         config = validate(raw_config, origin=str(path / "config.json")) if raw_config else None

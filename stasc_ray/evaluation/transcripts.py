@@ -124,9 +124,7 @@ def _rows(files: Sequence[Path], split: str) -> Iterator[Mapping[str, Any]]:
     for path in files:
         with pq.ParquetFile(path) as table:
             names = [name for name in COLUMNS if name in table.schema_arrow.names]
-            groups = [
-                group for group in range(table.num_row_groups) if _may_hold(table.metadata.row_group(group), split)
-            ]
+            groups = [group for group in range(table.num_row_groups) if _may_hold(table.metadata.row_group(group), split)]
             for batch in table.iter_batches(batch_size=256, row_groups=groups, columns=names) if groups else ():
                 read += batch.num_rows
                 for row in batch.filter(pc.field("split") == split).to_pylist():

@@ -302,7 +302,7 @@ def _make_llm(model: str, engine: config.Engine, on_cuda: bool, trust_remote_cod
             skip_tokenizer_init=True,
             trust_remote_code=trust_remote_code,
             seed=seed,
-            dtype={"auto": "bfloat16" if on_cuda else "float32"}.get(engine.dtype, engine.dtype),
+            dtype=engine.dtype if engine.dtype != "auto" else "bfloat16" if on_cuda else "float32",
             max_model_len=engine.max_model_len_tokens,
             max_num_seqs=engine.max_num_seqs,
             max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_model_len_tokens),

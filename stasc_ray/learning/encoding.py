@@ -108,9 +108,7 @@ def pack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = lengths[index]
         if length > capacity:
-            raise ValueError(
-                f"packing: expected examples of at most {capacity} tokens, found one of {length}; leave it out before"
-            )
+            raise ValueError(f"packing: expected examples of at most {capacity} tokens, found one of {length}; leave it out before")
         fits = next((group for group, free in enumerate(room) if free >= length), None)
         if fits is None:
             fits = len(groups)

@@ -44,9 +44,7 @@ def attempts(rollout: Mapping[str, Any], pairing: Literal["own", "cross"]) -> li
     initials = list(zip(rollout["initial"], rollout["initial_rewards"], strict=True))
     corrections = [
         (origin, text, reward)
-        for origin, (texts, rewards) in enumerate(
-            zip(rollout["corrections"], rollout["correction_rewards"], strict=True)
-        )
+        for origin, (texts, rewards) in enumerate(zip(rollout["corrections"], rollout["correction_rewards"], strict=True))
         for text, reward in zip(texts, rewards, strict=True)
     ]
     return [

@@ -51,7 +51,7 @@ class Corrector:
         self._handle: Any = None
         self._replica = serve.get_replica_context().replica_tag
         run, monitor = store.RunFolder(Path(endpoint.run_folder)), Monitor()
-        self._versions = Versions(run, settings, _spec(endpoint), monitor.observe)
+        self._versions = Versions(run, settings, engine_spec(endpoint), monitor.observe)
         self._service = Service(run, settings, self._versions, monitor)
         await self._versions.start()
 
@@ -97,7 +97,8 @@ class Corrector:
             raise RuntimeError("no engine, and starting one failed several times in a row; see /healthz and the log")
 
 
-def _spec(endpoint: Endpoint) -> EngineSpec:
+def engine_spec(endpoint: Endpoint) -> EngineSpec:
+    """What the run's engines have in common."""
     settings = endpoint.settings
     return EngineSpec(
         settings.engine,

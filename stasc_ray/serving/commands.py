@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ def serve(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Serve a run's newest version over HTTP, and move to newer ones as they are published."""
-    from stasc_ray.cli import errors_for_people, naming_logs
+    from stasc_ray.errors import errors_for_people, naming_logs
 
     with errors_for_people(debug):
         from stasc_ray import cluster, config, store
@@ -43,7 +44,8 @@ def serve(
         check_open(host, api_keys_file, insecure)
         check_version(store.RunFolder(run_folder), version)
         started = time.monotonic()
-        logs = run_folder / "logs" / "serve"
+        writable = os.access(run_folder, os.W_OK)  # a cluster may mount it read-only for serving
+        logs = run_folder / "logs" / "serve" if writable else Path(tempfile.mkdtemp(prefix="stasc-serve-"))
         with (
             naming_logs(logs),
             cluster.connect(address, logs),
@@ -169,7 +171,7 @@ def keys_add(
     requests_per_minute: Annotated[float | None, typer.Option(min=0.01, help="Requests a minute, per replica.")] = None,
 ) -> None:
     """Make a key, keep its hash in a file and print the key, once."""
-    from stasc_ray.cli import errors_for_people
+    from stasc_ray.errors import errors_for_people
     from stasc_ray.serving.keys import add_key
 
     with errors_for_people(debug=False):

@@ -98,20 +98,14 @@ def _place(questions: Questions, split: SplitName) -> _Place:
     own, train = getattr(questions, split), questions.train
     source = own.source or train.source
     if source is None:
-        raise ValueError(
-            f"questions.{split}.source: expected a file, folder, URL, Hub dataset id or {SANDBOX!r}, found none"
-        )
+        raise ValueError(f"questions.{split}.source: expected a file, folder, URL, Hub dataset id or {SANDBOX!r}, found none")
     if source == SANDBOX:
         if own.limit is None:
-            raise ValueError(
-                f"questions.{split}.limit: expected a number, the sandbox makes as many questions as asked"
-            )
+            raise ValueError(f"questions.{split}.limit: expected a number, the sandbox makes as many questions as asked")
         return _Place(SANDBOX, split)
     label = own.split if own.source else own.split or train.split
     if own.source is None and label == train.split and own.limit is None:
-        raise ValueError(
-            f"questions.{split}.limit: expected a number, because without a source it is carved from train's"
-        )
+        raise ValueError(f"questions.{split}.limit: expected a number, because without a source it is carved from train's")
     return _Place(source, label)
 
 
@@ -152,9 +146,7 @@ def _read(
     return pools
 
 
-def _records(
-    source: str, labels: Sequence[str | None], questions: Questions, columns: Columns, seed: int
-) -> Iterator[Record]:
+def _records(source: str, labels: Sequence[str | None], questions: Questions, columns: Columns, seed: int) -> Iterator[Record]:
     if source != SANDBOX:
         optional = [name for name in (columns.id, columns.choices, columns.documents) if name]
         yield from records(source, [columns.question, columns.answers], optional, labels, questions.hub_config)
@@ -189,9 +181,7 @@ def _check_source(
             splits = sorted(name for name in labels_found if name is not None)
             found = f"splits {', '.join(splits)}" if splits and label is not None else "none"
             bad = next((f"; {place}: {problem}" for place, problem in counts.bad_rows.items()), "")
-            raise ValueError(
-                f"questions: expected {what} in {source}, found {found} ({len(counts.bad_rows)} bad rows{bad})"
-            )
+            raise ValueError(f"questions: expected {what} in {source}, found {found} ({len(counts.bad_rows)} bad rows{bad})")
     for field in ("id", "documents"):  # a preset's column may be missing, one that somebody wrote down may not
         name = getattr(questions.columns, field)
         written = name != QUESTION_PRESETS[questions.preset].get(field)

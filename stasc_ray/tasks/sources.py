@@ -80,9 +80,7 @@ def _find_files(source: str) -> tuple[Any, list[str]] | None:
     elif HUB_ID.fullmatch(source) and _data_suffix(source) is None:
         return None
     else:
-        raise FileNotFoundError(
-            f"questions: expected a file, folder or glob, found nothing at {source} (read as {path})"
-        )
+        raise FileNotFoundError(f"questions: expected a file, folder or glob, found nothing at {source} (read as {path})")
     if not paths:
         raise FileNotFoundError(f"questions: expected {_expected_files()} in {source}, found none")
     return filesystem, paths
@@ -133,9 +131,7 @@ def _json_record(place: str, line: bytes) -> Record:
     except (ValueError, RecursionError) as error:
         return Record(place, None, {}, f"unreadable: expected one JSON object per line in UTF-8: {error}")
     if not isinstance(values, dict):
-        return Record(
-            place, None, {}, f"unreadable: expected one JSON object per line, found a {type(values).__name__}"
-        )
+        return Record(place, None, {}, f"unreadable: expected one JSON object per line, found a {type(values).__name__}")
     return Record(place, _label(values), values)
 
 
@@ -153,9 +149,7 @@ def _parquet_records(filesystem: Any, path: str, required: Sequence[str], option
                     number += 1
                     yield Record(f"{path}, row {number}", _label(values), values)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(
-                f"{path}: expected a Parquet file, could not read it after row {number}: {error}"
-            ) from error
+            raise ValueError(f"{path}: expected a Parquet file, could not read it after row {number}: {error}") from error
 
 
 def _pick_columns(place: str, found: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
@@ -197,9 +191,7 @@ def hub_records(
             else {label: datasets.load_dataset(source, hub_config, split=label) for label in wanted}
         )
     except OSError as error:
-        raise FileNotFoundError(
-            f"questions: {source!r} is no path here and did not load as Hub dataset: {error}"
-        ) from error
+        raise FileNotFoundError(f"questions: {source!r} is no path here and did not load as Hub dataset: {error}") from error
     except ValueError as error:
         raise ValueError(
             f"questions: Hub dataset {source!r} (questions.hub_config = {hub_config!r}, "

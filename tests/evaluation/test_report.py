@@ -237,11 +237,7 @@ def test_page_needs_no_network(tmp_path: Path) -> None:
     html = write_report(make_run(tmp_path / "demo")).read_text(encoding="utf-8")
     page = Page(html)
     assert re.findall(r"https?://[^\s\"<]+", html) == ["https://arxiv.org/abs/2503.08681"]
-    assert not [
-        tag
-        for tag, attributes in page.tags
-        if "src" in attributes or tag in ("link", "script", "iframe", "img", "object")
-    ]
+    assert not [tag for tag, attributes in page.tags if "src" in attributes or tag in ("link", "script", "iframe", "img", "object")]
     assert "url(" not in html and "@import" not in html
     assert any("default-src 'none'" in (meta.get("content") or "") for meta in page.all("meta"))
 
@@ -262,8 +258,7 @@ def test_nothing_but_a_cut_off_line(tmp_path: Path) -> None:
 
 def test_missing_and_infinite_values_are_dashes(tmp_path: Path) -> None:
     lines = [
-        {"stage": "evaluation", "iteration": k, "evaluation/test/r_y2": value}
-        for k, value in enumerate([0.4, float("nan"), "x"])
+        {"stage": "evaluation", "iteration": k, "evaluation/test/r_y2": value} for k, value in enumerate([0.4, float("nan"), "x"])
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     html = write_report(tmp_path).read_text(encoding="utf-8")

@@ -34,9 +34,7 @@ presets = pytest.mark.parametrize("preset", ["qa", "math", "choice", "sandbox"])
 
 def few_shot() -> Prompts:
     shown = Demonstration(question="2 + 2?", initial="5", correction="4")
-    return Prompts(
-        preset="sandbox", system="Be brief.", initial_demonstrations=(shown,), correction_demonstrations=(shown, shown)
-    )
+    return Prompts(preset="sandbox", system="Be brief.", initial_demonstrations=(shown,), correction_demonstrations=(shown, shown))
 
 
 def roles(messages: list[dict[str, str]]) -> list[str]:

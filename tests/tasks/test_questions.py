@@ -128,9 +128,7 @@ def test_wholly_repeated_row_is_a_duplicate_not_an_error(tmp_path: Path) -> None
 
 def test_only_bad_rows_is_an_error_that_shows_one(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "rows.jsonl", [{"text": "q", "answers": "a"}])
-    with pytest.raises(
-        ValueError, match=r"found none \(1 bad rows; .*rows.jsonl, line 1: no question: .* found only 'text'"
-    ):
+    with pytest.raises(ValueError, match=r"found none \(1 bad rows; .*rows.jsonl, line 1: no question: .* found only 'text'"):
         load_test(source, on_bad_row="skip")
 
 
@@ -172,9 +170,7 @@ def test_which_duplicate_stays_does_not_depend_on_file_order(tmp_path: Path) -> 
 
 def test_overlap_between_splits_stays_in_test_then_dev(tmp_path: Path) -> None:
     names = {"train": "abcdef", "dev": "ABx", "test": "ay"}
-    sources = {
-        split: {"source": write_lines(tmp_path / f"{split}.jsonl", plain(*letters))} for split, letters in names.items()
-    }
+    sources = {split: {"source": write_lines(tmp_path / f"{split}.jsonl", plain(*letters))} for split, letters in names.items()}
     loaded = load_questions(Questions.model_validate(sources), 0)
     found = {split: {row["answers"][0] for row in loaded.rows if row["split"] == split} for split in names}
     assert found == {"train": set("cdef"), "dev": {"B", "x"}, "test": {"a", "y"}}
@@ -217,9 +213,7 @@ def test_split_column_and_other_split_of_the_source_of_train(tmp_path: Path) -> 
 def test_limit_beyond_the_source_takes_all_but_never_leaves_a_split_empty(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "rows.jsonl", numbers(0, 10))
     assert len(by_split(carved(source, train=500, dev=2, test=3))["train"]) == 5
-    with pytest.raises(
-        ValueError, match=r"questions.train: expected questions, found none left .* in test and dev already"
-    ):
+    with pytest.raises(ValueError, match=r"questions.train: expected questions, found none left .* in test and dev already"):
         carved(source, dev=5, test=5)
 
 
@@ -272,11 +266,7 @@ def test_real_data(preset: str, file: str, count: int) -> None:
     if preset == "commonsense_qa":
         assert all(len(row["choices"]) == 5 and row["answers"][0] in "ABCDE" for row in loaded.rows)
     if preset == "gsm8k":
-        assert all(
-            "#" not in answer and any(sign.isdigit() for sign in answer)
-            for row in loaded.rows
-            for answer in row["answers"]
-        )
+        assert all("#" not in answer and any(sign.isdigit() for sign in answer) for row in loaded.rows for answer in row["answers"])
 
 
 def test_pure() -> None:

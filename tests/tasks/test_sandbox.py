@@ -57,8 +57,7 @@ def test_questions_are_canonical_rows_with_the_right_sum() -> None:
 
 def test_splits_never_meet_whatever_the_seeds() -> None:
     texts = {
-        split: {row["question"] for seed in range(3) for row in sandbox.questions(split, 2000, seed)}
-        for split in sandbox.SPLITS
+        split: {row["question"] for seed in range(3) for row in sandbox.questions(split, 2000, seed)} for split in sandbox.SPLITS
     }
     assert not texts["train"] & texts["dev"] and not texts["train"] & texts["test"] and not texts["dev"] & texts["test"]
 

@@ -111,9 +111,7 @@ def test_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         load_test(str(tmp_path / name), on_bad_row="skip")
 
 
-@pytest.mark.parametrize(
-    "source", ["missing.jsonl", "./missing", "/nowhere/missing", "a/b/c", "missing*.jsonl", "x.parquet"]
-)
+@pytest.mark.parametrize("source", ["missing.jsonl", "./missing", "/nowhere/missing", "a/b/c", "missing*.jsonl", "x.parquet"])
 def test_missing_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="found no"):

@@ -1,0 +1,158 @@
+"""What HTTP, Ray Serve and the process boundary cost: two-turn corrections over the endpoint, and on the engine directly.
+
+python benchmarks/serve.py                          the sandbox model on the CPU, in a run folder made for it
+python benchmarks/serve.py --run runs/demo --questions 1000
+
+Prints JSON: questions/s with 16 in flight and the median latency with 1, of both, and their ratio. The client runs on the same
+machine, so on two cores it takes part of what it measures.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from stasc_ray import config, store
+from stasc_ray.tasks import sandbox
+
+Ask = Callable[[str], Awaitable[Any]]
+LIMITS = ["serve.max_in_flight=64", "sampling.initial.temperature=0", "sampling.correction.temperature=0"]
+
+
+def main() -> None:
+    """Measure both and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="run folder; default: one with the sandbox model")
+    parser.add_argument("--questions", type=int, default=400)
+    parser.add_argument("--in-flight", type=int, default=16)
+    parser.add_argument("--part", choices=["direct", "served"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        measured = {"direct": direct, "served": served}[arguments.part]
+        print(json.dumps(measured(arguments.run, arguments.questions, arguments.in_flight)))
+        return
+    with run_folder(arguments.run) as folder:
+        found: dict[str, Any] = {part: in_own_process(part, folder, arguments) for part in ("direct", "served")}
+    found["throughput_ratio"] = found["served"]["questions_per_s"] / found["direct"]["questions_per_s"]
+    found["added_p50_ms_per_turn"] = (found["served"]["p50_ms_at_1"] - found["direct"]["p50_ms_at_1"]) / 2
+    print(json.dumps(found, indent=2))
+
+
+@contextlib.contextmanager
+def run_folder(given: Path | None) -> Iterator[Path]:
+    """The given run, or one with the sandbox model as its only version."""
+    if given:
+        yield given.resolve()
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        sizes = ["engine.max_model_len_tokens=256", "engine.kv_cache_gb=0.5", "engine.max_num_seqs=64"]
+        settings = config.load_config(None, ["prompts.preset=sandbox", "sampling.initial.max_tokens=48", *sizes])
+        (folder / "config.json").write_text(config.to_json(settings), encoding="utf-8")
+        manifest = {"version": "v0000", "iteration": 0, "model": str(sandbox.model_path()), "created": store.now()}
+        store.write_atomically(folder / "versions" / "v0000.json", json.dumps({**manifest, "metrics": {}, "canary": None}))
+        store.write_atomically(folder / "LATEST", "v0000\n")
+        yield folder
+
+
+def in_own_process(part: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """One part's figures; each part has its vLLM and its Ray to itself."""
+    options = ["--part", part, "--run", str(folder), "--questions", str(arguments.questions)]
+    command = [sys.executable, __file__, *options, "--in-flight", str(arguments.in_flight)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def settings_of(folder: Path) -> config.Config:
+    """The run's config, greedy."""
+    return config.with_overrides(store.read_config(folder), LIMITS)
+
+
+def direct(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
+    """The engine in this process; both turns by the code that the endpoint uses."""
+    from stasc_ray.generation.engine import Engine, Request, Sample
+    from stasc_ray.serving.correcting import Asker, Plan
+    from stasc_ray.serving.versions import model_path
+
+    settings, run = settings_of(folder), store.RunFolder(folder)
+    (manifest,) = [manifest for manifest in run.versions() if manifest["version"] == run.latest()]
+    engine = Engine(model_path(folder, manifest), settings.engine, on_cuda=False)
+
+    async def generate(token_ids: list[int], request: Request, on_text: Any = None) -> Sample:
+        (sample,) = await asyncio.wrap_future(engine.submit(token_ids, request))
+        return sample
+
+    async def ask(question: str) -> None:
+        row = {"question": question, "documents": [], "choices": []}
+        plan = Plan(row, None, 1, 1, settings.sampling, 0, settings.engine.max_model_len_tokens)
+        await Asker(plan, settings.prompts, engine.tokenizer, generate).chains()
+
+    found = asyncio.run(measure(ask, questions, in_flight))
+    engine.close()
+    return found
+
+
+def served(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
+    """The same questions over HTTP."""
+    import httpx
+    import ray
+
+    from stasc_ray.serving import commands
+
+    settings, port = settings_of(folder), 8791
+
+    async def over_http() -> dict[str, float]:
+        limits = httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=300, limits=limits) as client:
+
+            async def ask(question: str) -> None:
+                (await client.post("/v1/correct", json={"question": question})).raise_for_status()
+
+            return await measure(ask, questions, in_flight)
+
+    with tempfile.TemporaryDirectory(prefix="stasc-") as session:
+        ray.init(
+            address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False, _temp_dir=session
+        )
+        with commands.serving(folder, settings, "127.0.0.1", port, None, loopback_only=True):
+            found = asyncio.run(over_http())
+        ray.shutdown()
+    return found
+
+
+async def measure(ask: Ask, questions: int, in_flight: int) -> dict[str, float]:
+    """Warm up; then all questions with `in_flight` at once; then a few, one at a time."""
+    texts = [row["question"] for row in sandbox.questions("test", questions, seed=0)]
+    await throughput(ask, texts[: 4 * in_flight], in_flight)
+    per_s = await throughput(ask, texts, in_flight)
+    seconds = []
+    for text in texts[:50]:
+        started = time.perf_counter()
+        await ask(text)
+        seconds.append(time.perf_counter() - started)
+    return {"questions_per_s": per_s, "p50_ms_at_1": 1000 * statistics.median(seconds)}
+
+
+async def throughput(ask: Ask, texts: list[str], in_flight: int) -> float:
+    """Questions per second with `in_flight` at once."""
+    waiting = iter(texts)
+
+    async def work() -> None:
+        for text in waiting:
+            await ask(text)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(in_flight)))
+    return len(texts) / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Rollouts on real Ray Data and a real engine: one per question, bad rows kept apart, what is written is not done again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from stasc_ray import config
+from stasc_ray.generation import rollouts
+from stasc_ray.tasks import sandbox
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = config.validate(
+    {
+        "prompts": {"preset": "sandbox"},
+        "reward": {"name": "exact_match", "scope": "after_marker"},
+        "engine": {"max_model_len_tokens": 256, "kv_cache_gb": 0.25, "batch_size": 8, "device": "cpu"},
+    }
+)
+WARM = config.Sampling(temperature=0.7, top_p=1.0, max_tokens=48)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from stasc_ray import cluster
+
+    with cluster.connect(None, tmp_path_factory.mktemp("logs")):
+        yield
+
+
+def job(folder: Path, turns: rollouts.Turns, version: str = "base") -> rollouts.Job:
+    return rollouts.Job(
+        model=str(sandbox.model_path()),
+        model_version=version,
+        settings=SETTINGS,
+        turns={"train": turns},
+        destination=str(folder),
+        on_cuda=False,
+    )
+
+
+def question_file(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    file = folder / "train.parquet"
+    rollouts.write_questions([{**row, "split": "train"} for row in rows], file, unit_size=8)
+    return file
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    rows = [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["id"]: row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def first_pass(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], list[dict[str, Any]]]:
+    """20 questions, one of them far too long; the folder, the questions and the summaries."""
+    folder = tmp_path_factory.mktemp("pass")
+    questions = sandbox.questions("train", 20, seed=3)
+    questions[5] = {**questions[5], "id": "long", "question": "What is 1 + " + "1 + " * 100 + "1?"}
+    units = rollouts.question_units(question_file(folder / "questions", questions), "train")
+    assert [unit.name for unit in units] == ["train-000000", "train-000001", "train-000002"]
+    summaries = list(rollouts.roll_out(job(folder / "rollouts", rollouts.Turns(2, 3, WARM, WARM)), units))
+    return folder, questions, summaries
+
+
+def test_every_question_has_one_rollout_with_all_its_samples(first_pass: Any) -> None:
+    folder, questions, summaries = first_pass
+    rows = read(folder / "rollouts")
+    assert set(rows) == {question["id"] for question in questions}
+    for identity, row in rows.items():
+        if identity == "long":
+            continue
+        assert len(row["initial"]) == 2 and [len(part) for part in row["corrections"]] == [3, 3]
+        assert [len(part) for part in row["correction_rewards"]] == [3, 3] and len(row["initial_rewards"]) == 2
+        assert row["model_version"] == "base" and row["initial_from"] == "current" and row["prompt_tokens"] > 0
+        for answer, reward in zip(row["initial"], row["initial_rewards"], strict=True):
+            assert reward == float(answer.rpartition("=")[2].strip() == row["answers"][0])
+    assert sum(summary["questions"] for summary in summaries) == 20
+    generated = sum(sum(row["initial_tokens"]) + sum(map(sum, row["correction_tokens"])) for row in rows.values())
+    assert sum(summary["initial_tokens"] + summary["correction_tokens"] for summary in summaries) == generated > 0
+
+
+def test_a_prompt_that_is_too_long_is_an_error_of_its_row_alone(first_pass: Any) -> None:
+    folder, _, summaries = first_pass
+    row = read(folder / "rollouts")["long"]
+    assert "expected fewer than engine.max_model_len_tokens = 256 tokens" in row["error"] and row["initial"] == []
+    assert sum(summary["errors"] for summary in summaries) == 1
+
+
+def test_only_what_has_no_file_is_done_again_and_half_files_are_never_read(first_pass: Any, tmp_path: Path) -> None:
+    folder, *_ = first_pass
+    destination = folder / "rollouts"
+    before = {file.name: file.stat().st_mtime_ns for file in destination.glob("*.parquet")}
+    lost = destination / "train-000001.parquet"
+    content = read(destination)
+    (destination / ".train-000001.abc.partial").write_bytes(lost.read_bytes()[:100])
+    lost.unlink()
+    units = rollouts.question_units(folder / "questions" / "train.parquet", "train")
+    summaries = list(rollouts.roll_out(job(destination, rollouts.Turns(2, 3, WARM, WARM)), units))
+    assert [summary["unit"] for summary in summaries] == ["train-000001"]
+    after = {file.name: file.stat().st_mtime_ns for file in destination.glob("*.parquet")}
+    assert {name for name in before if before[name] != after[name]} == {"train-000001.parquet"}
+    assert not list(destination.glob(".*"))
+    assert set(read(destination)) == set(content)
+
+
+def test_given_initial_answers_are_kept_and_corrected_in_rounds(first_pass: Any, tmp_path: Path) -> None:
+    folder, *_ = first_pass
+    units = rollouts.given_units(folder / "rollouts", "train")
+    assert [unit.name for unit in units] == ["train-fixed-000000", "train-fixed-000001", "train-fixed-000002"]
+    turns = rollouts.Turns(2, 2, WARM, WARM, chained=True)
+    list(rollouts.roll_out(job(tmp_path / "fixed", turns, version="iteration_01"), units))
+    given, found = read(folder / "rollouts"), read(tmp_path / "fixed")
+    assert set(found) == set(given)
+    for identity, row in found.items():
+        assert row["initial"] == given[identity]["initial"] and row["initial_from"] == "base"
+        assert row["model_version"] == "iteration_01"
+        if identity == "long":
+            assert "no initial answer was given" in row["error"]
+        else:
+            assert [len(rounds) for rounds in row["corrections"]] == [2, 2]
+    assert rollouts.unit_files(tmp_path / "fixed", "train", "base") and not rollouts.unit_files(tmp_path / "fixed", "train")

@@ -1,0 +1,102 @@
+"""Weights exchanged in place, on real engines without Serve: verified by the canary, else by way of a new engine."""
+
+import asyncio
+import shutil
+import tempfile
+
+import pytest
+import served_runs
+
+from stasc_ray import config, store
+from stasc_ray.generation.engine import Request
+from stasc_ray.serving import app, versions
+from stasc_ray.tasks import prompts
+
+pytestmark = pytest.mark.slow
+GREEDY = Request(config.Sampling(temperature=0.0, max_tokens=24), 1, 0)
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    import ray
+
+    session = tempfile.mkdtemp(prefix="stasc-")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=session)
+    yield
+    ray.shutdown()
+    shutil.rmtree(session, ignore_errors=True)
+
+
+async def answer(followed: versions.Versions) -> str:
+    messages = prompts.initial_messages({"question": "47+385+12"}, config.Prompts(preset="sandbox"))
+    async with followed.hold(None) as loaded:
+        token_ids = prompts.render(loaded.engine.tokenizer, messages, add_generation_prompt=True)
+        return (await loaded.engine.generate(token_ids, GREEDY)).text
+
+
+def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where_it_does_not(local_ray, tmp_path):
+    for name, values in {"a": {"noise": 0.05, "seed": 1}, "b": {"noise": 0.05, "seed": 2}, "tied": {"tied": True}}.items():
+        served_runs.make_model(tmp_path / name, **values)
+    run = served_runs.make_run(tmp_path / "run", "serve.swap=in_place")
+    served_runs.publish(run, tmp_path / "a")
+    settings = store.read_config(run.path)
+    endpoint = app.Endpoint(str(run.path), settings, on_cuda=False)
+
+    async def scenario() -> None:
+        followed = versions.Versions(run, settings, app.engine_spec(endpoint))
+        await followed.start()
+        first = await answer(followed)
+
+        served_runs.publish(run, tmp_path / "b")
+        await followed._step()
+        assert followed.active and followed.active.version == "v0001"
+        assert followed.engine_starts == 1, "the weights were exchanged, no engine was started"
+        assert await answer(followed) != first
+
+        served_runs.publish(run, tmp_path / "a")
+        await followed._step()
+        assert (await answer(followed), followed.engine_starts) == (first, 1)
+
+        # vLLM on CPU does not notice that it cannot load tied weights in place; the canary does.
+        served_runs.publish(run, tmp_path / "tied")
+        await followed._step()
+        assert followed.active.version == "v0003" and followed.active.verified.startswith("canary")
+
+        # Here both ways fail: the version before is back.
+        broken = shutil.copytree(tmp_path / "b", tmp_path / "broken")
+        shutil.copy(tmp_path / "a" / "model.safetensors", broken / "model.safetensors")
+        served_runs.publish(run, broken)
+        await followed._step()
+        assert followed.active.version == "v0003" and "log-probabilities" in followed.reasons()["v0004"]
+        print(f"engines started: {followed.engine_starts}")
+        await followed.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_start_with_a_broken_latest_serves_the_newest_version_that_is_not(local_ray, tmp_path):
+    served_runs.make_model(tmp_path / "a", noise=0.05, seed=1)
+    run = served_runs.make_run(tmp_path / "run")
+    served_runs.publish(run, tmp_path / "a")
+    (tmp_path / "a" / "config.json").unlink()
+    served_runs.publish(run, tmp_path / "a")
+    settings = store.read_config(run.path)
+
+    async def scenario() -> None:
+        followed = versions.Versions(run, settings, app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False)))
+        await followed.start()
+        assert followed.active and followed.active.version == "v0000"
+        assert "config.json" in followed.reasons()["v0001"]
+        await followed.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_run_without_a_version_that_works_says_why(tmp_path):
+    run = served_runs.make_run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    served_runs.publish(run, tmp_path / "empty")
+    settings = store.read_config(run.path)
+    followed = versions.Versions(run, settings, app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False)))
+    with pytest.raises(RuntimeError, match=r"v0000: .*config"):
+        asyncio.run(followed.start())
