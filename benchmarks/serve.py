@@ -80,7 +80,7 @@ def direct(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     """The engine in this process; both turns by the code that the endpoint uses."""
     from stasc_ray.generation.engine import Engine, Request, Sample
     from stasc_ray.serving.correcting import Asker, Plan
-    from stasc_ray.serving.versions import model_path
+    from stasc_ray.serving.verification import model_path
 
     settings, run = settings_of(folder), store.RunFolder(folder)
     (manifest,) = [manifest for manifest in run.versions() if manifest["version"] == run.latest()]

@@ -185,19 +185,23 @@ def follow(client: "JobSubmissionClient", id: str, write: Say, note: Say) -> int
         ConnectionError: the cluster did not answer for PATIENCE_S.
         ValueError: no such job.
     """
+    shown, answered = 0, time.monotonic()
+
+    def show(text: str) -> None:
+        nonlocal shown
+        write(text)
+        shown += len(text)
+
     wait_until_started(client, id, note)
-    shown, silent_since = 0, time.monotonic()
     while True:
-        before = shown
         with contextlib.suppress(*_connection_errors()):
-            shown = asyncio.run(_show(client, id, shown, write))
+            asyncio.run(_show(client, id, shown, show))
             job = details(client, id)
+            answered = time.monotonic()
             if job.status.value in ENDED:
-                write(client.get_job_logs(id)[shown:])  # what came between the last line followed and the end
+                show(client.get_job_logs(id)[shown:])  # what came between the last line followed and the end
                 return exit_status(job)
-        if shown > before:
-            silent_since = time.monotonic()
-        elif time.monotonic() - silent_since > PATIENCE_S:
+        if time.monotonic() - answered > PATIENCE_S:
             raise ConnectionError(
                 f"job {id}: expected {client.get_address()} to answer, found no sign for {PATIENCE_S:.0f} s; the job may go on. "
                 f"{come_back(client, id)}"
@@ -205,14 +209,12 @@ def follow(client: "JobSubmissionClient", id: str, write: Say, note: Say) -> int
         time.sleep(1)
 
 
-async def _show(client: "JobSubmissionClient", id: str, skip: int, write: Say) -> int:
-    """Write the log as it grows, without its first `skip` characters; returns how many have been shown in all."""
-    position = 0
+async def _show(client: "JobSubmissionClient", id: str, skip: int, show: Say) -> None:
+    """Show the log as it grows, without its first `skip` characters."""
     async for chunk in client.tail_job_logs(id):
-        position += len(chunk)
-        if position > skip:
-            write(chunk[max(len(chunk) - (position - skip), 0) :])
-    return max(position, skip)
+        if skip < len(chunk):
+            show(chunk[skip:])
+        skip = max(skip - len(chunk), 0)
 
 
 def wait_until_started(client: "JobSubmissionClient", id: str, note: Say) -> None:
@@ -318,4 +320,4 @@ def _connection_errors() -> tuple[type[Exception], ...]:
     import aiohttp
     import requests
 
-    return (aiohttp.ClientError, requests.RequestException, ConnectionError, RuntimeError)
+    return (aiohttp.ClientError, requests.RequestException, RuntimeError)

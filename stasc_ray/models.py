@@ -28,6 +28,12 @@ def check_model(path: str) -> None:
                 f"model.path: expected {what} in {path} (one of {', '.join(patterns)}), found "
                 f"{', '.join(sorted(file.name for file in folder.iterdir())) or 'an empty folder'}"
             )
+    settings = folder / "tokenizer_config.json"
+    if not any(folder.glob("chat_template*")) and '"chat_template"' not in (settings.read_text() if settings.is_file() else ""):
+        raise FileNotFoundError(
+            f"model.path: expected a chat template in {path} (chat_template.jinja, or in tokenizer_config.json), found none; use "
+            "an instruction-tuned model, or put a chat_template.jinja there"
+        )
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":

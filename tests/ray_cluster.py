@@ -23,7 +23,14 @@ class Node:
     """One `ray start --block` and everything it started, in a session of its own."""
 
     def __init__(self, *arguments: str, log: Path, environment: dict[str, str]) -> None:
-        command = [RAY, "start", "--block", "--disable-usage-stats", "--object-store-memory=250000000"]
+        command = [
+            RAY,
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            "--include-log-monitor=false",
+            "--object-store-memory=250000000",
+        ]
         command += [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
         command += ["--min-worker-port=0", "--max-worker-port=0", f"--metrics-export-port={free_port()}", *arguments]
         with log.open("ab") as file:

@@ -68,3 +68,27 @@ def test_errors_lose_the_layers_that_ray_puts_around_them() -> None:
     wrapped = RayTaskError("f", "Traceback ...\nValueError: expected a, found b", inner).as_instanceof_cause()
     assert errors.message(wrapped) == "expected a, found b"
     assert errors.message(KeyError("x")) == "KeyError: 'x'"
+
+
+@pytest.mark.slow
+def test_an_error_in_a_ray_data_task_reaches_the_reader_as_it_was_raised(tmp_path: Path) -> None:
+    import ray
+
+    from stasc_ray import cluster
+
+    def fill_the_disk(row: dict[str, int]) -> dict[str, int]:
+        raise OSError(28, "No space left on device", "rollouts/train-000001.parquet")
+
+    def refuse(row: dict[str, int]) -> dict[str, int]:
+        raise ValueError("expected a, found b:\n  on two lines")
+
+    with cluster.connect(None, tmp_path):
+        with pytest.raises(ray.exceptions.RayTaskError) as full:
+            ray.data.from_items([{"a": 1}]).map(fill_the_disk).take_all()
+        with pytest.raises(ray.exceptions.RayTaskError) as refused:
+            ray.data.from_items([{"a": 1}]).map(refuse).take_all()
+    assert errors.message(full.value) == (
+        "[Errno 28] No space left on device: 'rollouts/train-000001.parquet'; the disk is full: free some space, "
+        "and the same command continues"
+    )
+    assert errors.message(refused.value) == "expected a, found b:\n  on two lines"

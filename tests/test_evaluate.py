@@ -18,7 +18,9 @@ def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real questions of ../shared/data are not here")
 def test_real_questions_give_honest_figures_near_zero(tmp_path: Path) -> None:
-    done = evaluate("--data", str(DATA / "gsm8k.test.jsonl"), "--preset", "gsm8k", "--limit", "24", "--output", str(tmp_path / "out"))
+    done = evaluate(
+        "--data", str(DATA / "gsm8k.test.jsonl"), "--preset", "gsm8k", "--limit", "24", "--output", str(tmp_path / "out")
+    )
     assert done.returncode == 0, done.stderr
     (found,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["rounds"]
     assert found["questions"] == 24 and 0 <= found["r_y2"] <= 0.1

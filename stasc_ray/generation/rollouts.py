@@ -178,8 +178,15 @@ def pipeline(job: Job, units: Sequence[Unit]) -> "ray.data.Dataset":
 def read_unit(batch: pa.Table) -> pa.Table:
     """The rows of one unit, with the unit's name and `initial_from` beside them."""
     (unit,) = batch.to_pylist()
-    file = pq.ParquetFile(unit["source"])
-    table = file.read() if unit["row_group"] is None else file.read_row_group(unit["row_group"])
+    try:
+        file = pq.ParquetFile(unit["source"])
+        table = file.read() if unit["row_group"] is None else file.read_row_group(unit["row_group"])
+    except (pa.ArrowException, OSError) as error:
+        folder = Path(unit["source"]).parent
+        raise ValueError(
+            f"{unit['source']}: expected a whole Parquet file, found one that cannot be read ({error}); "
+            f"delete its folder {folder}, and the same command makes it again"
+        ) from error
     columns = [*QUESTION_SCHEMA.names, *(["initial", "initial_finish", "initial_tokens"] if unit["row_group"] is None else [])]
     table = table.select(columns).append_column("unit", pa.repeat(unit["name"], len(table)))
     return table.append_column("initial_from", pa.repeat(unit["initial_from"], len(table)))

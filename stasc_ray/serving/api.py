@@ -27,6 +27,7 @@ from stasc_ray.serving.errors import ApiError, responses
 from stasc_ray.serving.http import Envelope, add_error_handlers, event_stream, sse
 from stasc_ray.serving.keys import KeyRing
 from stasc_ray.serving.monitor import as_page
+from stasc_ray.serving.pins import LATEST, pin, read_pin
 from stasc_ray.serving.schemas import (
     ActivateRequest,
     ActivateResponse,
@@ -39,7 +40,6 @@ from stasc_ray.serving.schemas import (
     RunSummary,
 )
 from stasc_ray.serving.service import Service
-from stasc_ray.serving.versions import LATEST, pin, read_pin
 
 PAGE = Path(__file__).parent / "web" / "index.html"
 ASKING = responses(400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)

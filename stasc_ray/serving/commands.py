@@ -110,7 +110,7 @@ def check_version(run: Any, version: str | None) -> None:
     Raises:
         ValueError: nothing is published, or not that version.
     """
-    from stasc_ray.serving.versions import LATEST, pin, read_pin
+    from stasc_ray.serving.pins import LATEST, pin, read_pin
 
     names = [manifest["version"] for manifest in run.versions()]
     if not names:

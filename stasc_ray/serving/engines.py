@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import config, models
+from stasc_ray import config
 from stasc_ray.generation.engine import Request, Sample
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class PartialText:
 class EngineHandle:
     """The replica's side of an engine: same calls, with cancellation passed on and death as one error."""
 
-    def __init__(self, model: str, spec: EngineSpec) -> None:
+    def __init__(self, model: str, spec: EngineSpec, tokenizer: "PreTrainedTokenizerBase") -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -153,7 +153,7 @@ class EngineHandle:
             node = ray.get_runtime_context().get_node_id()
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         self.model = model
-        self.tokenizer: PreTrainedTokenizerBase = models.load_tokenizer(model, trust_remote_code=spec.trust_remote_code)
+        self.tokenizer = tokenizer
         self._actor: Any = ray.remote(EngineActor).options(**options).remote(model, spec)
 
     async def pid(self) -> int:

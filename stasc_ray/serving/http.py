@@ -88,7 +88,11 @@ class Envelope:
         route = getattr(scope.get("route"), "path", "other")
         self.monitor.requests.labels(route, str(status)).inc()
         details = {"request_id": request_id, "route": route, "status": status, "duration_ms": round(duration_s * 1000, 1)}
-        LOG.info(f"request {details}", extra={"event": "request", **{f"stasc_{name}": value for name, value in details.items()}})
+        quiet = route in ("/healthz", "/readyz", "/metrics")  # asked for every few seconds
+        level = logging.DEBUG if quiet else logging.INFO
+        LOG.log(
+            level, f"request {details}", extra={"event": "request", **{f"stasc_{name}": value for name, value in details.items()}}
+        )
 
 
 def error_response(error: ApiError) -> Response:

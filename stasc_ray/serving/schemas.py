@@ -104,6 +104,7 @@ class RunSummary(BaseModel):
     name: str
     variant: str
     model: str
+    preset: str = Field(description="prompts.preset: what kind of question it was trained on")
     active: str | None
     latest: str | None
     pinned: str | None

@@ -15,8 +15,9 @@ from stasc_ray.serving.engines import EngineDiedError
 from stasc_ray.serving.errors import ApiError, invalid
 from stasc_ray.serving.limits import Admission
 from stasc_ray.serving.monitor import Monitor
+from stasc_ray.serving.pins import read_pin
 from stasc_ray.serving.schemas import CorrectRequest, CorrectResponse, RunSummary, RunVersion, Timings, Usage, Vote
-from stasc_ray.serving.versions import Loaded, Versions, read_pin
+from stasc_ray.serving.versions import Loaded, Versions
 
 LOG = logging.getLogger("ray.serve")
 Emit = Callable[[str, dict[str, Any]], None]
@@ -186,6 +187,7 @@ class Service:
             name=settings.name,
             variant=settings.algorithm.variant,
             model=settings.model.path,
+            preset=settings.prompts.preset,
             active=active,
             latest=latest,
             pinned=read_pin(self.run.path),

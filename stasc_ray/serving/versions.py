@@ -7,52 +7,22 @@ reason, and tried again when its files change (an engine that could not start: a
 
 import asyncio
 import contextlib
-import json
 import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from stasc_ray import config, models, store
-from stasc_ray.generation.engine import Request
+from stasc_ray.serving import verification
 from stasc_ray.serving.engines import EngineDiedError, EngineHandle, EngineSpec
 from stasc_ray.serving.errors import ApiError
+from stasc_ray.serving.pins import LATEST, read_pin
 
 LOG = logging.getLogger("ray.serve")
-LATEST = "latest"
 MAX_STARTS_IN_A_ROW = 5
 RETRY_S, MAX_RETRY_S = 5.0, 600.0
-
-
-def pin_file(run_folder: Path) -> Path:
-    """Holds the version that an operator chose; absent: follow LATEST. In the run folder, so every replica sees it."""
-    return run_folder / "PINNED"
-
-
-def read_pin(run_folder: Path) -> str | None:
-    """The pinned version's name."""
-    with contextlib.suppress(FileNotFoundError):
-        return pin_file(run_folder).read_text(encoding="utf-8").strip() or None
-    return None
-
-
-def pin(run_folder: Path, version: str | None) -> None:
-    """Pin every replica, also those that start later, to `version`; None: follow LATEST.
-
-    Raises:
-        OSError: the run folder cannot be written to.
-    """
-    if version:
-        store.write_atomically(pin_file(run_folder), f"{version}\n")
-    else:
-        pin_file(run_folder).unlink(missing_ok=True)
-
-
-class RefusedError(ValueError):
-    """A version that must not be served."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +184,7 @@ class Versions:
 
     async def _move_to(self, manifest: dict[str, Any]) -> bool:
         version = manifest["version"]
-        files = _state_of_files(self.run.path, manifest)
+        files = verification.state_of_files(self.run.path, manifest)
         known = self.refused.get(version)
         if known and known.files == files and time.monotonic() < known.retry_at:
             return False
@@ -259,16 +229,13 @@ class Versions:
         Raises:
             EngineDiedError, OSError, ValueError: as `_prepare`; the old version is back then.
         """
-        model = model_path(self.run.path, manifest)
-        await asyncio.to_thread(models.check_model, model)
-        canary = read_canary(self.run.path, manifest)
-        await asyncio.to_thread(self._check_tokenizer, models.load_tokenizer(model))
+        model, _, canary = await asyncio.to_thread(self._check, manifest)
         self.active = None  # new requests wait now
         while old.in_flight:
             await old.idle.wait()
         try:
             if canary is None:
-                raise RefusedError("without a canary nobody would notice that an exchange went wrong")
+                raise ValueError("without a canary nobody would notice that an exchange went wrong")
             await old.engine.reload(model)
             verified = await self._verify(old.engine, canary)
             self._activate(Loaded(manifest, old.engine, verified, old.engine_pid))
@@ -291,19 +258,16 @@ class Versions:
             EngineDiedError: the engine did not come up.
             OSError, ValueError: this version must not be served.
         """
-        model = model_path(self.run.path, manifest)
-        await asyncio.to_thread(models.check_model, model)
-        canary = read_canary(self.run.path, manifest)
-        engine = await asyncio.to_thread(EngineHandle, model, self.spec)
+        model, tokenizer, canary = await asyncio.to_thread(self._check, manifest)
+        engine = EngineHandle(model, self.spec, tokenizer)
         self.engine_starts += 1
         try:
-            await asyncio.to_thread(self._check_tokenizer, engine.tokenizer)
             async with asyncio.timeout(self.settings.engine.start_timeout_s):
                 pid = await engine.pid()
                 verified = await self._verify(engine, canary)
         except TimeoutError:
             engine.kill()
-            raise RefusedError(
+            raise EngineDiedError(
                 f"its engine was not up after engine.start_timeout_s = {self.settings.engine.start_timeout_s:g} s"
             ) from None
         except BaseException:
@@ -311,44 +275,39 @@ class Versions:
             raise
         return Loaded(manifest, engine, verified, pid)
 
-    async def _verify(self, engine: EngineHandle, canary: dict[str, Any] | None) -> str:
-        """How the version was verified, in words.
+    def _check(self, manifest: dict[str, Any]) -> tuple[str, Any, verification.Canary | None]:
+        """Model, tokenizer and canary of a version, checked as far as that goes without an engine.
 
         Raises:
-            RefusedError: the engine's log-probabilities are not those that the trainer computed.
+            OSError, ValueError: this version must not be served.
         """
-        probe = Request(config.Sampling(temperature=0.0, max_tokens=1), 1, 0)
-        if canary is None:
-            await engine.generate(list(engine.tokenizer.encode("probe", add_special_tokens=False)), probe)
-            return "answered a probe (this version has no canary)"
-        differences: list[float] = []
-        for prompt in canary["prompts"]:
-            found = (await engine.logprobs(prompt["token_ids"]))[prompt["n_prompt"] - 1 :]
-            differences += [abs(a - b) for a, b in zip(found, prompt["logprobs"], strict=True)]
-        mean, tolerance = sum(differences) / len(differences), self.tolerance()
-        if not mean <= tolerance:  # NaN is refused too
-            self.observe("canary_failure", 1)
-            raise RefusedError(
-                f"canary: expected log-probabilities within {tolerance:g} of the trainer's, found a mean difference of {mean:.4g}"
-            )
-        await engine.generate(canary["prompts"][0]["token_ids"], probe)
-        return f"canary: mean difference of log-probabilities {mean:.2g}, tolerance {tolerance:g}"
+        model = verification.model_path(self.run.path, manifest)
+        verification.check_files(model)
+        canary = verification.read_canary(self.run.path, manifest)
+        trust = self.spec.trust_remote_code
+        tokenizer = models.load_tokenizer(model, trust_remote_code=trust)
+        verification.check_tokenizer(tokenizer, self._tokenizer_of_the_run())
+        return model, tokenizer, canary
 
-    def tolerance(self) -> float:
-        """Mean absolute difference of log-probabilities that 16-bit arithmetic, or float32 in another order, explains."""
-        dtype = self.settings.engine.dtype
-        full = dtype == "float32" or (dtype == "auto" and not self.spec.on_cuda)
-        return self.settings.serve.canary_tolerance or (0.01 if full else 0.1)
-
-    def _check_tokenizer(self, tokenizer: Any) -> None:
-        """Refuse a tokenizer that is not the run's: training never changes it."""
+    def _tokenizer_of_the_run(self) -> Any:
+        """The active version's, else the base model's; None where the base model has moved since."""
+        if self.active:
+            return self.active.engine.tokenizer
         base = next((manifest for manifest in self.run.versions() if manifest["iteration"] == 0), None)
-        reference = self.active.engine.tokenizer if self.active else None
-        if reference is None and base:
-            with contextlib.suppress(OSError, ValueError):  # the base model may have moved since
-                reference = models.load_tokenizer(model_path(self.run.path, base), trust_remote_code=self.spec.trust_remote_code)
-        if reference and (reference.get_vocab() != tokenizer.get_vocab() or reference.chat_template != tokenizer.chat_template):
-            raise RefusedError("its tokenizer is not the run's: vocabulary or chat template differ from the base model's")
+        if base:
+            with contextlib.suppress(OSError, ValueError):
+                path = verification.model_path(self.run.path, base)
+                return models.load_tokenizer(path, trust_remote_code=self.spec.trust_remote_code)
+        return None
+
+    async def _verify(self, engine: EngineHandle, canary: verification.Canary | None) -> str:
+        serve, dtype = self.settings.serve, self.settings.engine.dtype
+        full = dtype == "float32" or (dtype == "auto" and not self.spec.on_cuda)
+        try:
+            return await verification.verify(engine, canary, serve.canary_tolerance or verification.tolerance(full))
+        except verification.CanaryError:
+            self.observe("canary_failure", 1)
+            raise
 
     def _retire(self, old: Loaded) -> None:
         """End an engine when its last request has."""
@@ -375,34 +334,3 @@ class Versions:
     def _event(self, event: str, **details: Any) -> None:
         level = logging.WARNING if event in ("refused", "engine_died", "follow_failed") else logging.INFO
         LOG.log(level, f"{event} {details}", extra={"event": event, **details})
-
-
-def model_path(run_folder: Path, manifest: dict[str, Any]) -> str:
-    """Folder or Hub id of a version's model; manifests name folders relative to the run folder."""
-    local = run_folder / manifest["model"]
-    return str(local) if manifest["iteration"] or local.is_dir() else manifest["model"]
-
-
-def read_canary(run_folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """A version's canary (learning/export.py); None where the manifest names none, as for the base model.
-
-    Raises:
-        RefusedError: it is named, but not there or not readable.
-    """
-    if manifest.get("canary") is None:
-        return None
-    try:
-        canary = json.loads((run_folder / manifest["canary"]).read_text(encoding="utf-8"))
-        if not canary["prompts"]:
-            raise ValueError("it holds no prompts")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RefusedError(f"canary: expected {manifest['canary']}, found {error}") from error
-    return canary
-
-
-def _state_of_files(run_folder: Path, manifest: dict[str, Any]) -> str:
-    """Changes when the version's manifest or model folder does."""
-    folder = Path(model_path(run_folder, manifest))
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return json.dumps([manifest, states], sort_keys=True, default=str)

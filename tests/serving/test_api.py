@@ -13,8 +13,9 @@ from stasc_ray.serving.api import make_api
 from stasc_ray.serving.engines import EngineDiedError
 from stasc_ray.serving.keys import KeyRing, add_key
 from stasc_ray.serving.monitor import Monitor
+from stasc_ray.serving.pins import read_pin
 from stasc_ray.serving.service import Service
-from stasc_ray.serving.versions import Loaded, Versions, read_pin
+from stasc_ray.serving.versions import Loaded, Versions
 from stasc_ray.tasks import sandbox
 
 

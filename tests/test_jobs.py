@@ -1,0 +1,145 @@
+"""`stasc submit` and `stasc jobs`: what is pure here, and once for real on a cluster of three nodes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray_cluster import RayCluster, ray_cluster
+
+from stasc_ray import cluster, config, jobs
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "jobs" / "configs" / "demo.toml"
+STASC = [sys.executable, "-m", "stasc_ray.cli"]
+SMALL = [
+    "questions.train.limit=120",
+    "questions.dev.limit=40",
+    "questions.test.limit=40",
+    "engine.kv_cache_gb=0.25",
+    "engine.batch_size=20",
+    "engine.actors=2",
+    "algorithm.iterations=1",
+]
+
+
+def stasc(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    everything = {**os.environ, "RAY_AUTH_MODE": "disabled", **environment}
+    return subprocess.run([*STASC, *arguments], capture_output=True, text=True, timeout=580, check=False, env=everything)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [
+        ({}, ("stasc-a-1f-1", False)),
+        ({"stasc-a-1f-1": "RUNNING"}, ("stasc-a-1f-1", True)),
+        ({"stasc-a-1f-1": "PENDING", "stasc-a-2e-7": "FAILED"}, ("stasc-a-1f-1", True)),
+        ({"stasc-a-1f-1": "SUCCEEDED"}, ("stasc-a-1f-1", True)),
+        ({"stasc-a-1f-1": "FAILED"}, ("stasc-a-1f-2", False)),
+        ({"stasc-a-1f-10": "STOPPED", "stasc-a-1f-9": "SUCCEEDED"}, ("stasc-a-1f-11", False)),
+        ({"stasc-a-1f-1-1": "RUNNING", "raysubmit_x": "RUNNING", "": "RUNNING"}, ("stasc-a-1f-1", False)),
+    ],
+)
+def test_a_repeated_submit_attaches_and_a_failed_one_is_tried_again(statuses: dict[str, str], expected: tuple[str, bool]) -> None:
+    assert jobs.choose_attempt("stasc-a-1f", statuses) == expected
+
+
+def test_only_what_the_config_names_is_uploaded(tmp_path: Path) -> None:
+    for name in ("data/train.jsonl", "data/other.jsonl", "judges.py", "secret.txt", "my_model/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "run.toml").write_text("name = 'x'")
+    named = ["questions.train.source=data/train.jsonl", "reward.name=judges:strict", "model.path=./my_model"]
+    settings = config.load_config(None, [*named, "questions.dev.source=/shared/dev.jsonl", "questions.test.source=../test.jsonl"])
+    size = jobs.pack(settings, tmp_path / "run.toml", tmp_path / "packed", tmp_path, 1000)
+    found = {str(file.relative_to(tmp_path / "packed")): file.stat().st_size for file in (tmp_path / "packed").rglob("*.*")}
+    assert set(found) == {"config.toml", "data/train.jsonl", "judges.py", "my_model/config.json"}
+    assert size == sum(found.values())
+
+
+def test_a_large_upload_is_refused_and_the_largest_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "big.jsonl").write_bytes(b"x" * 5000)
+    settings = config.load_config(None, ["questions.train.source=big.jsonl"])
+    with pytest.raises(ValueError, match=r"expected at most 2.9 KiB to upload, found .* in 2 files \(largest: big.jsonl 4.9 KiB"):
+        jobs.pack(settings, DEMO, tmp_path / "packed", tmp_path, 3000)
+
+
+def test_storage_that_would_go_away_with_the_job_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected an absolute path that every node of the cluster sees, found 'runs'"):
+        jobs.check_storage(config.Config())
+    inside = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    with pytest.raises(ValueError, match="temporary working directory"):
+        cluster.run_folder(config.Config(), inside / "runs" / "a")
+    assert cluster.run_folder(config.Config(name="a", storage=str(tmp_path)), None) == tmp_path / "a"
+
+
+def test_wrong_addresses_are_explained() -> None:
+    done = stasc("submit", str(DEMO), "--address", "head:8265", "storage=/tmp")
+    assert done.returncode == 1 and "expected the Jobs API as http://HEAD:8265, found 'head:8265'" in done.stderr
+    done = stasc("jobs", "list", "--address", "http://127.0.0.1:9", RAY_ADDRESS="http://127.0.0.1:10")
+    assert done.returncode == 1 and "expected Ray's Jobs API at http://127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_needs_in_words() -> None:
+    def needed(*overrides: str) -> str:
+        return jobs.needs(config.load_config(None, list(overrides)))
+
+    assert needed("engine.device=cpu", "engine.actors=3") == "4 CPUs"
+    assert needed("engine.actors=[2, 9]", "engine.tensor_parallel_size=4", "finetune.workers=6") == "3 CPUs and 8 GPUs"
+    assert needed("engine.actors=all") == "2 CPUs and 1 GPUs"
+
+
+@pytest.fixture(scope="module")
+def three_nodes():
+    with ray_cluster(2, 2) as found:
+        yield found
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1500)
+def test_a_submitted_run_spreads_over_nodes_and_a_second_submit_attaches(three_nodes: RayCluster, tmp_path: Path) -> None:
+    at = ["--address", three_nodes.jobs_address]
+    command = ["submit", str(DEMO), *at, *SMALL, f"storage={tmp_path}", "name=two"]
+    with subprocess.Popen(
+        [*STASC, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=three_nodes.environment
+    ) as first:
+        assert first.stdout and first.stderr
+        begun = first.stdout.readline()
+        job, _, told = begun.partition(": ")
+        assert job.startswith("stasc-two-") and told.startswith("uploaded ") and told.endswith("bytes\n"), begun
+        second = stasc(*command)
+        output, errors = first.communicate(timeout=580)
+    assert first.returncode == second.returncode == 0, output + errors + second.stdout + second.stderr
+    assert second.stdout.startswith(f"{job}: attached, nothing uploaded\n")
+    for text in (output, second.stdout):
+        assert text.count("two: STaSC EIE, 1 iterations") == 1 and text.count("is best on dev") == 1, "the whole log, once"
+    lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    nodes = [line["rollouts/engine_nodes"] for line in lines if line["stage"] == "rollouts"]
+    assert max(nodes) > 1, f"engines ran on {nodes} nodes"
+    listed = stasc("jobs", "list", *at).stdout
+    assert listed.count("stasc-two-") == 1 and "SUCCEEDED" in listed and str(tmp_path) in listed
+    assert stasc("jobs", "logs", job, *at).stdout in output.replace(begun, "")
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+def test_a_stopped_job_and_one_that_fails_have_their_own_exit_status(three_nodes: RayCluster, tmp_path: Path) -> None:
+    at = ["--address", three_nodes.jobs_address]
+    command = ["submit", str(DEMO), *at, *SMALL, f"storage={tmp_path}", "name=stopped"]
+    started = stasc(*command, "--detach")
+    job = started.stdout.partition(":")[0]
+    assert started.returncode == 0 and f"stasc jobs stop {job}" in started.stdout
+    assert stasc("jobs", "stop", job, *at).stdout == f"{job}: STOPPED\n"
+    assert stasc("jobs", "logs", job, *at, "--follow").returncode == 130
+    again = stasc(*command, "--detach")
+    assert again.stdout.startswith(f"{job.removesuffix('1')}2: uploaded")
+    stasc("jobs", "stop", f"{job.removesuffix('1')}2", *at)
+    failed = stasc("submit", str(DEMO), *at, *SMALL, f"storage={tmp_path}", "name=failed", "engine.device=cuda")
+    assert failed.returncode == 1 and "expected at most the cluster's 0 GPUs" in failed.stdout
+    unknown = stasc("jobs", "logs", "nothing", *at)
+    assert unknown.returncode == 1 and "expected one of this cluster's (stasc-" in unknown.stderr
+    shutil.rmtree(tmp_path)
