@@ -154,7 +154,7 @@ def conclusion(found: dict[str, Any]) -> str:
     )
 
 
-app.command()(jobs_commands.submit)
+app.command("submit")(jobs_commands.submit)
 app.add_typer(jobs_commands.jobs_app, name="jobs")
 
 

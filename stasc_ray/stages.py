@@ -156,7 +156,7 @@ def collect(display: Display, job: rollouts.Job, units: Sequence[rollouts.Unit],
     """Run what is missing of a pass and add up its units, those of earlier attempts included."""
     started = time.monotonic()
     destination = Path(job.destination)
-    done = [unit for unit in units if (destination / f"{unit.name}.parquet").exists()]
+    done = rollouts.written(destination, units)
     earlier = [rollouts.read_summary(destination / f"{unit.name}.parquet") for unit in done]
     resumed = sum(summary["questions"] for summary in earlier)
     total = sum(_rows(unit) for unit in units)
@@ -235,6 +235,10 @@ def fine_tune(run: Run, iteration: int) -> None:
             adapter=adapter,
         )
     _commit(run, folder, "finetune", iteration, summary)
+    run.display.note(
+        f"{iteration_name(iteration)}: {summary['steps']} steps in {summary['duration_s']:.0f} s, after {summary['start_s']:.0f} s "
+        "of encoding and of starting workers in the place of engines"
+    )
     shutil.rmtree(state, ignore_errors=True)
 
 
@@ -364,7 +368,7 @@ def _commit(run: Run, folder: Path, stage: str, iteration: int, summary: Mapping
 def repair_metrics(folder: RunFolder) -> None:
     """Log the stages whose driver died between the commit mark and the line."""
     for mark in sorted(folder.path.glob("*/_COMMITTED.json")) + sorted(folder.path.glob("*/*/_COMMITTED.json")):
-        folder.log(json.loads(mark.read_text(encoding="utf-8"))["line"])
+        folder.log((folder.committed(mark.parent) or {})["line"])
 
 
 def _metrics_of(folder: RunFolder, iteration: int, stage: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ SMALL = [
     "engine.concurrent_batches=1",
     "engine.actors=2",
     "algorithm.iterations=1",
-    "finetune.batch_size=8",
+    "finetune.batch_size=24",
     "finetune.checkpoint_every_n_steps=2",
     "finetune.max_failures=4",
 ]

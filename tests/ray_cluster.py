@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -81,23 +82,24 @@ class RayCluster:
 
     def add_node(self, cpus: int) -> Node:
         """A further node with CPUs of its own; returns when it has joined."""
-        wanted = self.alive_nodes() + 1
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", until=lambda: self.alive_nodes() >= wanted)
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", until=lambda: self.alive_nodes() > 1)
 
     def _start(self, *arguments: str, until: Callable[[], bool]) -> Node:
         """Start a node; again if it gives up, since Ray allows 30 s for it, which a busy small machine may exceed."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
-            node = Node(*arguments, log=self.folder / "start.log", environment=self.environment)
+            log = self.folder / f"start-{uuid.uuid4().hex}.log"
+            node = Node(*arguments, log=log, environment=self.environment)
             self.nodes.append(node)
             while node.process.poll() is None:
-                if until():
+                # A node that Ray is about to give up may count as alive already: its own word comes first.
+                if "Ray runtime started" in log.read_text() and until():
                     return node
-                assert time.monotonic() < deadline, (self.folder / "start.log").read_text()
+                assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.5)
             node.kill()
             self.nodes.remove(node)
-            assert time.monotonic() < deadline, (self.folder / "start.log").read_text()
+            assert time.monotonic() < deadline, log.read_text()
 
     def _get(self, path: str) -> Any:
         try:

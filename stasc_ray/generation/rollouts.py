@@ -137,13 +137,29 @@ def roll_out(job: Job, units: Sequence[Unit]) -> Iterator[Row]:
     destination.mkdir(parents=True, exist_ok=True)
     for partial in destination.glob(".*.partial"):
         partial.unlink(missing_ok=True)
-    missing = [unit for unit in units if not (destination / f"{unit.name}.parquet").exists()]
+    done = set(written(destination, units))
+    missing = [unit for unit in units if unit not in done]
     if missing:
         yield from pipeline(job, missing).iter_rows()
 
 
-def pipeline(job: Job, units: Sequence[Unit]) -> "ray.data.Dataset":
-    """The Ray Data plan behind `roll_out`."""
+def written(destination: Path, units: Sequence[Unit]) -> list[Unit]:
+    """The units whose file is there and whole. One cut short (a disk that lost power) is removed and done again."""
+    found = []
+    for unit in units:
+        file = destination / f"{unit.name}.parquet"
+        if file.exists():
+            try:
+                pq.read_metadata(file)  # the footer is written last
+            except pa.ArrowInvalid:
+                file.unlink()
+            else:
+                found.append(unit)
+    return found
+
+
+def pipeline(job: Job, units: Sequence[Unit], actor: "type[RolloutActor] | None" = None) -> "ray.data.Dataset":
+    """The Ray Data plan behind `roll_out`; `actor` takes the place of RolloutActor (benchmarks/simulate_scale.py)."""
     import ray
 
     settings = job.settings.engine
@@ -163,7 +179,7 @@ def pipeline(job: Job, units: Sequence[Unit]) -> "ray.data.Dataset":
         ray.data.from_items(work, override_num_blocks=len(work))
         .map_batches(read_unit, batch_size=None, batch_format="pyarrow")
         .map_batches(
-            RolloutActor,
+            actor or RolloutActor,
             fn_constructor_args=(job,),
             compute=pool,
             batch_size=None,

@@ -200,16 +200,16 @@ class EngineHandle:
         raise EngineDiedError("the engine ended its answer too early")
 
     async def _result(self, reference: Coroutine[Any, Any, Any]) -> Any:
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         try:
             return await reference
-        except RayActorError as error:
-            raise EngineDiedError(f"the engine died: {_last_line(error)}") from error
         except RayTaskError as error:
             if isinstance(error.cause, (ValueError, RuntimeError)):
                 raise error.cause from None
             raise
+        except RayError as error:  # the actor died, out of memory, its node is gone
+            raise EngineDiedError(f"the engine died: {_last_line(error)}") from error
 
 
 def _last_line(error: BaseException) -> str:

@@ -148,8 +148,8 @@ class Versions:
             try:
                 await self._check_alive()
                 await self._step()
-            except (OSError, ValueError) as error:  # a file system that hiccups, a manifest that is being written
-                self._event("follow_failed", error=str(error))
+            except Exception as error:  # a file system that hiccups, Ray in trouble: a follower that ends never moves again
+                self._event("follow_failed", error=f"{type(error).__name__}: {error}")
 
     def reasons(self) -> dict[str, str]:
         """Why versions are not served."""

@@ -70,9 +70,9 @@ def ask(tab: chromium.Tab, question: str) -> None:
 
 
 def without_marked(tab: chromium.Tab, side: str) -> str:
-    """The words of a side that are not marked as changed."""
+    """What is not marked as changed on a side, blanks aside."""
     kept = f"[...document.querySelector('{side}').childNodes].filter(node => node.nodeType === 3).map(node => node.data).join(' ')"
-    return " ".join(tab.js(kept).split())
+    return "".join(tab.js(kept).split())
 
 
 def log_in(tab: chromium.Tab, key: str) -> None:
@@ -93,13 +93,13 @@ def test_both_answers_stream_in_with_the_changed_words_marked_and_a_new_version_
     seen = "new MutationObserver(() => seen.add(document.querySelector('#y2').textContent.length))"
     tab.js(f"window.seen = new Set(), {seen}.observe(document.querySelector('#y2'), {{childList: true}}), 0")
     ask(tab, reply["question"])
+    tab.screenshot(tmp_path / "wide.png")
     assert tab.js("document.querySelector('#y1').textContent") == reply["initial_answer"]
     assert tab.js("document.querySelector('#y2').textContent") == reply["answer"]
     assert tab.js("seen.size") > 3
     assert tab.js("document.querySelectorAll('#y1 del, #y2 ins').length") > 0
     assert without_marked(tab, "#y1") == without_marked(tab, "#y2")
     assert before in tab.text("#facts") and f"{reply['usage']['completion_tokens']} written" in tab.text("#facts")
-    tab.screenshot(tmp_path / "wide.png")
 
     version = served.publish("b")
     tab.wait(f"document.querySelector('#state').innerText.startsWith('{version} answers')")

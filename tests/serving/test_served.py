@@ -23,7 +23,7 @@ from stasc_ray.tasks import prompts, sandbox
 pytestmark = pytest.mark.slow
 
 QUESTIONS = [row["question"] for row in sandbox.questions("dev", 8, seed=0)]
-PATIENCE_S = 180  # a loaded machine
+PATIENCE_S = 300  # a loaded machine
 CAPACITY = {"in_flight": 4, "queue": 4}
 
 
