@@ -8,10 +8,13 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: demo test test-fast test-cluster check format setup lock clean
+.PHONY: demo serve test test-fast test-cluster check format setup lock clean
 
 demo: setup  ## A small model learns to correct itself: a few minutes on a laptop without a GPU
 	$(BIN)/stasc run jobs/configs/demo.toml
+
+serve: setup  ## Answer with the demo's newest version at http://127.0.0.1:8000
+	$(BIN)/stasc serve runs/demo
 
 test: check  ## Lint, types, import contracts and the tests that CI runs
 	$(BIN)/python -m pytest -m "not cluster and not gpu"

@@ -1,4 +1,4 @@
-"""The `stasc` command: run | evaluate | report | config.
+"""The `stasc` command: run | evaluate | report | config | serve | ask | keys | submit | jobs.
 
 stasc run jobs/configs/demo.toml
 """
@@ -12,6 +12,7 @@ import typer
 
 from stasc_ray import jobs_commands
 from stasc_ray.errors import errors_for_people, naming_logs
+from stasc_ray.serving import commands
 
 app = typer.Typer(
     name="stasc",
@@ -154,6 +155,9 @@ def conclusion(found: dict[str, Any]) -> str:
     )
 
 
+app.command("serve")(commands.serve)
+app.command("ask")(commands.ask)
+app.add_typer(commands.keys_app, name="keys")
 app.command("submit")(jobs_commands.submit)
 app.add_typer(jobs_commands.jobs_app, name="jobs")
 

@@ -185,8 +185,9 @@ def _check_same_config(path: Path, settings: config.Config) -> None:
     if not (path / "config.json").is_file():
         return
     stored = read_config(path)
-    # Where the folder lies and how fast engines go are not what the run is.
-    names = [name for name in config.differing_fields(stored, settings) if name not in ("storage", "name")]
+    # Where the folder lies and how it is served are not what the run is.
+    differing = config.differing_fields(stored, settings)
+    names = [name for name in differing if name not in ("storage", "name") and not name.startswith("serve.")]
     if names:
         old, new = (dict((name, value) for name, value, *_ in config.walk(tree)) for tree in (stored, settings))
         lines = [f"  {name}: {old[name]!r} in the folder, {new[name]!r} now" for name in names]

@@ -331,7 +331,8 @@ def test_an_admin_moves_back_and_forward(served):
         served.wait(lambda health, expected=expected: health["active"] == expected)
         assert served.correct(QUESTIONS[0]).json()["model_version"] == expected
     assert served.correct(QUESTIONS[0], version=latest).status_code == 200
-    assert served.correct(QUESTIONS[0], version="v0001").status_code == 409
+    served.wait(lambda health: health["loaded"] == [latest])
+    assert served.correct(QUESTIONS[0], version="v0000").status_code == 409
 
 
 def test_an_engine_that_is_killed_is_replaced(served):
