@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: demo serve test test-fast test-cluster check format setup lock clean
+.PHONY: demo serve test test-fast test-serving test-cluster check format setup lock clean
 
 demo: setup  ## A small model learns to correct itself: a few minutes on a laptop without a GPU
 	$(BIN)/stasc run jobs/configs/demo.toml
@@ -17,10 +17,13 @@ serve: setup  ## Answer with the demo's newest version at http://127.0.0.1:8000
 	$(BIN)/stasc serve runs/demo
 
 test: check  ## Lint, types, import contracts and the tests that CI runs
-	$(BIN)/python -m pytest -m "not cluster and not gpu"
+	$(BIN)/python -m pytest -m "not served and not cluster and not gpu"
 
 test-fast: setup  ## The tests that start no engine and no trainer
 	$(BIN)/python -m pytest -m "not slow and not cluster and not gpu and not browser"
+
+test-serving: setup  ## The served endpoint for real, and its page in Chromium
+	$(BIN)/python -m pytest -m "served and not cluster"
 
 test-cluster: setup  ## Kills on a real multi-process cluster on this machine
 	$(BIN)/python -m pytest -m cluster

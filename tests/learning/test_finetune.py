@@ -325,6 +325,7 @@ def test_a_killed_worker_resumes_to_the_same_curve(
 
 
 @pytest.mark.slow
+@pytest.mark.cluster  # `make test` covers this in test_run.py, with a killed driver
 def test_a_second_call_continues_from_the_last_checkpoint(cluster: Any, base: str, one_worker: tuple[dict[str, Any], Path]):
     again = run(cluster, base, one_worker[1], make_examples(30))
     assert again["resumed_from_step"] == 6
