@@ -40,11 +40,11 @@ format: setup
 
 setup: $(STAMP)
 
-$(STAMP): $(LOCK)
+$(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"stasc_ray needs Python >= 3.11, found {sys.version.split()[0]}; set PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	@# torch's CPU build comes from where pip is told to look (PIP_FIND_LINKS, pip.conf); if it is not there, from PyTorch's own index.
-	$(INSTALL) -r $(LOCK) || $(INSTALL) -r $(LOCK) --extra-index-url https://download.pytorch.org/whl/cpu
+	$(INSTALL) -r $(LOCK) || { [ $(DEVICE) = cpu ] && $(INSTALL) -r $(LOCK) --extra-index-url https://download.pytorch.org/whl/cpu; }
 	$(INSTALL) -e .
 	@rm -f .venv/installed-* && touch $@
 

@@ -97,7 +97,9 @@ def evaluate(
             naming_logs(folder / "logs"),
             cluster.connect(address, folder / "logs"),
         ):
-            found = evaluate_model.evaluate(settings, folder, cluster.on_cuda(settings), rounds, Display())
+            cuda = cluster.on_cuda(settings, training=False)
+            cluster.check(settings, folder, cuda)
+            found = evaluate_model.evaluate(settings, folder, cuda, rounds, Display())
         typer.echo(evaluate_model.as_text(found))
 
 

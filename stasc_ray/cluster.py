@@ -80,7 +80,7 @@ def _start_local(logs: Path) -> Path:
     return session
 
 
-def on_cuda(settings: config.Config) -> bool:
+def on_cuda(settings: config.Config, *, training: bool = True) -> bool:
     """Whether engines and trainers run on CUDA.
 
     Raises:
@@ -92,7 +92,7 @@ def on_cuda(settings: config.Config) -> bool:
         return False
     for field, need in {
         "engine.actors x engine.tensor_parallel_size": settings.engine.least_actors * settings.engine.tensor_parallel_size,
-        "finetune.workers": settings.finetune.workers,
+        "finetune.workers": settings.finetune.workers if training else 0,
     }.items():
         if need > gpus:
             raise ValueError(
@@ -161,6 +161,11 @@ def check(settings: config.Config, run_folder: Path, cuda: bool) -> None:
         raise ValueError(
             f"engine.actors x engine.cpus_per_actor + 1 (to read and grade): expected at most the cluster's "
             f"{resources.get('CPU', 0):.0f} CPUs, found {cpus}; lower engine.actors or engine.cpus_per_actor"
+        )
+    if not cuda and settings.finetune.workers > resources.get("CPU", 0):
+        raise ValueError(
+            f"finetune.workers: expected at most the cluster's {resources.get('CPU', 0):.0f} CPUs, found "
+            f"{settings.finetune.workers}; lower it"
         )
     memory_gb = resources.get("memory", 0) / 2**30
     if not cuda and actors * settings.engine.kv_cache_gb > memory_gb:

@@ -172,6 +172,8 @@ def collect(display: Display, job: rollouts.Job, units: Sequence[rollouts.Unit],
     start_s = max((summary["engine_start_s"] for summary in fresh), default=0.0)
     names = ("questions", "errors", "grader_errors", "initial_tokens", "correction_tokens", "prompt_tokens")
     counts = {name: sum(summary[name] for summary in (*earlier, *fresh)) for name in names}
+    if counts["questions"] != total:
+        raise RuntimeError(f"rollouts in {destination}: expected {total} questions, found {counts['questions']}; delete the folder")
     messages = collections.Counter(text for summary in (*earlier, *fresh) for text in summary["messages"] if text)
     return {
         **counts,
@@ -220,13 +222,16 @@ def fine_tune(run: Run, iteration: int) -> None:
     adapter = previous_adapter if evolving and previous_adapter.is_dir() else None
     # An adapter is continued on M0, which it was made for; full weights start from the current model.
     start = run.model(iteration - 1) if evolving and adapter is None else run.model(0)
-    shutil.rmtree(folder, ignore_errors=True)
+    # An attempt that was taken over may still train: it exports into a folder of its own, which only the lease's holder moves.
+    built = folder.with_name(f"model.{run.folder.attempt:04d}.partial")
+    for old in folder.parent.glob("model.*.partial"):
+        shutil.rmtree(old, ignore_errors=True)
     files = [str(file) for file in _parquet_files(run.folder.stage(iteration, "examples"))]
     with _training_progress(run, iteration, state / "progress.json"):
         summary = finetune.finetune(
             ray.data.read_parquet(files),
             base_model=start,
-            output=folder,
+            output=built,
             config=run.settings,
             iteration=iteration,
             storage=state,
@@ -234,6 +239,9 @@ def fine_tune(run: Run, iteration: int) -> None:
             model_card=_model_card(run, iteration),
             adapter=adapter,
         )
+    run.folder.check_lease()
+    shutil.rmtree(folder, ignore_errors=True)
+    built.rename(folder)
     _commit(run, folder, "finetune", iteration, summary)
     run.display.note(
         f"{iteration_name(iteration)}: {summary['steps']} steps in {summary['duration_s']:.0f} s, after {summary['start_s']:.0f} s "

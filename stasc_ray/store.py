@@ -27,6 +27,20 @@ from typing import Any
 from stasc_ray import config
 
 COMMIT_MARK = "_COMMITTED.json"
+OPERATIONAL = (
+    "storage",
+    "name",
+    "engine.actors",
+    "engine.concurrent_batches",
+    "engine.gpu_memory_utilization",
+    "engine.kv_cache_gb",
+    "engine.max_error_fraction",
+    "engine.start_timeout_s",
+    "finetune.gradient_checkpointing",
+    "finetune.max_failures",
+    "finetune.start_timeout_s",
+)
+"""Fields that say how a run is carried out, not what it is: a resumed run may have others."""
 LEASE_TIMEOUT_S = 30.0
 LEASE_RENEWAL_S = 5.0
 
@@ -127,6 +141,13 @@ class RunFolder:
             self.check_lease()
             write_atomically(self.path / "LATEST", f"{manifest['version']}\n")
 
+    @property
+    def attempt(self) -> int:
+        """Number of this driver's attempt at the run."""
+        self.check_lease()
+        assert self.lease is not None
+        return self.lease.number
+
     def check_lease(self) -> None:
         """Raises RuntimeError unless this process holds the run's newest lease."""
         if self.lease is None:
@@ -152,20 +173,22 @@ def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Ite
         OSError: the folder cannot be written to.
     """
     run = RunFolder(path)
-    if path.exists() and not (path / "config.json").exists() and any(entry.name != "lease" for entry in path.iterdir()):
+    ours = (path / "config.json").exists() or (path / "lease").is_dir()
+    if path.exists() and not ours and any(path.iterdir()):
         raise ValueError(f"run folder {path}: expected a run's folder or an empty one, found other files; name another folder")
     if not fresh:
         _check_same_config(path, settings)
     path.mkdir(parents=True, exist_ok=True)
     with hold_lease(path / "lease") as lease:
         run.lease = lease
-        if fresh:
+        if fresh or not (path / "config.json").exists():
+            # The config goes first and comes last: a folder without it holds nothing of a run, whoever was killed here.
+            (path / "config.json").unlink(missing_ok=True)
             for entry in path.iterdir():
                 if entry.name != "lease":
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         run.logs.mkdir(exist_ok=True)
-        if not (path / "config.json").exists():
-            write_atomically(path / "config.json", config.to_json(settings))
+        write_atomically(path / "config.json", config.to_json(settings))
         yield run
 
 
@@ -182,12 +205,11 @@ def read_config(path: Path) -> config.Config:
 
 
 def _check_same_config(path: Path, settings: config.Config) -> None:
-    if not (path / "config.json").is_file():
-        return
+    if not (path / "config.json").is_file() or not (path / "questions" / COMMIT_MARK).is_file():
+        return  # nothing was done with the old config yet
     stored = read_config(path)
-    # Where the folder lies and how it is served are not what the run is.
     differing = config.differing_fields(stored, settings)
-    names = [name for name in differing if name not in ("storage", "name") and not name.startswith("serve.")]
+    names = [name for name in differing if name not in OPERATIONAL and not name.startswith(("serve.", "tracking."))]
     if names:
         old, new = (dict((name, value) for name, value, *_ in config.walk(tree)) for tree in (stored, settings))
         lines = [f"  {name}: {old[name]!r} in the folder, {new[name]!r} now" for name in names]

@@ -28,9 +28,13 @@ def test_a_stage_counts_only_when_it_is_committed(tmp_path: Path) -> None:
 
 
 def test_the_same_name_with_another_config_is_refused_and_names_the_fields(tmp_path: Path) -> None:
-    with store.open_run(tmp_path / "run", SETTINGS):
-        pass
     changed = config.validate({"finetune": {"learning_rate": 1e-3}, "seed": 7})
+    with store.open_run(tmp_path / "run", changed):
+        pass
+    with store.open_run(tmp_path / "run", SETTINGS) as run:  # nothing had been done with the other one
+        run.commit(run.questions, {})
+    with store.open_run(tmp_path / "run", config.validate({"engine": {"actors": 2, "max_error_fraction": 0.5}})):
+        pass  # how a run is carried out is not what it is
     with pytest.raises(ValueError, match="another config") as refused, store.open_run(tmp_path / "run", changed):
         pass
     text = str(refused.value)
@@ -38,6 +42,14 @@ def test_the_same_name_with_another_config_is_refused_and_names_the_fields(tmp_p
     assert "--fresh" in text and "name=" in text
     with store.open_run(tmp_path / "run", changed, fresh=True) as run:
         assert store.read_config(run.path) == changed
+
+
+def test_what_a_killed_start_leaves_is_begun_anew(tmp_path: Path) -> None:
+    with store.open_run(tmp_path / "run", SETTINGS) as run:
+        run.commit(run.stage(0, "rollouts"), {})
+        (run.path / "config.json").unlink()  # --fresh deletes it first, and was killed right after
+    with store.open_run(tmp_path / "run", SETTINGS) as run:
+        assert run.committed(run.stage(0, "rollouts")) is None and store.read_config(run.path) == SETTINGS
 
 
 def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path) -> None:

@@ -155,6 +155,8 @@ class Engine:
         else:
             self._inbox.put(_Submission(list(prompt_token_ids), params, read, future, on_tokens))
             future.add_done_callback(self._abort_if_cancelled)
+            if not self.alive:  # it stopped meanwhile and may have missed this one
+                _settle(future, RuntimeError(f"the engine is not running: {self._failure}"))
         return future
 
     def _abort_if_cancelled(self, future: "Future[Any]") -> None:
@@ -177,6 +179,7 @@ class Engine:
             self._serve(llm)
         except Exception as error:  # a dead engine must not leave anybody waiting for ever
             self._failure = error
+        self._failure = self._failure or RuntimeError("it was closed")
         self._fail_all(RuntimeError(f"the engine stopped: {self._failure or 'it was closed'}"))
 
     def _serve(self, llm: "LLMEngine") -> None:
@@ -295,7 +298,9 @@ def _make_llm(model: str, engine: config.Engine, on_cuda: bool, trust_remote_cod
     if not on_cuda:
         import torch
 
-        torch.set_num_threads(max(engine.cpus_per_actor, (os.cpu_count() or 1) // engine.least_actors))
+        # A pool that may grow gets what is reserved; a fixed one shares the machine out.
+        share = (os.cpu_count() or 1) // engine.actors if isinstance(engine.actors, int) else 0
+        torch.set_num_threads(max(engine.cpus_per_actor, share))
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=model,
