@@ -289,7 +289,8 @@ def test_one_worker_learns_and_reports(one_worker: tuple[dict[str, Any], Path], 
     assert found["trained_tokens"] > 0 and found["tokens_per_s"] > 0 and found["duration_s"] > found["train_s"] > 0
     assert json.loads((folder / "state" / "progress.json").read_text())["step"] == 8
     assert AutoModelForCausalLM.from_pretrained(folder / "model").config.tie_word_embeddings
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # Ray Train puts a handler of its own in place; what was there before is back (a background shell ignores SIGINT).
+    assert signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_IGN)
 
 
 @pytest.mark.slow
