@@ -12,7 +12,7 @@ import json
 import shutil
 from pathlib import Path
 
-from stasc_ray import cluster, config, stages
+from stasc_ray import cluster, config, passes
 from stasc_ray.learning.finetune import finetune
 
 
@@ -39,7 +39,7 @@ def main() -> None:
 
         found = finetune(
             ray.data.read_parquet(files),
-            base_model=stages.base_model(settings),
+            base_model=passes.base_model(settings),
             output=output,
             config=settings,
             iteration=1,

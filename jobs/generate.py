@@ -10,7 +10,7 @@ same command again continues where it stopped.
 import argparse
 from pathlib import Path
 
-from stasc_ray import cluster, config, stages, store, tracking
+from stasc_ray import cluster, config, passes, preflight, stages, store, tracking
 from stasc_ray.display import Display
 
 
@@ -23,16 +23,16 @@ def main() -> None:
     parser.add_argument("--address", help="Ray cluster to join; default: RAY_ADDRESS, else a local Ray")
     arguments = parser.parse_intermixed_args()
     settings = config.load_config(arguments.config, arguments.overrides)
-    stages.check_config(settings)
+    passes.check_config(settings)
     folder = cluster.run_folder(settings, arguments.output)
     with (
         store.open_run(folder, settings) as opened,
         cluster.connect(arguments.address, opened.logs),
         tracking.sinks(settings, folder) as track,
     ):
-        cuda = cluster.on_cuda(settings)
-        cluster.check(settings, folder, cuda)
-        stages.check_models(settings)
+        cuda = cluster.on_cuda(settings, training=False)
+        preflight.check(settings, folder, passes.base_model(settings), cuda, training=False)
+        passes.check_models(settings)
         run = stages.Run(opened, settings, cuda, Display(), track)
         stages.prepare_questions(run)
         stages.answer_and_correct(run, 0, learn=True)

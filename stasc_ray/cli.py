@@ -41,12 +41,12 @@ def run(
 ) -> None:
     """Run STaSC, or continue a run: the same command picks up where the last one stopped."""
     with errors_for_people(debug):
-        from stasc_ray import algorithm, cluster, config, stages, store, tracking
+        from stasc_ray import algorithm, cluster, config, passes, preflight, stages, store, tracking
         from stasc_ray.display import Display
         from stasc_ray.evaluation.report import write_report
 
         settings = config.load_config(config_file, overrides or [])
-        stages.check_config(settings)
+        passes.check_config(settings)
         folder = cluster.run_folder(settings, run_dir)
         display = Display()
         started = time.monotonic()
@@ -58,8 +58,8 @@ def run(
         ):
             cuda = cluster.on_cuda(settings)
             display.note(describe(settings, folder, cuda, time.monotonic() - started))
-            cluster.check(settings, folder, cuda)
-            stages.check_models(settings)
+            preflight.check(settings, folder, passes.base_model(settings), cuda)
+            passes.check_models(settings)
             opened.write_environment(cluster.environment())
             found = algorithm.stasc(stages.Run(opened, settings, cuda, display, track))
         display.note(conclusion(found))
@@ -83,7 +83,7 @@ def evaluate(
 ) -> None:
     """Measure a model's answers and corrections on any questions; prints the metrics, per round with --rounds."""
     with errors_for_people(debug):
-        from stasc_ray import cluster, config, evaluate_model, stages
+        from stasc_ray import cluster, config, evaluate_model, passes, preflight
         from stasc_ray.display import Display
 
         suited = [] if config_file else evaluate_model.defaults(preset, data)
@@ -91,14 +91,14 @@ def evaluate(
         given += [f"questions.test.source={data!r}"] + ([f"questions.test.split={split!r}"] if split else [])
         given += [f"questions.test.limit={limit}"] if limit else []
         settings = config.load_config(config_file, [*suited, *given, *(overrides or [])])
-        stages.check_config(settings)
+        passes.check_config(settings)
         with (
             evaluate_model.folder_for(output) as folder,
             naming_logs(folder / "logs"),
             cluster.connect(address, folder / "logs"),
         ):
             cuda = cluster.on_cuda(settings, training=False)
-            cluster.check(settings, folder, cuda)
+            preflight.check(settings, folder, passes.base_model(settings), cuda, training=False)
             found = evaluate_model.evaluate(settings, folder, cuda, rounds, Display())
         typer.echo(evaluate_model.as_text(found))
 

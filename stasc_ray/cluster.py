@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ def on_cuda(settings: config.Config, *, training: bool = True) -> bool:
         return False
     for field, need in {
         "engine.actors x engine.tensor_parallel_size": settings.engine.least_actors * settings.engine.tensor_parallel_size,
-        "finetune.workers": settings.finetune.workers if training else 0,
+        "finetune.workers": settings.finetune.least_workers if training else 0,
     }.items():
         if need > gpus:
             raise ValueError(
@@ -145,59 +144,6 @@ def run_folder(settings: config.Config, run_dir: Path | None) -> Path:
     return folder
 
 
-def check(settings: config.Config, run_folder: Path, cuda: bool) -> None:
-    """What can be known before work starts: every node sees the run folder and has this run's versions; CPUs and memory suffice.
-
-    Raises:
-        ValueError: too few CPUs or too little memory for the engines.
-        RuntimeError: a node without the run folder, or with other versions of Python, Ray, vLLM or this package.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    resources, actors = capacity(), settings.engine.least_actors
-    cpus = actors * settings.engine.cpus_per_actor + 1
-    if cpus > resources.get("CPU", 0):
-        raise ValueError(
-            f"engine.actors x engine.cpus_per_actor + 1 (to read and grade): expected at most the cluster's "
-            f"{resources.get('CPU', 0):.0f} CPUs, found {cpus}; lower engine.actors or engine.cpus_per_actor"
-        )
-    if not cuda and settings.finetune.workers > resources.get("CPU", 0):
-        raise ValueError(
-            f"finetune.workers: expected at most the cluster's {resources.get('CPU', 0):.0f} CPUs, found "
-            f"{settings.finetune.workers}; lower it"
-        )
-    memory_gb = resources.get("memory", 0) / 2**30
-    if not cuda and actors * settings.engine.kv_cache_gb > memory_gb:
-        raise ValueError(
-            f"engine.kv_cache_gb: expected actors x kv_cache_gb below the cluster's {memory_gb:.1f} GiB, found "
-            f"{actors} x {settings.engine.kv_cache_gb:g}; lower one of them"
-        )
-    token = run_folder / f".seen-by-every-node-{uuid.uuid4().hex}"
-    token.touch()
-    look = ray.remote(num_cpus=0)(_look)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    seen = ray.get(
-        [
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(str(token))
-            for node in nodes
-        ]
-    )
-    token.unlink()
-    for node, (there, found) in zip(nodes, seen, strict=True):
-        name = node["NodeManagerHostname"]
-        if not there:
-            raise RuntimeError(
-                f"storage: expected node {name} to see the run folder {run_folder}, found nothing there; "
-                "use a folder that is mounted at the same path on every node (storage=... or --run-dir)"
-            )
-        if found != versions():
-            differing = {key: (found.get(key), value) for key, value in versions().items() if found.get(key) != value}
-            raise RuntimeError(
-                f"node {name}: expected the driver's versions, found (node, driver) {differing}; use one image for all nodes"
-            )
-
-
 def versions() -> dict[str, str]:
     """Versions that must agree on all nodes."""
     found = {"python": platform.python_version()}
@@ -222,10 +168,6 @@ def environment() -> dict[str, Any]:
         "nodes": len(ray.nodes()),
         "resources": {name: amount for name, amount in ray.cluster_resources().items() if not name.startswith("node:")},
     }
-
-
-def _look(token: str) -> tuple[bool, dict[str, str]]:
-    return Path(token).exists(), versions()
 
 
 @contextlib.contextmanager

@@ -323,8 +323,10 @@ class Finetune(Section):
     """Train all weights, or an adapter that is merged (in float32) at export."""
     lora: Lora = Lora()
     """Adapter settings, used with `method = "lora"`."""
-    workers: PositiveInt = 1
-    """Ray Train workers, one GPU each on CUDA; more than one shards with FSDP2."""
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Ray Train workers, one GPU each on CUDA, FSDP2 between them; `[min, max]`: as many as there is room for."""
+    sharding: Literal["full", "hybrid"] = "full"
+    """How several workers share the model; `hybrid`: shards in a node, replicas across nodes (less traffic, more memory)."""
     learning_rate: PositiveFloat = 7e-6
     """Peak learning rate of AdamW."""
     batch_size: PositiveInt = 8
@@ -353,6 +355,17 @@ class Finetune(Section):
     """Times the workers may die and be started again in one fine-tune."""
     start_timeout_s: PositiveFloat = 900.0
     """Seconds until every worker must be up."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
+            raise ValueError(f"finetune.workers: expected [min, max] with min <= max, found {list(self.workers)}")
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        """How many workers a fine-tune needs at least."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
 
 
 class Evaluation(Section):

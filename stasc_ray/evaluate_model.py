@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import config, stages, store
+from stasc_ray import config, passes, store
 from stasc_ray.display import Display
 from stasc_ray.generation import rollouts
 from stasc_ray.tasks import questions
@@ -53,26 +53,27 @@ def evaluate(settings: config.Config, folder: Path, on_cuda: bool, rounds: int, 
     Raises:
         ValueError, RuntimeError: as the stages of a run.
     """
-    stages.check_models(settings)
+    passes.check_models(settings)
     loaded = questions.load_questions(settings.questions, settings.seed, splits=("test",))
-    rows = stages.gradable(loaded.rows, settings)
+    rows = passes.gradable(loaded.rows, settings)
     skipped = loaded.skipped_bad_rows + len(loaded.rows) - len(rows)
     display.note(f"questions: {len(rows)}; {loaded.dropped_duplicates} duplicates dropped, {skipped} bad rows skipped")
     file = folder / "questions" / "test.parquet"
     rollouts.write_questions(rows, file, settings.engine.batch_size)
-    held_out = stages.turns(settings)["test"]
+    held_out = passes.turns(settings)["test"]
     job = rollouts.Job(
-        model=stages.base_model(settings),
+        model=passes.base_model(settings),
         model_version="base",
         settings=settings,
         turns={"test": rollouts.Turns(held_out.n_initial, rounds, held_out.initial, held_out.correction, chained=True)},
         destination=str(folder / "rollouts"),
         on_cuda=on_cuda,
     )
-    summary = stages.collect(display, job, rollouts.question_units(file, "test"), "answers and corrections")
-    stages.check_errors(summary, settings.engine.max_error_fraction, job.destination)
-    files = rollouts.unit_files(folder / "rollouts", "test")
-    found = [{"round": number, **stages.measure(files, settings, number)} for number in range(1, rounds + 1)]
+    units = rollouts.question_units(file, "test")
+    summary = passes.collect(display, job, units, "answers and corrections")
+    passes.check_errors(summary, settings.engine.max_error_fraction, job.destination)
+    files = [f"{job.destination}/{unit.name}.parquet" for unit in units]
+    found = [{"round": number, **passes.measure(files, settings, number)} for number in range(1, rounds + 1)]
     store.write_atomically(folder / "metrics.json", json.dumps({"rollouts": summary, "rounds": found}, indent=2))
     return found
 

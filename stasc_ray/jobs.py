@@ -168,7 +168,7 @@ def local_paths(settings: config.Config, root: Path) -> list[Path]:
 
 def needs(settings: config.Config) -> str:
     """What the largest stage asks of the cluster, in words."""
-    engine, workers = settings.engine, settings.finetune.workers
+    engine, workers = settings.engine, settings.finetune.least_workers
     least = engine.least_actors
     cpus = f"{least * engine.cpus_per_actor + 1} CPUs"
     if engine.device == "cpu":

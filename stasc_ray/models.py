@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stasc_ray import config
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -36,7 +38,12 @@ def check_model(path: str) -> None:
         )
 
 
-def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+def revision(path: str, model: config.Model) -> str | None:
+    """The Hub revision to load: `model.revision` for M0 itself; what a run made lies in folders and has none."""
+    return model.revision if path == model.path else None
+
+
+def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """The model's tokenizer.
 
     Raises:
@@ -44,7 +51,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> "PreTrained
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
     if not tokenizer.chat_template:
         raise ValueError(
             f"model.path: expected a tokenizer with a chat template in {path}, found none; use an instruction-tuned "
@@ -53,13 +60,13 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> "PreTrained
     return tokenizer
 
 
-def stop_token_ids(path: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def stop_token_ids(path: str, tokenizer: "PreTrainedTokenizerBase", *, revision: str | None = None) -> list[int]:
     """Ids that end an answer: the tokenizer's and every one that the model's generation config names."""
     from transformers import GenerationConfig
     from transformers.utils.hub import cached_file
 
     found: list[Any] = [tokenizer.eos_token_id]
-    if cached_file(path, "generation_config.json", _raise_exceptions_for_missing_entries=False):
-        named = GenerationConfig.from_pretrained(path).eos_token_id
+    if cached_file(path, "generation_config.json", revision=revision, _raise_exceptions_for_missing_entries=False):
+        named = GenerationConfig.from_pretrained(path, revision=revision or "main").eos_token_id
         found += named if isinstance(named, list) else [named]
     return sorted({token for token in found if token is not None})

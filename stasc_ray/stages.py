@@ -3,13 +3,11 @@
 Reads and writes the run folder (store.py) and nothing else; moves rows between Ray Data, Ray Train and Parquet, decides nothing.
 """
 
-import collections
-import functools
 import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +15,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from stasc_ray import config, models, tracking
+from stasc_ray import config, passes, tracking
 from stasc_ray.display import Bar, Display
-from stasc_ray.evaluation import metrics
 from stasc_ray.generation import rollouts
 from stasc_ray.learning import examples, finetune
 from stasc_ray.store import RunFolder, iteration_name, now
-from stasc_ray.tasks import questions, rewards, sandbox
+from stasc_ray.tasks import questions
 
 SPLITS = ("train", "dev", "test")
 
@@ -46,35 +43,7 @@ class Run:
         """Path (or Hub id) of the model after `iteration`; 0 is M0."""
         if iteration > 0:
             return str(self.folder.stage(iteration, "model"))
-        return base_model(self.settings)
-
-
-def base_model(settings: config.Config) -> str:
-    """Path or Hub id of M0."""
-    return str(sandbox.model_path()) if settings.model.path == "sandbox" else settings.model.path
-
-
-def check_config(settings: config.Config) -> None:
-    """What is wrong with a config and can be known without Ray: the model folder, the reward.
-
-    Raises:
-        ValueError, FileNotFoundError: expected, found, what to do.
-    """
-    models.check_model(base_model(settings))
-    rewards.grader(settings.reward, settings.prompts.answer_marker).close()
-
-
-def check_models(settings: config.Config) -> None:
-    """Load the tokenizer in a worker (the driver stays light).
-
-    Raises:
-        ValueError: it has no chat template.
-    """
-    import ray
-
-    load = ray.remote(num_cpus=1)(_try_tokenizer)
-    if problem := ray.get(load.remote(base_model(settings), settings.model.trust_remote_code)):
-        raise ValueError(problem)
+        return passes.base_model(self.settings)
 
 
 def prepare_questions(run: Run) -> None:
@@ -87,7 +56,7 @@ def prepare_questions(run: Run) -> None:
     if run.folder.committed(folder):
         return
     loaded = questions.load_questions(run.settings.questions, run.settings.seed)
-    rows = gradable(loaded.rows, run.settings)
+    rows = passes.gradable(loaded.rows, run.settings)
     run.folder.fresh_stage(folder)
     by_split = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
     for split, split_rows in by_split.items():
@@ -102,19 +71,6 @@ def prepare_questions(run: Run) -> None:
     )
 
 
-def gradable(rows: list[dict[str, Any]], settings: config.Config) -> list[dict[str, Any]]:
-    """The questions that some answer can score on; one that none can is a bad row (`questions.on_bad_row`).
-
-    Raises:
-        ValueError: there are such, and bad rows are not to be skipped.
-    """
-    marker = settings.prompts.answer_marker
-    if settings.questions.on_bad_row == "fail":
-        rewards.check_answers(rows, settings.reward, marker)
-        return rows
-    return [row for row in rows if rewards.unmatchable(row, settings.reward, marker) is None]
-
-
 def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
     """Algorithm 1, steps 1 and 2, for M_iteration: initial answers and corrections of train (if `learn`), dev and test in one pass.
 
@@ -126,65 +82,20 @@ def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
     folder = run.folder.stage(iteration, "rollouts")
     if run.folder.committed(folder):
         return
+    run.folder.check_lease()
     units = _units(run, iteration, learn)
     job = rollouts.Job(
         model=run.model(iteration),
         model_version=iteration_name(iteration),
         settings=run.settings,
-        turns=turns(run.settings),
+        turns=passes.turns(run.settings),
         destination=str(folder),
         on_cuda=run.on_cuda,
     )
-    summary = collect(run.display, job, units, f"{iteration_name(iteration)}: answers and corrections")
-    check_errors(summary, run.settings.engine.max_error_fraction, str(folder))
+    summary = passes.collect(run.display, job, units, f"{iteration_name(iteration)}: answers and corrections")
+    passes.check_errors(summary, run.settings.engine.max_error_fraction, str(folder))
     del summary["messages"]
     _commit(run, folder, "rollouts", iteration, summary)
-
-
-def turns(settings: config.Config) -> dict[str, rollouts.Turns]:
-    """Samples and sampling values per split."""
-    algorithm, evaluation, sampling = settings.algorithm, settings.evaluation, settings.sampling
-    train = rollouts.Turns(algorithm.n_initial, algorithm.n_corrections, sampling.initial, sampling.correction)
-    greedy = {"temperature": 0.0} if evaluation.greedy else {}
-    held_out = rollouts.Turns(
-        evaluation.samples, 1, sampling.initial.model_copy(update=greedy), sampling.correction.model_copy(update=greedy)
-    )
-    return {"train": train, "dev": held_out, "test": held_out}
-
-
-def collect(display: Display, job: rollouts.Job, units: Sequence[rollouts.Unit], what: str) -> dict[str, Any]:
-    """Run what is missing of a pass and add up its units, those of earlier attempts included."""
-    started = time.monotonic()
-    destination = Path(job.destination)
-    done = rollouts.written(destination, units)
-    earlier = [rollouts.read_summary(destination / f"{unit.name}.parquet") for unit in done]
-    resumed = sum(summary["questions"] for summary in earlier)
-    total = sum(_rows(unit) for unit in units)
-    fresh: list[dict[str, Any]] = []
-    with display.progress(what, total, resumed, "questions") as bar:
-        tokens, first = 0, 0.0
-        for summary in rollouts.roll_out(job, units):
-            first = first or time.monotonic()
-            fresh.append(summary)
-            tokens += summary["initial_tokens"] + summary["correction_tokens"]
-            bar.advance(summary["questions"], f"{tokens / max(time.monotonic() - first, 1):,.0f} tokens/s")
-    duration_s = time.monotonic() - started
-    start_s = max((summary["engine_start_s"] for summary in fresh), default=0.0)
-    names = ("questions", "errors", "grader_errors", "initial_tokens", "correction_tokens", "prompt_tokens")
-    counts = {name: sum(summary[name] for summary in (*earlier, *fresh)) for name in names}
-    if counts["questions"] != total:
-        raise RuntimeError(f"rollouts in {destination}: expected {total} questions, found {counts['questions']}; delete the folder")
-    messages = collections.Counter(text for summary in (*earlier, *fresh) for text in summary["messages"] if text)
-    return {
-        **counts,
-        "generated_tokens": counts["initial_tokens"] + counts["correction_tokens"],
-        "tokens_per_s": tokens / duration_s if fresh else None,
-        "engine_start_s": start_s,
-        "duration_s": duration_s,
-        "resumed_questions": resumed,
-        "engine_nodes": len({summary["engine_node"] for summary in fresh}),
-        "messages": [text for text, _ in messages.most_common(3)],
-    }
 
 
 def keep_improvements(run: Run, iteration: int) -> None:
@@ -199,7 +110,7 @@ def keep_improvements(run: Run, iteration: int) -> None:
     started = time.monotonic()
     run.folder.fresh_stage(folder)
     source = "base" if run.settings.algorithm.initial_answers_from == "base" and iteration > 1 else "current"
-    files = rollouts.unit_files(run.folder.stage(iteration - 1, "rollouts"), "train", source)
+    files = rollouts.unit_files(run.folder.files(run.folder.stage(iteration - 1, "rollouts")), "train", source)
     summary = examples.write_examples(files, folder, run.settings, iteration)
     seen = ", ".join(f"{name.replace('_to_', '->')} {summary[name]}" for name in ("c_to_c", "c_to_i", "i_to_c", "i_to_i"))
     if summary["kept"] == 0:
@@ -213,10 +124,11 @@ def fine_tune(run: Run, iteration: int) -> None:
     import ray
 
     folder = run.folder.stage(iteration, "model")
-    if run.folder.committed(folder):
-        return
-    run.folder.check_lease()
     state = run.folder.iteration(iteration) / "training"
+    run.folder.check_lease()
+    if run.folder.committed(folder):
+        shutil.rmtree(state, ignore_errors=True)  # of an attempt that ended right after the mark
+        return
     evolving = run.settings.algorithm.finetune_from == "current"
     previous_adapter = run.folder.stage(iteration - 1, "model") / "adapter"
     adapter = previous_adapter if evolving and previous_adapter.is_dir() else None
@@ -226,7 +138,7 @@ def fine_tune(run: Run, iteration: int) -> None:
     built = folder.with_name(f"model.{run.folder.attempt:04d}.partial")
     for old in folder.parent.glob("model.*.partial"):
         shutil.rmtree(old, ignore_errors=True)
-    files = [str(file) for file in _parquet_files(run.folder.stage(iteration, "examples"))]
+    files = [str(file) for file in run.folder.files(run.folder.stage(iteration, "examples"))]
     with _training_progress(run, iteration, state / "progress.json"):
         summary = finetune.finetune(
             ray.data.read_parquet(files),
@@ -259,25 +171,14 @@ def evaluate(run: Run, iteration: int) -> None:
     started = time.monotonic()
     settings = run.settings
     found: dict[str, Any] = {}
+    rolled_out = run.folder.files(run.folder.stage(iteration, "rollouts"))
     for split in ("dev", "test"):
         for prefix, source in ((split, "current"), (f"{split}/fixed", "base")):
-            files = rollouts.unit_files(run.folder.stage(iteration, "rollouts"), split, source)
+            files = rollouts.unit_files(rolled_out, split, source)
             if files:
-                values = measure(files, settings)
+                values = passes.measure(files, settings)
                 found |= {f"{prefix}/{name}": value for name, value in values.items()}
     _commit(run, folder, "evaluation", iteration, {**found, "duration_s": time.monotonic() - started})
-
-
-def measure(files: Sequence[str], settings: config.Config, correction_round: int | None = None) -> dict[str, Any]:
-    """Metrics over rollout files; rows are scored where they lie, and only a few floats per question come back.
-
-    `correction_round` (from 1) takes that round of chained corrections; None takes every correction as a sample.
-    """
-    import ray
-
-    score = functools.partial(_score_file, threshold=settings.algorithm.threshold, correction_round=correction_round)
-    plan = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files))
-    return metrics.summarize(plan.flat_map(score).take_all(), settings.evaluation.bootstrap_samples, settings.seed)
 
 
 def publish(run: Run, iteration: int) -> None:
@@ -299,15 +200,10 @@ def publish(run: Run, iteration: int) -> None:
             "canary": str((model / "canary.json").relative_to(folder.path)) if (model / "canary.json").exists() else None,
         }
         folder.publish(manifest, move_latest=moves)
-        folder.log(
-            {
-                "stage": "publish",
-                "iteration": iteration,
-                "time": time.time(),
-                "publish/version": version,
-                "publish/latest": moves,
-            }
-        )
+        line = {"stage": "publish", "iteration": iteration, "time": time.time()}
+        line |= {"publish/version": version, "publish/latest": moves}
+        folder.log(line)
+        run.track(line)
 
 
 def best_on_dev(folder: RunFolder, up_to: int) -> int:
@@ -328,18 +224,10 @@ def table_rows(folder: RunFolder) -> list[dict[str, Any]]:
     return [row for _, row in sorted(rows.items()) if "evaluation/dev/r_y2" in row]
 
 
-def _try_tokenizer(path: str, trust_remote_code: bool) -> str | None:
-    try:
-        models.load_tokenizer(path, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError) as error:
-        return str(error)
-    return None
-
-
 def _units(run: Run, iteration: int, learn: bool) -> list[rollouts.Unit]:
     settings, questions_folder = run.settings, run.folder.questions
     fixed = settings.algorithm.initial_answers_from == "base" and iteration > 0
-    base = run.folder.stage(0, "rollouts")
+    base = run.folder.files(run.folder.stage(0, "rollouts")) if fixed else []
     units = []
     for split in SPLITS if learn else SPLITS[1:]:
         if split != "train" or not fixed:
@@ -349,25 +237,9 @@ def _units(run: Run, iteration: int, learn: bool) -> list[rollouts.Unit]:
     return units
 
 
-def _rows(unit: rollouts.Unit) -> int:
-    data = pq.read_metadata(unit.source)
-    return data.num_rows if unit.row_group is None else data.row_group(unit.row_group).num_rows
-
-
-def check_errors(summary: Mapping[str, Any], limit: float, folder: str) -> None:
-    """Raises RuntimeError with the commonest messages when more than `limit` of a pass's rows failed."""
-    if summary["errors"] > limit * summary["questions"]:
-        lines = "\n".join(f"  {text[:300]}" for text in summary["messages"])
-        raise RuntimeError(
-            f"rollouts: expected at most engine.max_error_fraction = {limit:g} of the rows to fail, found {summary['errors']} of "
-            f"{summary['questions']}. The commonest messages:\n{lines}\nThe rows are in {folder} (column `error`); delete that "
-            "folder to generate them again, or start again with a larger engine.max_error_fraction"
-        )
-
-
 def _commit(run: Run, folder: Path, stage: str, iteration: int, summary: Mapping[str, Any]) -> None:
     line = {"stage": stage, "iteration": iteration, "time": time.time()} | {f"{stage}/{name}": v for name, v in summary.items()}
-    files = [file.name for file in _parquet_files(folder)]
+    files = [file.name for file in sorted(folder.glob("*.parquet"))]
     run.folder.commit(folder, {"line": line, "files": files})
     run.folder.log(line)
     run.track(line)
@@ -381,22 +253,6 @@ def repair_metrics(folder: RunFolder) -> None:
 
 def _metrics_of(folder: RunFolder, iteration: int, stage: str) -> dict[str, Any]:
     return next(line for line in folder.metrics() if (line["stage"], line["iteration"]) == (stage, iteration))
-
-
-def _parquet_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet"))
-
-
-def _count_rows(folder: Path) -> int:
-    return sum(pq.read_metadata(file).num_rows for file in _parquet_files(folder))
-
-
-def _score_file(item: dict[str, str], threshold: float, correction_round: int | None) -> list[dict[str, Any]]:
-    rows = pq.read_table(item["file"]).to_pylist()
-    if correction_round is not None:
-        taken = slice(correction_round - 1, correction_round)
-        rows = [row | {name: [part[taken] for part in row[name]] for name in ("corrections", "correction_rewards")} for row in rows]
-    return [metrics.score_row(row, threshold) for row in rows]
 
 
 def _nothing_kept(settings: config.Config, iteration: int, seen: str) -> str:
@@ -430,7 +286,8 @@ def _training_progress(run: Run, iteration: int, file: Path) -> Iterator[None]:
     """Show a bar fed by the progress file that rank 0 writes, while the block trains."""
     stop = threading.Event()
     batch_size, epochs = run.settings.finetune.batch_size, run.settings.finetune.epochs
-    steps = -(-_count_rows(run.folder.stage(iteration, "examples")) // batch_size) * epochs
+    examples = sum(pq.read_metadata(file).num_rows for file in run.folder.files(run.folder.stage(iteration, "examples")))
+    steps = -(-examples // batch_size) * epochs
     with run.display.progress(f"{iteration_name(iteration)}: fine-tuning", steps, 0, "steps") as bar:
         watcher = threading.Thread(target=_follow, args=(file, bar, stop), name="training-progress", daemon=True)
         watcher.start()

@@ -38,7 +38,9 @@ OPERATIONAL = (
     "engine.start_timeout_s",
     "finetune.gradient_checkpointing",
     "finetune.max_failures",
+    "finetune.sharding",
     "finetune.start_timeout_s",
+    "finetune.workers",
 )
 """Fields that say how a run is carried out, not what it is: a resumed run may have others."""
 LEASE_TIMEOUT_S = 30.0
@@ -79,6 +81,17 @@ class RunFolder:
         """What a stage's commit mark holds; None where there is none."""
         mark = folder / COMMIT_MARK
         return _read_json(mark) if mark.is_file() else None
+
+    def files(self, folder: Path) -> list[Path]:
+        """The Parquet files of a committed stage, as its mark lists them.
+
+        Raises:
+            FileNotFoundError: the stage is not committed.
+        """
+        mark = self.committed(folder)
+        if mark is None:
+            raise FileNotFoundError(f"{folder}: expected a finished stage (with {COMMIT_MARK}), found none; `stasc run` makes it")
+        return [folder / name for name in mark["files"]]
 
     def commit(self, folder: Path, mark: Mapping[str, Any]) -> None:
         """Close a stage: from now on its files are read and its work is not done again.

@@ -23,10 +23,10 @@ def make_run(folder: Path, *overrides: str) -> store.RunFolder:
 def make_model(folder: Path, *, noise: float = 0.0, seed: int = 0, tied: bool = False) -> Path:
     """The sandbox model, with noise on its weights so that it answers otherwise, with its canary."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     source = str(sandbox.model_path())
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     if tied:
         state = model.state_dict()
         state["model.embed_tokens.weight"] = state["lm_head.weight"]
@@ -38,7 +38,31 @@ def make_model(folder: Path, *, noise: float = 0.0, seed: int = 0, tied: bool = 
         for weight in model.parameters():
             weight += noise * weight.std() * torch.randn(weight.shape, generator=generator)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return _with_tokenizer_and_canary(folder)
+
+
+def make_lora_model(folder: Path, *, noise: float, seed: int) -> Path:
+    """The sandbox model with a random adapter, as the trainer exports it: merged, and the adapter beside it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(str(sandbox.model_path()), dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight += noise * torch.randn(weight.shape, generator=generator)
+    model.save_pretrained(folder / "adapter")
+    model.merge_and_unload().save_pretrained(folder)
+    return _with_tokenizer_and_canary(folder)
+
+
+def _with_tokenizer_and_canary(folder: Path) -> Path:
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(str(sandbox.model_path())).save_pretrained(folder)
     (folder / "canary.json").write_text(json.dumps(export.canary(folder, canary_examples(), "cpu")), encoding="utf-8")
     return folder
 

@@ -1,6 +1,9 @@
 """Model folders that cannot work are refused before anything starts."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +45,26 @@ def test_a_path_that_leads_nowhere(tmp_path: Path) -> None:
 def test_the_end_of_a_turn_is_the_tokenizers_and_the_generation_configs() -> None:
     tokenizer = models.load_tokenizer(str(sandbox.model_path()))
     assert models.stop_token_ids(str(sandbox.model_path()), tokenizer) == [tokenizer.eos_token_id]
+
+
+def test_a_hub_revision_reaches_the_tokenizer_and_a_runs_own_folders_have_none(tmp_path: Path) -> None:
+    """A Hub cache with two revisions of one model, as a download leaves it."""
+    repository = tmp_path / "models--org--tiny"
+    for commit, name in (("a" * 40, "main"), ("b" * 40, "v2")):
+        shutil.copytree(sandbox.model_path(), repository / "snapshots" / commit)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / name).write_text(commit)
+    (repository / "snapshots" / ("b" * 40) / "chat_template.jinja").write_text("second")
+    code = """
+from stasc_ray import config, models
+for revision in (None, "v2"):
+    model = config.Model(path="org/tiny", revision=revision)
+    found = models.load_tokenizer("org/tiny", revision=models.revision("org/tiny", model))
+    print(found.chat_template == "second", models.stop_token_ids("org/tiny", found, revision=revision))
+    assert models.revision("runs/x/iteration_01/model", model) is None
+"""
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("False [") and second == first.replace("False", "True")

@@ -19,6 +19,7 @@ from stasc_ray import store
 CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "demo.toml"
 SMALL = ["questions.train.limit=250", "questions.dev.limit=60", "questions.test.limit=150", "engine.kv_cache_gb=0.25"]
 STASC = [sys.executable, "-m", "stasc_ray.cli"]
+COMMAND = ("engine.batch_size=32", "finetune.checkpoint_every_n_steps=1", "algorithm.iterations=2")
 TIMEOUT_S = 540
 
 
@@ -78,15 +79,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run with one kill in generation and one in training, continued by the same command to its end."""
     folder = tmp_path_factory.mktemp("runs") / "demo"
     os.environ["STASC_TEST"] = str(folder)
-    two = "algorithm.iterations=2"
-    small_units = ("engine.batch_size=32", "finetune.checkpoint_every_n_steps=1", two)
     rollouts = folder / "base" / "rollouts"
-    kill_when(lambda: len(list(rollouts.glob("*.parquet"))) >= 2, *small_units, folder=folder)
+    kill_when(lambda: len(list(rollouts.glob("*.parquet"))) >= 2, *COMMAND, folder=folder)
     (folder / "written_before_the_kill").write_text("\n".join(sorted(file.name for file in rollouts.glob("*.parquet"))))
     progress = folder / "iteration_01" / "training" / "progress.json"
-    kill_when(lambda: progress.is_file() and json.loads(progress.read_text())["step"] >= 2, *small_units, folder=folder)
+    kill_when(lambda: progress.is_file() and json.loads(progress.read_text())["step"] >= 2, *COMMAND, folder=folder)
     before = (folder / "metrics.jsonl").read_text()
-    done = stasc(*small_units, folder=folder)
+    done = stasc(*COMMAND, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "output").write_text(done.stdout)
     assert (folder / "metrics.jsonl").read_text().startswith(before), "committed stages did not run again"
@@ -136,6 +135,12 @@ def test_versions_are_published_and_latest_is_the_best_on_dev(finished: Path) ->
 
 @pytest.mark.slow
 def test_the_same_command_again_does_nothing_and_another_config_is_refused(finished: Path) -> None:
+    before = {
+        file: file.stat().st_mtime_ns for file in finished.rglob("*") if file.suffix in (".parquet", ".jsonl", ".safetensors")
+    }
+    again = stasc(*COMMAND, folder=finished)
+    assert again.returncode == 0 and f"{store.RunFolder(finished).latest()} is best on dev" in again.stdout, again.stderr
+    assert {file: file.stat().st_mtime_ns for file in before} == before
     refused = stasc("algorithm.iterations=2", "engine.batch_size=32", folder=finished)
     assert refused.returncode == 1 and "finetune.checkpoint_every_n_steps: 1 in the folder" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -176,6 +181,36 @@ def test_ray_and_vllm_speak_into_the_run_folder_and_not_to_the_reader(finished: 
     output = (finished / "output").read_text()
     assert "INFO" not in output and "WARNING" not in output
     assert (finished / "logs" / "driver.log").stat().st_size > 0 and any((finished / "logs" / "ray").iterdir())
+
+
+@pytest.mark.slow
+def test_fixed_init_with_lora_and_two_workers(tmp_path: Path) -> None:
+    """FIF: M0's initial answers are corrected in every iteration, and every model is an adapter on M0."""
+    folder = tmp_path / "fif"
+    few = ("questions.train.limit=64", "questions.dev.limit=16", "questions.test.limit=16", "engine.batch_size=32")
+    lora = ("finetune.method=lora", "finetune.learning_rate=2e-3", "finetune.workers=2")
+    done = stasc("algorithm.variant=FIF", "algorithm.iterations=2", *few, *lora, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    base = {row["id"]: row["initial"] for row in pq.read_table(folder / "base" / "rollouts").to_pylist()}
+    files = sorted((folder / "iteration_01" / "rollouts").glob("train-fixed-*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    assert len(rows) == 64 and all(row["initial"] == base[row["id"]] for row in rows)
+    assert {row["model_version"] for row in rows} == {"iteration_01"}
+    assert metric(folder, 2, "evaluation/test/fixed/r_y1") == metric(folder, 0, "evaluation/test/r_y1")
+    assert metric(folder, 2, "evaluation/test/fixed/r_y2") is not None
+    assert (folder / "iteration_02" / "model" / "adapter" / "adapter_config.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_filter_that_keeps_nothing_ends_with_status_3_and_says_what_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    few = ("questions.train.limit=8", "questions.dev.limit=4", "questions.test.limit=4")
+    done = stasc("reward.name=always_wrong:grade", *few, folder=tmp_path / "nothing")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "kept nothing" in done.stderr and "i->i 32" in done.stderr and "reward.scope" in done.stderr
+    assert "Traceback" not in done.stderr and (tmp_path / "nothing" / "base" / "rollouts" / store.COMMIT_MARK).is_file()
 
 
 def test_bad_input_costs_nothing(tmp_path: Path) -> None:

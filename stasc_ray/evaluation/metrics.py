@@ -8,7 +8,7 @@ RSS follow arXiv 2412.19513. Correct means reward >= threshold; r_y1, r_y2 and d
 delta = i_to_c - c_to_i holds for 0/1 rewards.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,6 @@ INTERVALS = ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i")
 """Metrics with a bootstrap interval, under `<name>_low` and `<name>_high`."""
 _MEANS = ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i", "c_to_c", "i_to_i")
 _COLUMNS = (*_MEANS, "changed", "edit_ratio", "failed")
-
-
-def evaluate(
-    rollouts: Iterable[Mapping[str, Any]], threshold: float, bootstrap_samples: int, seed: int
-) -> dict[str, float | int | None]:
-    """Metrics of one split held in memory: `score_row` on each row, then `summarize`."""
-    return summarize([score_row(rollout, threshold) for rollout in rollouts], bootstrap_samples, seed)
 
 
 def score_row(rollout: Mapping[str, Any], threshold: float) -> dict[str, Any]:
@@ -101,19 +94,6 @@ def summarize(scores: Sequence[Mapping[str, Any]], bootstrap_samples: int, seed:
         "changed": _ratio((columns["changed"] * answered).sum(), answered.sum()),
         "edit_ratio": _ratio((columns["edit_ratio"] * answered).sum(), answered.sum()),
     }
-
-
-def mean_reward_per_round(rewards: Iterable[Sequence[float]]) -> list[float]:
-    """Mean reward of each round over questions, for K correction rounds after the initial answer.
-
-    Args:
-        rewards: per question the rewards of round 0 (initial answer) to K.
-
-    Raises:
-        ValueError: the questions have different numbers of rounds.
-    """
-    rounds = list(zip(*rewards, strict=True))
-    return [float(np.mean(values)) for values in rounds]
 
 
 def edit_ratio(left: str, right: str) -> float:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
     from vllm.outputs import CompletionOutput, RequestOutput
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
 SEED_SPACING = 1 << 12  # vLLM gives the children of `n` the seeds s, s + 1, ...
 
 
@@ -48,6 +49,16 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter on the engine's model. Name, number and folder are its own for ever: vLLM's caches go by them."""
+
+    name: str
+    number: int
+    """1 or more."""
+    folder: str
+
+
+@dataclass(frozen=True)
 class _Submission:
     """A prompt; `read` turns the finished output into the future's result."""
 
@@ -55,6 +66,7 @@ class _Submission:
     params: "Callable[[], SamplingParams]"
     read: "Callable[[RequestOutput], Any]"
     future: "Future[Any]"
+    adapter: Adapter | None = None
     on_tokens: Callable[[Sequence[int]], None] | None = None
 
 
@@ -66,10 +78,10 @@ class _Abort:
 
 
 @dataclass(frozen=True)
-class _Reload:
-    """Weights of `model` instead of the present ones."""
+class _Command:
+    """Something else to do with vLLM between two steps."""
 
-    model: str
+    carry_out: "Callable[[LLMEngine], None]"
     future: "Future[None]"
 
 
@@ -82,19 +94,33 @@ def request_seed(*parts: object) -> int:
 class Engine:
     """A vLLM engine that keeps stepping while requests come in.
 
+    Args:
+        lora_rank: the largest rank of the adapters that requests will name; None where they name none.
+
     Raises:
         Exception: whatever kept vLLM from starting (unreadable model, too little memory, no GPU).
     """
 
-    def __init__(self, model: str, engine: config.Engine, *, on_cuda: bool, trust_remote_code: bool = False, seed: int = 0) -> None:
-        self.tokenizer = models.load_tokenizer(model, trust_remote_code=trust_remote_code)
+    def __init__(
+        self,
+        model: str,
+        engine: config.Engine,
+        *,
+        on_cuda: bool,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        lora_rank: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.tokenizer = models.load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
         self.max_model_len_tokens = engine.max_model_len_tokens
-        self._stop_token_ids = models.stop_token_ids(model, self.tokenizer)
-        self._inbox: queue.SimpleQueue[_Submission | _Abort | _Reload | None] = queue.SimpleQueue()
+        self._stop_token_ids = models.stop_token_ids(model, self.tokenizer, revision=revision)
+        self._inbox: queue.SimpleQueue[_Submission | _Abort | _Command | None] = queue.SimpleQueue()
         self._pending: dict[str, _Submission] = {}
         self._failure: Exception | None = None
         started: Future[None] = Future()
-        make = functools.partial(_make_llm, model, engine, on_cuda, trust_remote_code, seed)
+        lora = _lora_arguments(lora_rank)
+        make = functools.partial(_make_llm, model, revision, engine, on_cuda, trust_remote_code, seed, lora)
         self._thread = threading.Thread(target=self._run, args=(make, started), name="vllm-engine", daemon=True)
         self._thread.start()
         started.result()
@@ -108,6 +134,7 @@ class Engine:
         self,
         prompt_token_ids: Sequence[int],
         request: Request,
+        adapter: Adapter | None = None,
         on_tokens: Callable[[Sequence[int]], None] | None = None,
     ) -> "Future[list[Sample]]":
         """Queue one prompt; the future gives `request.n` samples, and cancelling it stops the work.
@@ -119,11 +146,11 @@ class Engine:
             RuntimeError: the engine is closed or died.
         """
         params = functools.partial(self._sampling_params, request, streaming=on_tokens is not None)
-        return self._put(prompt_token_ids, params, self._samples, on_tokens)
+        return self._put(prompt_token_ids, params, self._samples, adapter, on_tokens)
 
-    def logprobs(self, token_ids: Sequence[int]) -> "Future[list[float]]":
+    def logprobs(self, token_ids: Sequence[int], adapter: Adapter | None = None) -> "Future[list[float]]":
         """Log-probabilities (T - 1,) of token_ids[1:], each given all tokens before it, at temperature 1; as `submit`."""
-        return self._put(token_ids, _scoring_params, _prompt_logprobs)
+        return self._put(token_ids, _scoring_params, _prompt_logprobs, adapter)
 
     def reload(self, model: str) -> "Future[None]":
         """Exchange the weights for those in the folder `model`, of the same architecture, and forget cached prefixes.
@@ -131,8 +158,19 @@ class Engine:
         Nothing may be in flight. vLLM does not always notice that a weight was not loaded (tied embeddings on CPU), so
         whoever calls this compares log-probabilities afterwards.
         """
+        return self._command(functools.partial(_reload, model=model))
+
+    def load_adapter(self, adapter: Adapter) -> "Future[None]":
+        """Read an adapter, so that a broken one is found here and not by the requests that name it.
+
+        Raises (in the future):
+            ValueError: vLLM cannot load it.
+        """
+        return self._command(functools.partial(_load_adapter, adapter=adapter))
+
+    def _command(self, carry_out: "Callable[[LLMEngine], None]") -> "Future[None]":
         future: Future[None] = Future()
-        self._inbox.put(_Reload(model, future))
+        self._inbox.put(_Command(carry_out, future))
         return future
 
     def _put(
@@ -140,6 +178,7 @@ class Engine:
         prompt_token_ids: Sequence[int],
         params: "Callable[[], SamplingParams]",
         read: "Callable[[RequestOutput], Any]",
+        adapter: Adapter | None,
         on_tokens: Callable[[Sequence[int]], None] | None = None,
     ) -> "Future[Any]":
         future: Future[Any] = Future()
@@ -153,7 +192,7 @@ class Engine:
         elif not self.alive:
             future.set_exception(RuntimeError(f"the engine is not running: {self._failure or 'it was closed'}"))
         else:
-            self._inbox.put(_Submission(list(prompt_token_ids), params, read, future, on_tokens))
+            self._inbox.put(_Submission(list(prompt_token_ids), params, read, future, adapter, on_tokens))
             future.add_done_callback(self._abort_if_cancelled)
             if not self.alive:  # it stopped meanwhile and may have missed this one
                 _settle(future, RuntimeError(f"the engine is not running: {self._failure}"))
@@ -194,8 +233,8 @@ class Engine:
                         self._add(llm, str(next(ids)), item)
                     case _Abort(future):
                         self._abort(llm, future)
-                    case _Reload(model, future):
-                        _reload(llm, model, future)
+                    case _Command(carry_out, future):
+                        _settle(future, _outcome(carry_out, llm))
             for output in llm.step():
                 self._deliver(output)
 
@@ -203,7 +242,8 @@ class Engine:
         if submission.future.cancelled():
             return
         try:
-            llm.add_request(request_id, {"prompt_token_ids": submission.prompt_token_ids}, submission.params())
+            prompt: Any = {"prompt_token_ids": submission.prompt_token_ids}
+            llm.add_request(request_id, prompt, submission.params(), lora_request=_lora_request(submission.adapter))
         except ValueError as error:  # one refused prompt is that prompt's failure
             _settle(submission.future, error)
         else:
@@ -266,6 +306,20 @@ def _settle(future: "Future[Any]", result: Any) -> None:
         future.set_exception(result) if isinstance(result, Exception) else future.set_result(result)
 
 
+def _lora_request(adapter: Adapter | None) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return adapter and LoRARequest(adapter.name, adapter.number, adapter.folder)
+
+
+def _lora_arguments(rank: int | None) -> dict[str, Any]:
+    """Room to compute with two adapters at once, the one that answers and the one before it, and to keep some more."""
+    if rank is None:
+        return {}
+    size = next(size for size in LORA_RANKS if size >= rank)
+    return {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 8, "max_lora_rank": size}
+
+
 def _scoring_params() -> "SamplingParams":
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -281,17 +335,37 @@ def _prompt_logprobs(output: "RequestOutput") -> list[float]:
     return [place[token_id].logprob for token_id, place in pairs if place is not None]
 
 
-def _reload(llm: "LLMEngine", model: str, future: "Future[None]") -> None:
+def _outcome(carry_out: "Callable[[LLMEngine], None]", llm: "LLMEngine") -> Exception | None:
+    try:
+        return carry_out(llm)
+    except Exception as error:  # whoever gave the command waits for it and decides what follows
+        return error
+
+
+def _reload(llm: "LLMEngine", model: str) -> None:
     try:
         llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
         llm.reset_prefix_cache()  # vLLM keeps the old weights' prefixes
-    except Exception as error:  # whatever it is, the engine is unusable now and the caller decides what follows
-        _settle(future, RuntimeError(f"weights could not be exchanged: {error}"))
-    else:
-        _settle(future, None)
+    except Exception as error:  # whatever it is, the engine is unusable now
+        raise RuntimeError(f"weights could not be exchanged: {error}") from error
 
 
-def _make_llm(model: str, engine: config.Engine, on_cuda: bool, trust_remote_code: bool, seed: int) -> "LLMEngine":
+def _load_adapter(llm: "LLMEngine", adapter: Adapter) -> None:
+    try:
+        llm.add_lora(_lora_request(adapter))
+    except Exception as error:  # whatever it is, the engine goes on without this adapter
+        raise ValueError(f"the adapter in {adapter.folder} could not be loaded: {error}") from error
+
+
+def _make_llm(
+    model: str,
+    revision: str | None,
+    engine: config.Engine,
+    on_cuda: bool,
+    trust_remote_code: bool,
+    seed: int,
+    lora: dict[str, Any],
+) -> "LLMEngine":
     _set_environment(on_cuda)
     from vllm import EngineArgs, LLMEngine
 
@@ -304,6 +378,7 @@ def _make_llm(model: str, engine: config.Engine, on_cuda: bool, trust_remote_cod
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=model,
+            revision=revision,
             skip_tokenizer_init=True,
             trust_remote_code=trust_remote_code,
             seed=seed,
@@ -320,6 +395,7 @@ def _make_llm(model: str, engine: config.Engine, on_cuda: bool, trust_remote_cod
             kv_cache_memory_bytes=None if on_cuda else int(engine.kv_cache_gb * 2**30),
             enforce_eager=engine.enforce_eager or not on_cuda,  # on CPU compiling costs more than it brings to small models
             disable_log_stats=True,
+            **lora,
         )
     )
 

@@ -13,7 +13,7 @@ import functools
 import os
 import time
 import uuid
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stasc_ray import cluster, config
+from stasc_ray import cluster, config, models
 from stasc_ray.generation import engine
 from stasc_ray.tasks import prompts, rewards
 
@@ -62,6 +62,10 @@ ROLLOUT_SCHEMA = pa.schema(
     ]
 )
 """One rollout: a question, its initial answers, their corrections and the rewards."""
+
+
+MAX_RESTARTS = 10
+"""How often one actor of the pool is started anew before the pass fails; without a limit an engine that always dies never ends."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +116,16 @@ def question_units(file: Path, split: str) -> list[Unit]:
     return [Unit(f"{split}-{group:06d}", str(file), group, "current") for group in range(groups)]
 
 
-def given_units(rollouts: Path, split: str) -> list[Unit]:
-    """Units that correct the initial answers of earlier rollouts (Fixed initialization)."""
-    files = sorted(rollouts.glob(f"{split}-[0-9]*.parquet"))
-    return [Unit(f"{split}-fixed-{file.stem.rpartition('-')[2]}", str(file), None, "base") for file in files]
+def given_units(files: Iterable[Path], split: str) -> list[Unit]:
+    """Units that correct the initial answers of M0's rollouts (Fixed initialization)."""
+    of_split = map(Path, unit_files(files, split))
+    return [Unit(f"{split}-fixed-{file.stem.rpartition('-')[2]}", str(file), None, "base") for file in of_split]
 
 
-def unit_files(rollouts: Path, split: str | None = None, initial_from: str = "current") -> list[str]:
-    """Rollout files of a finished pass; `split` None takes all."""
-    infix = "fixed-" if initial_from == "base" else ""
-    return [str(file) for file in sorted(rollouts.glob(f"{split or '*'}-{infix}[0-9]*.parquet"))]
+def unit_files(files: Iterable[Path], split: str, initial_from: str = "current") -> list[str]:
+    """Those of a finished pass's files that hold a split's rollouts, of its own initial answers or of M0's."""
+    pattern = f"{split}-fixed-[0-9]*.parquet" if initial_from == "base" else f"{split}-[0-9]*.parquet"
+    return [str(file) for file in files if file.match(pattern)]
 
 
 def roll_out(job: Job, units: Sequence[Unit]) -> Iterator[Row]:
@@ -166,6 +170,7 @@ def pipeline(job: Job, units: Sequence[Unit], actor: "type[RolloutActor] | None"
     context = ray.data.DataContext.get_current()
     context.wait_for_min_actors_s = int(settings.start_timeout_s)
     context.execution_no_progress_timeout_s = -1  # one long generation is no failure
+    context.target_max_block_size = None  # a unit stays one block, hence one file, however long its texts
     work = [vars(unit) for unit in units]
     least, most = cluster.pool_size(settings, job.on_cuda)
     pool = ray.data.ActorPoolStrategy(
@@ -184,6 +189,8 @@ def pipeline(job: Job, units: Sequence[Unit], actor: "type[RolloutActor] | None"
             compute=pool,
             batch_size=None,
             batch_format="pyarrow",
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=-1,
             num_cpus=settings.cpus_per_actor,
             num_gpus=settings.tensor_parallel_size if job.on_cuda else 0,
         )
@@ -221,6 +228,7 @@ class RolloutActor:
             job.model,
             settings.engine,
             on_cuda=job.on_cuda,
+            revision=models.revision(job.model, settings.model),
             trust_remote_code=settings.model.trust_remote_code,
             seed=settings.seed,
         )

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import config
+from stasc_ray import config, models
 from stasc_ray.learning import encoding
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ray.data import Dataset
     from ray.train import RunConfig, ScalingConfig
 
+RESIZE_INTERVAL_S = 300.0
+"""How often elastic workers may become more: each time the group starts anew from its last checkpoint."""
 ENCODED = ("id", "input_ids", "labels", "trained_tokens", "no_target", "too_long")
 
 
@@ -41,7 +43,8 @@ def finetune(
     """Fine-tune `base_model` on the kept corrections (Algorithm 1, step 4; arXiv 2503.08681, section 2.2).
 
     The order of the examples follows from (seed, iteration, epoch, id) alone, and a step covers the same
-    `batch_size` examples for any number of workers, so the loss curve depends on neither workers nor blocks.
+    `batch_size` examples for any number of workers, so the loss curve depends on neither workers nor blocks
+    (with `lora.dropout` each worker draws its own masks).
     A call with the `storage` of an interrupted one continues from its last checkpoint; the caller deletes
     `storage` once `output` is committed.
 
@@ -58,8 +61,8 @@ def finetune(
 
     Returns:
         loss_first, loss_last (nats per trained token), losses (per step), steps, trained_tokens, tokens_per_s
-        (all tokens through the model), train_s, duration_s, start_s, resumed_from_step, left_out_no_target,
-        left_out_too_long.
+        (all tokens through the model), train_s, duration_s, start_s, workers (at the end), resumed_from_step,
+        left_out_no_target, left_out_too_long.
 
     Raises:
         ValueError: no example can be trained on, or `storage` belongs to another fine-tune.
@@ -101,10 +104,9 @@ def finetune(
 
 def model_source(base_model: str, config: config.Config) -> dict[str, Any]:
     """Arguments of every `from_pretrained`: the path, and the Hub revision where it is M0 that is loaded."""
-    revision = config.model.revision if base_model == config.model.path else None
     return {
         "pretrained_model_name_or_path": base_model,
-        "revision": revision or "main",
+        "revision": models.revision(base_model, config.model) or "main",
         "trust_remote_code": config.model.trust_remote_code,
     }
 
@@ -213,7 +215,12 @@ def _scaling(finetune: config.Finetune, on_cuda: bool) -> "ScalingConfig":
     from ray.train import ScalingConfig
 
     resources = {"CPU": 1, "GPU": 1} if on_cuda else {"CPU": 1}
-    return ScalingConfig(num_workers=finetune.workers, use_gpu=on_cuda, resources_per_worker=resources)
+    return ScalingConfig(
+        num_workers=finetune.workers,
+        use_gpu=on_cuda,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
+    )
 
 
 def _run_config(settings: Mapping[str, Any], finetune: config.Finetune) -> "RunConfig":
@@ -262,7 +269,7 @@ def _explain(error: Exception, iteration: int, finetune: config.Finetune) -> str
     lines = {rank: (str(failure).strip().splitlines() or [type(failure).__name__])[-1] for rank, failure in failures.items()}
     told = "; ".join(f"worker {rank}: {line}" for rank, line in sorted(lines.items()))
     return (
-        f"fine-tune of iteration {iteration}: expected {finetune.workers} worker(s) to finish, found more failures "
+        f"fine-tune of iteration {iteration}: expected {finetune.least_workers} worker(s) to finish, found more failures "
         f"than finetune.max_failures = {finetune.max_failures}. Last failure: {told}. Ray's log folder has the "
         "traceback (logs/train/); out of memory: lower finetune.batch_size or max_length_tokens, or set "
         "finetune.gradient_checkpointing. The same command continues from the last checkpoint."

@@ -34,7 +34,7 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         settings: see `finetune._fit`; plain values only.
 
     Returns:
-        losses, tokens_per_s, train_s, resumed_from_step, loop_started; or one of not_finite, refused with a message.
+        losses, workers, tokens_per_s, train_s, resumed_from_step, loop_started; or one of not_finite, refused with a message.
         Those two are returned, not raised, because Ray Train would run a raised error `max_failures` times again.
     """
     from ray import train
@@ -68,6 +68,7 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         export.export(state, settings, [examples.read(index) for index in first], device)
     return {
         "losses": losses,
+        "workers": world,
         "tokens_per_s": tokens / train_s,
         "train_s": train_s,
         "resumed_from_step": resumed_from,
@@ -155,20 +156,35 @@ def build_model(settings: Mapping[str, Any], device: Any, world: int) -> "torch.
     if finetune["method"] == "lora":
         model = export.with_adapter(model, settings, trainable=True)
     model.train()
-    return _shard(model, layers, device, world, compute_dtype(finetune, device)) if world > 1 else model.to(device)
+    if world == 1:
+        return model.to(device)
+    return _shard(model, layers, device, world, compute_dtype(finetune, device), finetune["sharding"] == "hybrid")
 
 
-def _shard(model: Any, layers: set[str], device: Any, world: int, dtype: Any) -> Any:
+def _shard(model: Any, layers: set[str], device: Any, world: int, dtype: Any, hybrid: bool) -> Any:
     import torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(device.type, (world,))
+    mesh = _hybrid_mesh(device, world) if hybrid else init_device_mesh(device.type, (world,))
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for module in list(model.modules()):
         if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh, mp_policy=mixed)
     return fully_shard(model, mesh=mesh, mp_policy=mixed)
+
+
+def _hybrid_mesh(device: Any, world: int) -> Any:
+    """(replicas, shards): shards of one node's workers; one group over all where nodes have unequal numbers or one worker each."""
+    import torch.distributed as dist
+    from ray import train
+    from torch.distributed.device_mesh import init_device_mesh
+
+    local: list[Any] = [None] * world
+    dist.all_gather_object(local, train.get_context().get_local_world_size())
+    if len(set(local)) > 1 or local[0] in (1, world):
+        return init_device_mesh(device.type, (world,))
+    return init_device_mesh(device.type, (world // local[0], local[0]), mesh_dim_names=("replicas", "shards"))
 
 
 def compute_dtype(finetune: Mapping[str, Any], device: Any) -> Any:

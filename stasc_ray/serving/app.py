@@ -104,7 +104,8 @@ def engine_spec(endpoint: Endpoint) -> EngineSpec:
         settings.engine,
         endpoint.on_cuda,
         settings.serve.gpus_per_engine or settings.engine.tensor_parallel_size,
-        settings.model.trust_remote_code,
+        settings.model,
+        settings.finetune.lora.rank if settings.finetune.method == "lora" else None,
         settings.seed,
     )
 

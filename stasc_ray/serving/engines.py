@@ -5,14 +5,15 @@ ends with its replica, since Ray ends actors whose owner is gone.
 """
 
 import asyncio
+import copy
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import config
-from stasc_ray.generation.engine import Request, Sample
+from stasc_ray import config, models
+from stasc_ray.generation.engine import Adapter, Request, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,9 @@ class EngineSpec:
     engine: config.Engine
     on_cuda: bool
     gpus: float
-    trust_remote_code: bool
+    model: config.Model
+    lora_rank: int | None
+    """Of the run's adapters; None where it trains all weights."""
     seed: int
 
 
@@ -41,7 +44,15 @@ class EngineActor:
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         from stasc_ray.generation.engine import Engine
 
-        self._engine = Engine(model, spec.engine, on_cuda=spec.on_cuda, trust_remote_code=spec.trust_remote_code, seed=spec.seed)
+        self._engine = Engine(
+            model,
+            spec.engine,
+            on_cuda=spec.on_cuda,
+            revision=models.revision(model, spec.model),
+            trust_remote_code=spec.model.trust_remote_code,
+            lora_rank=spec.lora_rank,
+            seed=spec.seed,
+        )
         self._tasks: dict[str, asyncio.Task[Any]] = {}
 
     async def pid(self) -> int:
@@ -49,13 +60,15 @@ class EngineActor:
         self._check()
         return os.getpid()
 
-    async def generate(self, call: str, token_ids: list[int], request: Request) -> Sample:
+    async def generate(self, call: str, token_ids: list[int], request: Request, adapter: Adapter | None) -> Sample:
         """One sample; `call` is a name for `abort`."""
         with self._abortable(call):
-            (sample,) = await self._finished(self._engine.submit(token_ids, request))
+            (sample,) = await self._finished(self._engine.submit(token_ids, request, adapter))
             return sample
 
-    async def stream(self, call: str, token_ids: list[int], request: Request) -> AsyncIterator[str | Sample]:
+    async def stream(
+        self, call: str, token_ids: list[int], request: Request, adapter: Adapter | None
+    ) -> AsyncIterator[str | Sample]:
         """Text as it comes, in pieces, and at last the whole sample."""
         loop = asyncio.get_running_loop()
         newest: list[list[int]] = []
@@ -66,7 +79,7 @@ class EngineActor:
             loop.call_soon_threadsafe(news.set)
 
         with self._abortable(call):
-            future = asyncio.wrap_future(self._engine.submit(token_ids, request, on_tokens=note))
+            future = asyncio.wrap_future(self._engine.submit(token_ids, request, adapter, on_tokens=note))
             future.add_done_callback(lambda _: news.set())
             text = PartialText(self._engine.tokenizer)
             while not future.done():
@@ -84,9 +97,13 @@ class EngineActor:
         if task := self._tasks.get(call):
             task.cancel()
 
-    async def logprobs(self, token_ids: list[int]) -> list[float]:
+    async def logprobs(self, token_ids: list[int], adapter: Adapter | None) -> list[float]:
         """Log-probabilities (T - 1,) of token_ids[1:]."""
-        return await self._finished(self._engine.logprobs(token_ids))
+        return await self._finished(self._engine.logprobs(token_ids, adapter))
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """Read an adapter; see Engine.load_adapter."""
+        await self._finished(self._engine.load_adapter(adapter))
 
     async def reload(self, model: str) -> None:
         """Exchange the weights; see Engine.reload."""
@@ -139,9 +156,12 @@ class PartialText:
 
 
 class EngineHandle:
-    """The replica's side of an engine: same calls, with cancellation passed on and death as one error."""
+    """The replica's side of an engine: same calls, with cancellation passed on and death as one error.
 
-    def __init__(self, model: str, spec: EngineSpec, tokenizer: "PreTrainedTokenizerBase") -> None:
+    Versions that are adapters on one model share an engine: `with_adapter` gives each a handle of its own.
+    """
+
+    def __init__(self, model: str, spec: EngineSpec, tokenizer: "PreTrainedTokenizerBase", adapter: Adapter | None = None) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -154,7 +174,21 @@ class EngineHandle:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         self.model = model
         self.tokenizer = tokenizer
+        self._adapter = adapter
         self._actor: Any = ray.remote(EngineActor).options(**options).remote(model, spec)
+        self._handles = [self]  # of this engine; the last one to go ends it
+
+    def with_adapter(self, adapter: Adapter | None) -> "EngineHandle":
+        """A further handle of the same engine, whose requests name `adapter`."""
+        other = copy.copy(self)
+        other._adapter = adapter
+        self._handles.append(other)
+        return other
+
+    async def load_adapter(self) -> None:
+        """Read this handle's adapter, if it has one; ValueError where vLLM cannot."""
+        if self._adapter:
+            await self._result(self._actor.load_adapter.remote(self._adapter))
 
     async def pid(self) -> int:
         """Process id of the engine, once it is up.
@@ -169,7 +203,7 @@ class EngineHandle:
         call = uuid.uuid4().hex
         try:
             if on_text is None:
-                return await self._result(self._actor.generate.remote(call, token_ids, request))
+                return await self._result(self._actor.generate.remote(call, token_ids, request, self._adapter))
             return await self._stream(call, token_ids, request, on_text)
         except asyncio.CancelledError:
             self._actor.abort.remote(call)
@@ -177,21 +211,23 @@ class EngineHandle:
 
     async def logprobs(self, token_ids: list[int]) -> list[float]:
         """Log-probabilities (T - 1,) of token_ids[1:]."""
-        return await self._result(self._actor.logprobs.remote(token_ids))
+        return await self._result(self._actor.logprobs.remote(token_ids, self._adapter))
 
     async def reload(self, model: str) -> None:
         """Exchange the weights; see Engine.reload."""
         await self._result(self._actor.reload.remote(model))
         self.model = model
 
-    def kill(self) -> None:
-        """End the process; its memory is free afterwards."""
+    def release(self) -> None:
+        """Give this handle up; with the last one the process ends, and its memory is free."""
         import ray
 
-        ray.kill(self._actor)
+        self._handles.remove(self)
+        if not self._handles:
+            ray.kill(self._actor)
 
     async def _stream(self, call: str, token_ids: list[int], request: Request, on_text: Callable[[str], None]) -> Sample:
-        pieces = self._actor.stream.options(num_returns="streaming").remote(call, token_ids, request)
+        pieces = self._actor.stream.options(num_returns="streaming").remote(call, token_ids, request, self._adapter)
         async for reference in pieces:
             piece = await self._result(reference)
             if isinstance(piece, Sample):

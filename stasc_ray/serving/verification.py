@@ -42,10 +42,7 @@ def check_files(model: str) -> None:
         ValueError: a safetensors file is shorter than its header says.
     """
     models.check_model(model)
-    for file in Path(model).glob("*.safetensors"):
-        size, expected = file.stat().st_size, _size_in_header(file)
-        if size != expected:
-            raise ValueError(f"{file.name}: expected {expected} bytes as its header says, found {size}: copied by half?")
+    check_weights(Path(model))
     index = Path(model) / "model.safetensors.index.json"
     if index.is_file():
         missing = {name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()} - set(
@@ -53,6 +50,14 @@ def check_files(model: str) -> None:
         )
         if missing:
             raise FileNotFoundError(f"expected the weights that {index.name} names, found no {', '.join(sorted(missing))}")
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse safetensors files that are not all there: ValueError."""
+    for file in folder.glob("*.safetensors"):
+        size, expected = file.stat().st_size, _size_in_header(file)
+        if size != expected:
+            raise ValueError(f"{file.name}: expected {expected} bytes as its header says, found {size}: copied by half?")
 
 
 def _size_in_header(file: Path) -> int:

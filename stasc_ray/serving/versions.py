@@ -14,11 +14,12 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from stasc_ray import config, models, store
+from stasc_ray import config, store
 from stasc_ray.serving import verification
 from stasc_ray.serving.engines import EngineDiedError, EngineHandle, EngineSpec
 from stasc_ray.serving.errors import ApiError
 from stasc_ray.serving.pins import LATEST, read_pin
+from stasc_ray.serving.published import Published
 
 LOG = logging.getLogger("ray.serve")
 MAX_STARTS_IN_A_ROW = 5
@@ -71,6 +72,7 @@ class Versions:
         self, run: store.RunFolder, settings: config.Config, spec: EngineSpec, observe: Callable[..., None] = lambda *_: None
     ) -> None:
         self.run, self.settings, self.spec, self.observe = run, settings, spec, observe
+        self._published = Published(run, spec)
         self.active: Loaded | None = None
         self.retiring: list[Loaded] = []
         self.refused: dict[str, Refusal] = {}
@@ -158,7 +160,7 @@ class Versions:
     async def close(self) -> None:
         """End all engines."""
         for loaded in self.loaded:
-            loaded.engine.kill()
+            loaded.engine.release()
 
     async def _check_alive(self) -> None:
         for loaded in self.loaded:
@@ -210,7 +212,7 @@ class Versions:
         return True
 
     async def _swap(self, manifest: dict[str, Any]) -> None:
-        if self.active and self.settings.serve.swap == "in_place":
+        if self.active and self.settings.serve.swap == "in_place" and not self._running(self._published.weights(manifest)[0]):
             await self._exchange(self.active, manifest)
             return
         fresh = await self._prepare(manifest)
@@ -229,19 +231,19 @@ class Versions:
         Raises:
             EngineDiedError, OSError, ValueError: as `_prepare`; the old version is back then.
         """
-        model, _, canary = await asyncio.to_thread(self._check, manifest)
+        _, canary = await asyncio.to_thread(self._published.check, manifest, self._tokenizer())
         self.active = None  # new requests wait now
         while old.in_flight:
             await old.idle.wait()
         try:
             if canary is None:
                 raise ValueError("without a canary nobody would notice that an exchange went wrong")
-            await old.engine.reload(model)
+            await old.engine.reload(verification.model_path(self.run.path, manifest))
             verified = await self._verify(old.engine, canary)
             self._activate(Loaded(manifest, old.engine, verified, old.engine_pid))
         except (EngineDiedError, RuntimeError, ValueError) as error:
             self._event("exchange_failed", version=manifest["version"], reason=str(error))
-            old.engine.kill()
+            old.engine.release()
             await self._start_one_of(manifest, old.manifest)
 
     async def _start_one_of(self, wanted: dict[str, Any], fallback: dict[str, Any]) -> None:
@@ -258,47 +260,37 @@ class Versions:
             EngineDiedError: the engine did not come up.
             OSError, ValueError: this version must not be served.
         """
-        model, tokenizer, canary = await asyncio.to_thread(self._check, manifest)
-        engine = EngineHandle(model, self.spec, tokenizer)
-        self.engine_starts += 1
+        tokenizer, canary = await asyncio.to_thread(self._published.check, manifest, self._tokenizer())
+        engine = self._engine(manifest, tokenizer)
         try:
             async with asyncio.timeout(self.settings.engine.start_timeout_s):
                 pid = await engine.pid()
+                await engine.load_adapter()
                 verified = await self._verify(engine, canary)
         except TimeoutError:
-            engine.kill()
+            engine.release()
             raise EngineDiedError(
                 f"its engine was not up after engine.start_timeout_s = {self.settings.engine.start_timeout_s:g} s"
             ) from None
         except BaseException:
-            engine.kill()
+            engine.release()
             raise
         return Loaded(manifest, engine, verified, pid)
 
-    def _check(self, manifest: dict[str, Any]) -> tuple[str, Any, verification.Canary | None]:
-        """Model, tokenizer and canary of a version, checked as far as that goes without an engine.
+    def _engine(self, manifest: dict[str, Any], tokenizer: Any) -> EngineHandle:
+        """The engine that runs a version's model already, else a new one."""
+        model, adapter = self._published.weights(manifest)
+        running = self._running(model)
+        if running is None:
+            self.engine_starts += 1
+            return EngineHandle(model, self.spec, tokenizer, adapter)
+        return running.with_adapter(adapter)
 
-        Raises:
-            OSError, ValueError: this version must not be served.
-        """
-        model = verification.model_path(self.run.path, manifest)
-        verification.check_files(model)
-        canary = verification.read_canary(self.run.path, manifest)
-        trust = self.spec.trust_remote_code
-        tokenizer = models.load_tokenizer(model, trust_remote_code=trust)
-        verification.check_tokenizer(tokenizer, self._tokenizer_of_the_run())
-        return model, tokenizer, canary
+    def _tokenizer(self) -> Any:
+        return self.active.engine.tokenizer if self.active else None
 
-    def _tokenizer_of_the_run(self) -> Any:
-        """The active version's, else the base model's; None where the base model has moved since."""
-        if self.active:
-            return self.active.engine.tokenizer
-        base = next((manifest for manifest in self.run.versions() if manifest["iteration"] == 0), None)
-        if base:
-            with contextlib.suppress(OSError, ValueError):
-                path = verification.model_path(self.run.path, base)
-                return models.load_tokenizer(path, trust_remote_code=self.spec.trust_remote_code)
-        return None
+    def _running(self, model: str) -> EngineHandle | None:
+        return next((loaded.engine for loaded in self.loaded if loaded.engine.model == model), None)
 
     async def _verify(self, engine: EngineHandle, canary: verification.Canary | None) -> str:
         serve, dtype = self.settings.serve, self.settings.engine.dtype
@@ -321,7 +313,7 @@ class Versions:
             await old.idle.wait()
         if old in self.retiring:
             self.retiring.remove(old)
-        old.engine.kill()
+        old.engine.release()
         self._event("retired", version=old.version)
 
     def _refuse(self, version: str, refusal: Refusal) -> None:

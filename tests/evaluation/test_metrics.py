@@ -12,8 +12,6 @@ from stasc_ray.evaluation.metrics import (
     EDIT_CHARACTERS,
     INTERVALS,
     edit_ratio,
-    evaluate,
-    mean_reward_per_round,
     score_row,
     summarize,
 )
@@ -28,6 +26,10 @@ def rollout(id, initial_rewards, correction_rewards, initial=None, corrections=N
         "correction_rewards": correction_rewards,
         "error": error,
     }
+
+
+def evaluate(rows, threshold, bootstrap_samples, seed):
+    return summarize([score_row(row, threshold) for row in rows], bootstrap_samples, seed)
 
 
 def random_rollouts(questions, samples=1, corrections=1, seed=0):
@@ -159,10 +161,3 @@ def test_rows_as_arrow_and_numpy_give_them():
 )
 def test_edit_ratio(left, right, expected):
     assert edit_ratio(left, right) == pytest.approx(expected)
-
-
-def test_mean_reward_per_round():
-    assert mean_reward_per_round([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]) == [0.0, 0.5, 1.0]
-    assert mean_reward_per_round([]) == []
-    with pytest.raises(ValueError, match="zip"):
-        mean_reward_per_round([[0.0], [0.0, 1.0]])

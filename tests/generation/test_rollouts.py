@@ -1,9 +1,11 @@
 """Rollouts on real Ray Data and a real engine: one per question, bad rows kept apart, what is written is not done again."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -109,7 +111,7 @@ def test_only_what_has_no_file_is_done_again_and_half_files_are_never_read(first
 
 def test_given_initial_answers_are_kept_and_corrected_in_rounds(first_pass: Any, tmp_path: Path) -> None:
     folder, *_ = first_pass
-    units = rollouts.given_units(folder / "rollouts", "train")
+    units = rollouts.given_units(sorted((folder / "rollouts").glob("*.parquet")), "train")
     assert [unit.name for unit in units] == ["train-fixed-000000", "train-fixed-000001", "train-fixed-000002"]
     turns = rollouts.Turns(2, 2, WARM, WARM, chained=True)
     list(rollouts.roll_out(job(tmp_path / "fixed", turns, version="iteration_01"), units))
@@ -122,4 +124,78 @@ def test_given_initial_answers_are_kept_and_corrected_in_rounds(first_pass: Any,
             assert "no initial answer was given" in row["error"]
         else:
             assert [len(rounds) for rounds in row["corrections"]] == [2, 2]
-    assert rollouts.unit_files(tmp_path / "fixed", "train", "base") and not rollouts.unit_files(tmp_path / "fixed", "train")
+    files = list((tmp_path / "fixed").glob("*.parquet"))
+    assert rollouts.unit_files(files, "train", "base") and not rollouts.unit_files(files, "train")
+
+
+# Ray gets classes made in a function by value, so that its workers need not import this file.
+
+
+def dying_actor(starts: Path) -> Any:
+    """Stands for an engine that dies at every question; notes each start."""
+
+    class Dying:
+        def __init__(self, job: rollouts.Job) -> None:
+            with starts.open("a") as file:
+                file.write("start\n")
+
+        def __call__(self, batch: Any) -> Any:
+            os._exit(1)
+
+    return Dying
+
+
+@pytest.mark.timeout(180)
+def test_an_engine_that_always_dies_ends_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(rollouts, "MAX_RESTARTS", 2)
+    units = rollouts.question_units(question_file(tmp_path, [{"id": "a", "question": "1+1", "answers": ["2"]}]), "train")
+    turns = rollouts.Turns(1, 1, WARM, WARM)
+    with pytest.raises(ray.exceptions.RayError, match="died"):
+        rollouts.pipeline(job(tmp_path, turns), units, dying_actor(tmp_path / "starts")).materialize()
+    assert len((tmp_path / "starts").read_text().splitlines()) == 3
+
+
+def wordy_actor() -> Any:
+    """Stands for an engine whose answers are far longer than Ray Data's blocks are by default."""
+    answered = {
+        "model_version": "base",
+        "initial": ["x" * 2**20],
+        "initial_finish": ["stop"],
+        "initial_tokens": [1],
+        "initial_rewards": [],
+        "corrections": [["y"]],
+        "correction_finish": [["stop"]],
+        "correction_tokens": [[1]],
+        "correction_rewards": [],
+        "prompt_tokens": 1,
+        "grader_errors": [],
+        "error": None,
+        "engine_start_s": 0.0,
+        "engine_node": "none",
+    }
+    beside = [("unit", pa.string()), ("engine_start_s", pa.float64()), ("engine_node", pa.string())]
+
+    class Wordy:
+        def __init__(self, job: rollouts.Job) -> None:
+            pass
+
+        def __call__(self, batch: Any) -> Any:
+            rows = [row | answered for row in batch.to_pylist()]
+            return pa.Table.from_pylist(rows, schema=pa.schema([*rollouts.ROLLOUT_SCHEMA, *beside]))
+
+    return Wordy
+
+
+def test_a_unit_is_one_file_however_long_its_texts(tmp_path: Path) -> None:
+    """300 MB in one unit: more than twice the block size at which Ray Data would split it."""
+    rows = [{"id": str(i), "question": "1+1", "answers": ["2"], "split": "train"} for i in range(300)]
+    rollouts.write_questions(rows, tmp_path / "train.parquet", unit_size=len(rows))
+    (unit,) = rollouts.question_units(tmp_path / "train.parquet", "train")
+    destination = tmp_path / "rollouts"
+    destination.mkdir()
+    (summary,) = rollouts.pipeline(job(destination, rollouts.Turns(1, 1, WARM, WARM)), [unit], wordy_actor()).take_all()
+    assert summary["questions"] == 300
+    (file,) = destination.glob("*.parquet")
+    assert pq.read_metadata(file).num_rows == 300

@@ -295,7 +295,8 @@ def test_one_worker_learns_and_reports(one_worker: tuple[dict[str, Any], Path], 
 
 @pytest.mark.slow
 def test_two_workers_give_the_same_curve(cluster: Any, base: str, one_worker: tuple[dict[str, Any], Path], tmp_path: Path):
-    found = run(cluster, base, tmp_path, make_examples(30), workers=2)
+    found = run(cluster, base, tmp_path, make_examples(30), workers=[1, 4])  # elastic: there is room for two
+    assert found["workers"] == 2
     assert found["losses"] == pytest.approx(one_worker[0]["losses"], abs=1e-4)
     ours, theirs = (AutoModelForCausalLM.from_pretrained(folder / "model") for folder in (tmp_path, one_worker[1]))
     ids = tokenizer_of("chatml").encode("What is 3 + 4?")

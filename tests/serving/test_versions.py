@@ -3,11 +3,12 @@
 import asyncio
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 import served_runs
 
-from stasc_ray import config, store
+from stasc_ray import config, models, store
 from stasc_ray.generation.engine import Request
 from stasc_ray.serving import app, versions
 from stasc_ray.tasks import prompts
@@ -72,6 +73,57 @@ def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where
         await followed.close()
 
     asyncio.run(scenario())
+
+
+def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        served_runs.make_lora_model(tmp_path / name, noise=0.02, seed=seed)
+    run = served_runs.make_run(tmp_path / "run", "finetune.method=lora", "finetune.lora.rank=4")
+    served_runs.publish(run, None)
+    settings = store.read_config(run.path)
+    endpoint = app.Endpoint(str(run.path), settings, on_cuda=False)
+
+    async def scenario() -> None:
+        followed = versions.Versions(run, settings, app.engine_spec(endpoint))
+        await followed.start()
+        answers = [await answer(followed)]
+        for name in ("a", "b", "a"):
+            version = served_runs.publish(run, tmp_path / name)
+            await followed._step()
+            assert followed.active and followed.active.version == version, followed.reasons()
+            assert followed.active.verified.startswith("canary")
+            answers.append(await answer(followed))
+        assert followed.engine_starts == 1
+        assert len(set(answers)) == 3 and answers[1] == answers[3]
+        assert answers[1] == greedy(tmp_path / "a") and answers[2] == greedy(tmp_path / "b")
+
+        # One that vLLM cannot read, and one that is not the one the canary is of: the engine and its version go on.
+        unreadable = Path(shutil.copytree(tmp_path / "b", tmp_path / "unreadable"))
+        (unreadable / "adapter" / "adapter_config.json").write_text("{}")
+        other = Path(shutil.copytree(tmp_path / "b", tmp_path / "other"))
+        shutil.copy(tmp_path / "a" / "adapter" / "adapter_model.safetensors", other / "adapter")
+        for folder, reason in ((unreadable, "could not be loaded"), (other, "log-probabilities")):
+            version = served_runs.publish(run, folder)
+            await followed._step()
+            assert reason in followed.reasons()[version]
+            assert followed.active.version == "v0003" and await answer(followed) == answers[3]
+        assert followed.engine_starts == 1
+        await followed.close()
+
+    asyncio.run(scenario())
+
+
+def greedy(model: Path) -> str:
+    """The initial answer of the merged weights, by transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = models.load_tokenizer(str(model))
+    messages = prompts.initial_messages({"question": "47+385+12"}, config.Prompts(preset="sandbox"))
+    ids = torch.tensor([prompts.render(tokenizer, messages, add_generation_prompt=True)])
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    found = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+    return str(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
 
 
 def test_a_start_with_a_broken_latest_serves_the_newest_version_that_is_not(local_ray, tmp_path):

@@ -1,0 +1,146 @@
+"""What can be known before work starts: the nodes see what they must, agree on versions, and have room for engines and trainer."""
+
+import json
+import subprocess
+import uuid
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from stasc_ray import config
+from stasc_ray.cluster import capacity, versions
+
+FULL_BYTES, LORA_BYTES = 16, 4
+"""Per parameter on the trainer's GPUs: float32 weights, gradients and AdamW's two moments; an adapter needs the weights only."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one node sees."""
+
+    run_folder: bool
+    model: bool
+    versions: dict[str, str]
+    gpu_gb: float | None
+    """Memory of its smallest GPU, in GiB."""
+
+
+def check(settings: config.Config, run_folder: Path, model: str, cuda: bool, *, training: bool = True) -> None:
+    """Refuse a cluster on which this run cannot work.
+
+    Args:
+        model: path or Hub id of M0.
+
+    Raises:
+        ValueError: too few CPUs or too little memory for the engines or the trainer.
+        RuntimeError: a node without the run folder or the model, or with other versions of Python, Ray, vLLM or this package.
+    """
+    _check_cpus(settings, cuda, training)
+    is_folder = Path(model).is_dir()
+    token = run_folder / f".seen-by-every-node-{uuid.uuid4().hex}"
+    token.touch()
+    try:
+        seen = _ask_every_node(str(token), model if is_folder else None)
+    finally:
+        token.unlink()
+    for name, sight in seen.items():
+        _check_sight(name, sight, run_folder, model)
+    sizes = [sight.gpu_gb for sight in seen.values() if sight.gpu_gb]
+    if cuda and sizes and is_folder:
+        problem = too_small(settings, parameters(Path(model)), min(sizes), training=training)
+        if problem:
+            raise ValueError(problem)
+
+
+def _check_cpus(settings: config.Config, cuda: bool, training: bool) -> None:
+    resources, actors = capacity(), settings.engine.least_actors
+    there, cpus = resources.get("CPU", 0), actors * settings.engine.cpus_per_actor + 1
+    if cpus > there:
+        raise ValueError(
+            f"engine.actors x engine.cpus_per_actor + 1 (to read and grade): expected at most the cluster's {there:.0f} CPUs, "
+            f"found {cpus}; lower engine.actors or engine.cpus_per_actor"
+        )
+    if training and not cuda and settings.finetune.least_workers > there:
+        raise ValueError(
+            f"finetune.workers: expected at most the cluster's {there:.0f} CPUs, found {settings.finetune.least_workers}; lower it"
+        )
+    memory_gb = resources.get("memory", 0) / 2**30
+    if not cuda and actors * settings.engine.kv_cache_gb > memory_gb:
+        raise ValueError(
+            f"engine.kv_cache_gb: expected actors x kv_cache_gb below the cluster's {memory_gb:.1f} GiB, found "
+            f"{actors} x {settings.engine.kv_cache_gb:g}; lower one of them"
+        )
+
+
+def _ask_every_node(token: str, model: str | None) -> dict[str, Sight]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0)(_look)
+    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    seen = ray.get([look.options(scheduling_strategy=strategy).remote(token, model) for strategy in strategies])
+    return {f"{name} ({node[:8]})": sight for (node, name), sight in zip(nodes.items(), seen, strict=True)}
+
+
+def _look(token: str, model: str | None) -> Sight:
+    """What this node sees; nvidia-smi is asked, since torch would take GPU memory for a context."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        found = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        found = []
+    gpu_gb = min((float(size) / 1024 for size in found if size.isdigit()), default=None)
+    return Sight(Path(token).exists(), model is None or Path(model).is_dir(), versions(), gpu_gb)
+
+
+def _check_sight(name: str, sight: Sight, run_folder: Path, model: str) -> None:
+    everywhere = "at the same path on every node"
+    if not sight.run_folder:
+        raise RuntimeError(
+            f"storage: expected node {name} to see the run folder {run_folder}, found nothing there; "
+            f"use a folder that is mounted {everywhere} (storage=... or --run-dir)"
+        )
+    if not sight.model:
+        raise RuntimeError(
+            f"model.path: expected node {name} to see {model}, found nothing there; "
+            f"use a folder that is mounted {everywhere}, or a Hub id"
+        )
+    ours = versions()
+    if sight.versions != ours:
+        differing = {key: (sight.versions.get(key), value) for key, value in ours.items() if sight.versions.get(key) != value}
+        raise RuntimeError(
+            f"node {name}: expected the driver's versions, found (node, driver) {differing}; use one image for all nodes"
+        )
+
+
+def parameters(model: Path) -> int:
+    """Number of weights in a folder's safetensors files, from their headers; 0 where there are none."""
+    return sum(map(_elements, model.glob("*.safetensors")))
+
+
+def _elements(file: Path) -> int:
+    with file.open("rb") as data:
+        header = json.loads(data.read(int.from_bytes(data.read(8), "little")))
+    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def too_small(settings: config.Config, weights: int, gpu_gb: float, *, training: bool = True) -> str | None:
+    """Why GPUs of that size cannot hold this many weights, or None. Activations and KV cache need room on top of that."""
+    engine, finetune = settings.engine, settings.finetune
+    bytes_each = 4 if engine.dtype == "float32" else 2
+    room_gb, need_gb = gpu_gb * engine.gpu_memory_utilization, weights * bytes_each / engine.tensor_parallel_size / 2**30
+    if need_gb >= room_gb:
+        return (
+            f"engine: expected the weights to fit into {room_gb:.1f} GiB (engine.gpu_memory_utilization of a GPU's {gpu_gb:.1f}), "
+            f"found {need_gb:.1f} GiB per GPU; raise engine.tensor_parallel_size or take a smaller model"
+        )
+    state = LORA_BYTES if finetune.method == "lora" else FULL_BYTES
+    need_gb = weights * state / finetune.least_workers / 2**30
+    if training and need_gb >= gpu_gb:
+        return (
+            f"finetune: expected weights, gradients and optimizer state to fit into a GPU's {gpu_gb:.1f} GiB, "
+            f"found {need_gb:.1f} GiB "
+            "per worker; raise finetune.workers, or set finetune.method=lora"
+        )
+    return None
