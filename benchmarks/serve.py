@@ -1,10 +1,11 @@
 """What HTTP, Ray Serve and the process boundary cost: two-turn corrections over the endpoint, and on the engine directly.
 
 python benchmarks/serve.py                          the sandbox model on the CPU, in a run folder made for it
+python benchmarks/serve.py --size 85M --questions 64    a model with random weights, whose steps cost what a small real one's do
 python benchmarks/serve.py --run runs/demo --questions 1000
 
-Prints JSON: questions/s with 16 in flight and the median latency with 1, of both, and their ratio. The client runs on the same
-machine, so on two cores it takes part of what it measures.
+Prints a line of JSON per pair: questions/s with 16 in flight and the median latency with 1, of both, and their ratio; then the
+medians. The client runs on the same machine, so on two cores it takes part of what it measures.
 """
 
 import argparse
@@ -32,7 +33,9 @@ def main() -> None:
     """Measure both and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="run folder; default: one with the sandbox model")
+    parser.add_argument("--size", choices=["sandbox", "85M"], default="sandbox")
     parser.add_argument("--questions", type=int, default=400)
+    parser.add_argument("--pairs", type=int, default=3, help="how often both are measured, in turn")
     parser.add_argument("--in-flight", type=int, default=16)
     parser.add_argument("--part", choices=["direct", "served"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -40,16 +43,22 @@ def main() -> None:
         measured = {"direct": direct, "served": served}[arguments.part]
         print(json.dumps(measured(arguments.run, arguments.questions, arguments.in_flight)))
         return
-    with run_folder(arguments.run) as folder:
-        found: dict[str, Any] = {part: in_own_process(part, folder, arguments) for part in ("direct", "served")}
-    found["throughput_ratio"] = found["served"]["questions_per_s"] / found["direct"]["questions_per_s"]
-    found["added_p50_ms_per_turn"] = (found["served"]["p50_ms_at_1"] - found["direct"]["p50_ms_at_1"]) / 2
-    print(json.dumps(found, indent=2))
+    pairs = []
+    with run_folder(arguments.run, arguments.size) as folder:
+        for _ in range(arguments.pairs):
+            pair: dict[str, Any] = {part: in_own_process(part, folder, arguments) for part in ("direct", "served")}
+            pair["throughput_ratio"] = pair["served"]["questions_per_s"] / pair["direct"]["questions_per_s"]
+            pair["added_p50_ms_per_turn"] = (pair["served"]["p50_ms_at_1"] - pair["direct"]["p50_ms_at_1"]) / 2
+            print(json.dumps(pair), flush=True)
+            pairs.append(pair)
+    for name in ("throughput_ratio", "added_p50_ms_per_turn"):
+        values = [pair[name] for pair in pairs]
+        print(f"{name}: median {statistics.median(values):.3g}, from {min(values):.3g} to {max(values):.3g}")
 
 
 @contextlib.contextmanager
-def run_folder(given: Path | None) -> Iterator[Path]:
-    """The given run, or one with the sandbox model as its only version."""
+def run_folder(given: Path | None, size: str) -> Iterator[Path]:
+    """The given run, or one with the sandbox model, or a larger one, as its only version."""
     if given:
         yield given.resolve()
         return
@@ -58,10 +67,23 @@ def run_folder(given: Path | None) -> Iterator[Path]:
         sizes = ["engine.max_model_len_tokens=256", "engine.kv_cache_gb=0.5", "engine.max_num_seqs=64"]
         settings = config.load_config(None, ["prompts.preset=sandbox", "sampling.initial.max_tokens=48", *sizes])
         (folder / "config.json").write_text(config.to_json(settings), encoding="utf-8")
-        manifest = {"version": "v0000", "iteration": 0, "model": str(sandbox.model_path()), "created": store.now()}
+        model = sandbox.model_path() if size == "sandbox" else random_model(folder / "model")
+        manifest = {"version": "v0000", "iteration": 0, "model": str(model), "created": store.now()}
         store.write_atomically(folder / "versions" / "v0000.json", json.dumps({**manifest, "metrics": {}, "canary": None}))
         store.write_atomically(folder / "LATEST", "v0000\n")
         yield folder
+
+
+def random_model(folder: Path) -> Path:
+    """85 million random weights in the sandbox model's architecture, with its tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    source = str(sandbox.model_path())
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+    shape = AutoConfig.from_pretrained(source, **sizes, num_key_value_heads=12, head_dim=64)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
 
 
 def in_own_process(part: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
@@ -79,12 +101,13 @@ def settings_of(folder: Path) -> config.Config:
 def direct(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     """The engine in this process; both turns by the code that the endpoint uses."""
     from stasc_ray.generation.engine import Engine, Request, Sample
+    from stasc_ray.serving.app import threads
     from stasc_ray.serving.correcting import Asker, Plan
     from stasc_ray.serving.verification import model_path
 
     settings, run = settings_of(folder), store.RunFolder(folder)
     (manifest,) = [manifest for manifest in run.versions() if manifest["version"] == run.latest()]
-    engine = Engine(model_path(folder, manifest), settings.engine, on_cuda=False)
+    engine = Engine(model_path(folder, manifest), settings.engine, on_cuda=False, threads=threads(settings.serve))
 
     async def generate(token_ids: list[int], request: Request, on_text: Any = None) -> Sample:
         (sample,) = await asyncio.wrap_future(engine.submit(token_ids, request))

@@ -96,6 +96,7 @@ class Engine:
 
     Args:
         lora_rank: the largest rank of the adapters that requests will name; None where they name none.
+        threads: of the CPU engine.
 
     Raises:
         Exception: whatever kept vLLM from starting (unreadable model, too little memory, no GPU).
@@ -110,6 +111,7 @@ class Engine:
         revision: str | None = None,
         trust_remote_code: bool = False,
         lora_rank: int | None = None,
+        threads: int = 1,
         seed: int = 0,
     ) -> None:
         self.tokenizer = models.load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
@@ -120,7 +122,7 @@ class Engine:
         self._failure: Exception | None = None
         started: Future[None] = Future()
         lora = _lora_arguments(lora_rank)
-        make = functools.partial(_make_llm, model, revision, engine, on_cuda, trust_remote_code, seed, lora)
+        make = functools.partial(_make_llm, model, revision, engine, on_cuda, trust_remote_code, threads, seed, lora)
         self._thread = threading.Thread(target=self._run, args=(make, started), name="vllm-engine", daemon=True)
         self._thread.start()
         started.result()
@@ -363,6 +365,7 @@ def _make_llm(
     engine: config.Engine,
     on_cuda: bool,
     trust_remote_code: bool,
+    threads: int,
     seed: int,
     lora: dict[str, Any],
 ) -> "LLMEngine":
@@ -372,9 +375,7 @@ def _make_llm(
     if not on_cuda:
         import torch
 
-        # A pool that may grow gets what is reserved; a fixed one shares the machine out.
-        share = (os.cpu_count() or 1) // engine.actors if isinstance(engine.actors, int) else 0
-        torch.set_num_threads(max(engine.cpus_per_actor, share))
+        torch.set_num_threads(threads)
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=model,

@@ -33,6 +33,8 @@ class EngineSpec:
     model: config.Model
     lora_rank: int | None
     """Of the run's adapters; None where it trains all weights."""
+    threads: int
+    """Of an engine on CPUs."""
     seed: int
 
 
@@ -51,6 +53,7 @@ class EngineActor:
             revision=models.revision(model, spec.model),
             trust_remote_code=spec.model.trust_remote_code,
             lora_rank=spec.lora_rank,
+            threads=spec.threads,
             seed=spec.seed,
         )
         self._tasks: dict[str, asyncio.Task[Any]] = {}
