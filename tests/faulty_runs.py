@@ -64,7 +64,11 @@ class FaultyRun:
 
     def exporting(self) -> bool:
         """The new model is being written."""
-        return (self.folder / "iteration_01" / "model").exists()
+        return any((self.folder / "iteration_01").glob("model*"))
+
+    def publishing(self) -> bool:
+        """The first version's manifest is being written, or has been a moment ago."""
+        return (self.folder / "versions").exists()
 
     def finish(self) -> str:
         """Wait for its end; returns what it printed."""

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ray_cluster import RayCluster, ray_cluster
 
 from stasc_ray import cluster, config, jobs
+from stasc_ray.tasks import prompts
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "jobs" / "configs" / "demo.toml"
@@ -143,3 +146,39 @@ def test_a_stopped_job_and_one_that_fails_have_their_own_exit_status(three_nodes
     unknown = stasc("jobs", "logs", "nothing", *at)
     assert unknown.returncode == 1 and "expected one of this cluster's (stasc-" in unknown.stderr
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1200)
+def test_generate_finetune_and_evaluate_as_jobs_of_their_own(three_nodes: RayCluster, tmp_path: Path) -> None:
+    """Four workers on two nodes, sharded inside a node and replicated across, learn what one worker learns."""
+
+    def job(script: str, *arguments: str) -> str:
+        command = [sys.executable, str(ROOT / "jobs" / script), *arguments, "--address", three_nodes.address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=three_nodes.environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    job("generate.py", str(DEMO), *SMALL, "--output", str(tmp_path / "rollouts"))
+    rows = pq.read_table(tmp_path / "rollouts" / "base" / "rollouts").to_pylist()
+    assert len(rows) == 200 and all(row["corrections"] for row in rows)
+
+    texts = config.load_config(DEMO).prompts
+    messages = [prompts.training_messages(row, row["initial"][0], row["answers"][0], texts) for row in rows[:60]]
+    examples = [{"id": row["id"], "messages": one} for row, one in zip(rows, messages, strict=False)]
+    (tmp_path / "examples").mkdir()
+    pq.write_table(pa.Table.from_pylist(examples), tmp_path / "examples" / "part.parquet")
+    from_examples = [str(DEMO), "--examples", str(tmp_path / "examples"), "finetune.batch_size=16"]
+    four = ["finetune.workers=4", "finetune.sharding=hybrid", "--output", str(tmp_path / "four")]
+    found = [
+        json.loads(job("finetune.py", *from_examples, *options).splitlines()[-1])
+        for options in (four, ["--output", str(tmp_path / "one")])
+    ]
+    assert [one["workers"] for one in found] == [4, 1]
+    assert found[0]["losses"] == pytest.approx(found[1]["losses"], abs=1e-3)
+
+    (tmp_path / "data.jsonl").write_text('{"question": "What is 2 + 3?", "answers": ["5"]}\n')
+    measured = job(
+        "evaluate.py", "--model", str(tmp_path / "four"), "--data", str(tmp_path / "data.jsonl"), "engine.kv_cache_gb=0.25"
+    )
+    assert "questions 1, failed 0" in measured

@@ -1,11 +1,15 @@
 """SIGKILL of every kind of process, in generation and in training, on a cluster of three nodes: the run completes by itself."""
 
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faulty_runs import CONTROLLER, ENGINE, GRADER, TRAINER, FaultyRun, check_run, faulty_run, kill_node_with, kill_one
 from ray_cluster import RayCluster, ray_cluster
+
+from stasc_ray import store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -54,10 +58,39 @@ def test_a_killed_controller_of_training(cluster: RayCluster, tmp_path: Path) ->
     check_run(tmp_path / "run")
 
 
-def test_the_driver_of_a_cluster_run(cluster: RayCluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", [FaultyRun.generating, FaultyRun.publishing, FaultyRun.training])
+def test_the_driver_of_a_cluster_run(cluster: RayCluster, tmp_path: Path, moment) -> None:
     with faulty_run(cluster, tmp_path / "run") as run:
-        run.wait_until(run.generating)
+        run.wait_until(lambda: moment(run))
         run.driver.kill()
     with faulty_run(cluster, tmp_path / "run") as run:
         run.finish()
     check_run(tmp_path / "run")
+
+
+def test_a_driver_that_was_only_paused_cannot_write_after_another_took_over(cluster: RayCluster, tmp_path: Path) -> None:
+    one = "engine.actors=1"  # the paused driver's engine keeps its CPU
+    with faulty_run(cluster, tmp_path / "run", one) as paused:
+        paused.wait_until(paused.generating)
+        paused.driver.send_signal(signal.SIGSTOP)
+        with faulty_run(cluster, tmp_path / "run", one) as second:
+            assert second.driver.wait(timeout=120) == 1 and "is in use by process" in second.output.read_text()
+        time.sleep(store.LEASE_TIMEOUT_S)
+        with faulty_run(cluster, tmp_path / "run", one) as successor:
+            successor.wait_until(successor.training)
+            paused.driver.send_signal(signal.SIGCONT)
+            assert paused.driver.wait(timeout=300) == 1
+            successor.finish()
+        assert "has taken this run over from attempt 1; this one stops without writing" in paused.output.read_text()
+    check_run(tmp_path / "run")
+
+
+def test_elastic_training_goes_on_with_the_workers_that_are_left(cluster: RayCluster, tmp_path: Path) -> None:
+    with faulty_run(cluster, tmp_path / "run", "engine.actors=1", "finetune.workers=[1, 3]") as run:
+        run.wait_until(run.training)
+        kill_node_with(run, TRAINER)
+        run.finish()
+    (line,) = [line for line in store.RunFolder(tmp_path / "run").metrics() if line["stage"] == "finetune"]
+    assert line["finetune/workers"] in (1, 2)
+    check_run(tmp_path / "run")
+    cluster.add_node(2)
