@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 demo: setup  ## A small model learns to correct itself: a few minutes on a laptop without a GPU
 	$(BIN)/stasc run jobs/configs/demo.toml
 
-serve: setup  ## Answer with the demo's newest version at http://127.0.0.1:8000
+serve: setup  ## Answer with the demo's LATEST version at http://127.0.0.1:8000
 	$(BIN)/stasc serve runs/demo
 
 test: check  ## Lint, types, import contracts and the tests that CI runs

@@ -306,8 +306,8 @@ class Algorithm(Section):
 class Lora(Section):
     """Low-rank adapters (peft)."""
 
-    rank: PositiveInt = 16
-    """Rank r."""
+    rank: Annotated[int, Field(gt=0, le=512)] = 16
+    """Rank r; vLLM serves adapters of at most 512."""
     alpha: PositiveFloat = 32.0
     """Scale; the update is multiplied by alpha / rank."""
     dropout: Fraction = 0.0
@@ -354,7 +354,7 @@ class Finetune(Section):
     max_failures: Annotated[int, Field(ge=0)] = 2
     """Times the workers may die and be started again in one fine-tune."""
     start_timeout_s: PositiveFloat = 900.0
-    """Seconds until every worker must be up."""
+    """Seconds until every worker must be up; with `[min, max]` training waits for the least number without a limit."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -22,7 +22,7 @@ class Sight:
     model: bool
     versions: dict[str, str]
     gpu_gb: float | None
-    """Memory of its smallest GPU, in GiB."""
+    """Memory of its smallest GPU, in GiB; None where Ray has none."""
 
 
 def check(settings: config.Config, run_folder: Path, model: str, cuda: bool, *, training: bool = True) -> None:
@@ -77,21 +77,28 @@ def _ask_every_node(token: str, model: str | None) -> dict[str, Sight]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look = ray.remote(num_cpus=0)(_look)
-    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    seen = ray.get([look.options(scheduling_strategy=strategy).remote(token, model) for strategy in strategies])
-    return {f"{name} ({node[:8]})": sight for (node, name), sight in zip(nodes.items(), seen, strict=True)}
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    strategies = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    has_gpus = [node["Resources"].get("GPU", 0) > 0 for node in nodes]
+    asked = zip(strategies, has_gpus, strict=True)
+    seen = ray.get([look.options(scheduling_strategy=where).remote(token, model, gpus) for where, gpus in asked])
+    names = [f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})" for node in nodes]
+    return dict(zip(names, seen, strict=True))
 
 
-def _look(token: str, model: str | None) -> Sight:
-    """What this node sees; nvidia-smi is asked, since torch would take GPU memory for a context."""
+def _look(token: str, model: str | None, gpus: bool) -> Sight:
+    """What this node sees."""
+    return Sight(Path(token).exists(), model is None or Path(model).is_dir(), versions(), _smallest_gpu_gb() if gpus else None)
+
+
+def _smallest_gpu_gb() -> float | None:
+    """Asked of nvidia-smi, since torch would take GPU memory for a context; None where it does not answer."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
         found = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError):
-        found = []
-    gpu_gb = min((float(size) / 1024 for size in found if size.isdigit()), default=None)
-    return Sight(Path(token).exists(), model is None or Path(model).is_dir(), versions(), gpu_gb)
+        return None
+    return min((float(size) / 1024 for size in found if size.isdigit()), default=None)
 
 
 def _check_sight(name: str, sight: Sight, run_folder: Path, model: str) -> None:
@@ -116,7 +123,9 @@ def _check_sight(name: str, sight: Sight, run_folder: Path, model: str) -> None:
 
 def parameters(model: Path) -> int:
     """Number of weights in a folder's safetensors files, from their headers; 0 where there are none."""
-    return sum(map(_elements, model.glob("*.safetensors")))
+    index = model / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    return sum(_elements(model / name) for name in names if (model / name).is_file())
 
 
 def _elements(file: Path) -> int:
@@ -136,7 +145,7 @@ def too_small(settings: config.Config, weights: int, gpu_gb: float, *, training:
             f"found {need_gb:.1f} GiB per GPU; raise engine.tensor_parallel_size or take a smaller model"
         )
     state = LORA_BYTES if finetune.method == "lora" else FULL_BYTES
-    need_gb = weights * state / finetune.least_workers / 2**30
+    need_gb = weights * state / finetune.least_workers / 2**30  # hybrid sharding needs more: a share of a node's workers
     if training and need_gb >= gpu_gb:
         return (
             f"finetune: expected weights, gradients and optimizer state to fit into a GPU's {gpu_gb:.1f} GiB, "

@@ -5,14 +5,13 @@ Reads few row groups of a committed rollouts folder (its mark names the Parquet 
 
 import difflib
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stasc_ray.store import COMMIT_MARK
+from stasc_ray.store import RunFolder
 
 TRANSITIONS = ("i→c", "c→i", "i→i", "c→c")
 COLUMNS = (
@@ -59,10 +58,8 @@ class Transcript:
 
 def committed(rollouts: Path) -> list[Path]:
     """The Parquet files that count; empty when the stage has not been committed."""
-    mark = rollouts / COMMIT_MARK
-    if not mark.is_file():
-        return []
-    return [rollouts / name for name in json.loads(mark.read_text(encoding="utf-8"))["files"]]
+    run = RunFolder(rollouts.parent.parent)
+    return run.files(rollouts) if run.committed(rollouts) else []
 
 
 def transition(r1: float, r2: float, threshold: float) -> str:

@@ -173,6 +173,8 @@ class Engine:
     def _command(self, carry_out: "Callable[[LLMEngine], None]") -> "Future[None]":
         future: Future[None] = Future()
         self._inbox.put(_Command(carry_out, future))
+        if not self.alive:  # it may have stopped meanwhile and missed this one
+            _settle(future, RuntimeError(f"the engine is not running: {self._failure}"))
         return future
 
     def _put(
@@ -347,7 +349,8 @@ def _outcome(carry_out: "Callable[[LLMEngine], None]", llm: "LLMEngine") -> Exce
 def _reload(llm: "LLMEngine", model: str) -> None:
     try:
         llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
-        llm.reset_prefix_cache()  # vLLM keeps the old weights' prefixes
+        if not llm.reset_prefix_cache():  # it would keep the old weights' prefixes
+            raise RuntimeError("a request still holds blocks of the old weights")
     except Exception as error:  # whatever it is, the engine is unusable now
         raise RuntimeError(f"weights could not be exchanged: {error}") from error
 

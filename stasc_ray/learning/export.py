@@ -93,12 +93,13 @@ def canary(model_folder: Path, examples: Sequence[Mapping[str, Any]], device: An
     """What an engine that serves this folder must agree with.
 
     Returns:
-        {"dtype": "float32", "prompts": [{"token_ids": (T,), "n_prompt": k, "logprobs": (T - k,)}]}: log-probabilities
+        {"dtype": of the saved weights, "prompts": [{"token_ids": (T,), "n_prompt": k, "logprobs": (T - k,)}]}: log-probabilities
         (natural logarithm, temperature 1) of token_ids[k:], each given all tokens before it, of the saved weights.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    saved = AutoConfig.from_pretrained(model_folder).dtype or torch.float32
     model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).to(device).eval()
     prompts = []
     for row in examples:
@@ -109,7 +110,7 @@ def canary(model_folder: Path, examples: Sequence[Mapping[str, Any]], device: An
         chosen = torch.tensor(token_ids[k:], device=device)[:, None]
         logprobs = logits[k - 1 : -1].float().log_softmax(-1).gather(-1, chosen)[:, 0]
         prompts.append({"token_ids": token_ids, "n_prompt": k, "logprobs": logprobs.tolist()})
-    return {"dtype": "float32", "prompts": prompts}
+    return {"dtype": str(saved).removeprefix("torch."), "prompts": prompts}
 
 
 def _model_card(settings: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; others than this machine's need keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
-    version: Annotated[str | None, typer.Option(help="Pin a version; default: follow the newest published one.")] = None,
+    version: Annotated[str | None, typer.Option(help="Pin a version; default: follow the run's LATEST.")] = None,
     api_keys_file: Annotated[
         Path | None, typer.Option(help="File made by `stasc keys add`; requests need one of its keys.")
     ] = None,
@@ -33,7 +33,7 @@ def serve(
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Serve a run's newest version over HTTP, and move to newer ones as they are published."""
+    """Serve a run's LATEST version over HTTP, and move on when LATEST does."""
     from stasc_ray.errors import errors_for_people, naming_logs
 
     with errors_for_people(debug):

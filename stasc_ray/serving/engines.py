@@ -177,21 +177,21 @@ class EngineHandle:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         self.model = model
         self.tokenizer = tokenizer
-        self._adapter = adapter
+        self.adapter = adapter
         self._actor: Any = ray.remote(EngineActor).options(**options).remote(model, spec)
         self._handles = [self]  # of this engine; the last one to go ends it
 
     def with_adapter(self, adapter: Adapter | None) -> "EngineHandle":
         """A further handle of the same engine, whose requests name `adapter`."""
         other = copy.copy(self)
-        other._adapter = adapter
+        other.adapter = adapter
         self._handles.append(other)
         return other
 
     async def load_adapter(self) -> None:
         """Read this handle's adapter, if it has one; ValueError where vLLM cannot."""
-        if self._adapter:
-            await self._result(self._actor.load_adapter.remote(self._adapter))
+        if self.adapter:
+            await self._result(self._actor.load_adapter.remote(self.adapter))
 
     async def pid(self) -> int:
         """Process id of the engine, once it is up.
@@ -206,7 +206,7 @@ class EngineHandle:
         call = uuid.uuid4().hex
         try:
             if on_text is None:
-                return await self._result(self._actor.generate.remote(call, token_ids, request, self._adapter))
+                return await self._result(self._actor.generate.remote(call, token_ids, request, self.adapter))
             return await self._stream(call, token_ids, request, on_text)
         except asyncio.CancelledError:
             self._actor.abort.remote(call)
@@ -214,7 +214,7 @@ class EngineHandle:
 
     async def logprobs(self, token_ids: list[int]) -> list[float]:
         """Log-probabilities (T - 1,) of token_ids[1:]."""
-        return await self._result(self._actor.logprobs.remote(token_ids, self._adapter))
+        return await self._result(self._actor.logprobs.remote(token_ids, self.adapter))
 
     async def reload(self, model: str) -> None:
         """Exchange the weights; see Engine.reload."""
@@ -222,15 +222,21 @@ class EngineHandle:
         self.model = model
 
     def release(self) -> None:
-        """Give this handle up; with the last one the process ends, and its memory is free."""
+        """Give this handle up, once; with the last one the process ends, and its memory is free."""
         import ray
 
-        self._handles.remove(self)
-        if not self._handles:
-            ray.kill(self._actor)
+        if self in self._handles:
+            self._handles.remove(self)
+            if not self._handles:
+                ray.kill(self._actor)
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is the engine's only handle, and names no adapter: its weights may be exchanged."""
+        return self._handles == [self] and self.adapter is None
 
     async def _stream(self, call: str, token_ids: list[int], request: Request, on_text: Callable[[str], None]) -> Sample:
-        pieces = self._actor.stream.options(num_returns="streaming").remote(call, token_ids, request, self._adapter)
+        pieces = self._actor.stream.options(num_returns="streaming").remote(call, token_ids, request, self.adapter)
         async for reference in pieces:
             piece = await self._result(reference)
             if isinstance(piece, Sample):

@@ -1,6 +1,7 @@
 """What a run has published, and whether a version may be served, as far as that can be known without an engine."""
 
 import contextlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ class Published:
 
     def __init__(self, run: store.RunFolder, spec: EngineSpec) -> None:
         self._run, self._spec = run, spec
+        self._numbers = itertools.count(1)
 
     def weights(self, manifest: dict[str, Any]) -> tuple[str, Adapter | None]:
         """What an engine loads for a version: its model; for LoRA the base model, and the adapter on it.
@@ -23,8 +25,9 @@ class Published:
         """
         model = verification.model_path(self._run.path, manifest)
         folder, base = Path(model) / "adapter", self._base_model()
-        if self._spec.lora_rank and base and folder.is_dir():
-            return base, Adapter(manifest["version"], manifest["iteration"], str(folder))
+        if self._spec.lora_rank and manifest["iteration"] and base and folder.is_dir():
+            number = next(self._numbers)  # vLLM keeps what it read under a number or a name, even if the files change
+            return base, Adapter(f"{manifest['version']}-{number}", number, str(folder))
         return model, None
 
     def check(self, manifest: dict[str, Any], reference: Any = None) -> tuple[Any, verification.Canary | None]:

@@ -21,6 +21,7 @@ class Canary(TypedDict):
     """What learning/export.py writes into a model's folder."""
 
     dtype: str
+    """Of the weights that the log-probabilities were computed with; the computation is in float32."""
     prompts: list[CanaryPrompt]
 
 
@@ -129,6 +130,6 @@ def tolerance(full_precision: bool) -> float:
 def state_of_files(run_folder: Path, manifest: dict[str, Any]) -> str:
     """Changes when the version's manifest or model folder does."""
     folder = Path(model_path(run_folder, manifest))
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    files = sorted(folder.rglob("*")) if folder.is_dir() else []
+    states = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return json.dumps([manifest, states], sort_keys=True, default=str)

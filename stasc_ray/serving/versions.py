@@ -118,6 +118,7 @@ class Versions:
 
     def report_dead(self, dead: Loaded) -> None:
         """Take a version out whose engine died; `follow` starts another."""
+        dead.engine.release()
         if dead in self.retiring:
             self.retiring.remove(dead)
         if dead is self.active:
@@ -212,7 +213,8 @@ class Versions:
         return True
 
     async def _swap(self, manifest: dict[str, Any]) -> None:
-        if self.active and self.settings.serve.swap == "in_place" and not self._running(self._published.weights(manifest)[0]):
+        in_place = self.settings.serve.swap == "in_place" and not self._running(self._published.weights(manifest)[0])
+        if self.active and self.active.engine.alone and in_place:
             await self._exchange(self.active, manifest)
             return
         fresh = await self._prepare(manifest)
@@ -295,6 +297,8 @@ class Versions:
     async def _verify(self, engine: EngineHandle, canary: verification.Canary | None) -> str:
         serve, dtype = self.settings.serve, self.settings.engine.dtype
         full = dtype == "float32" or (dtype == "auto" and not self.spec.on_cuda)
+        if engine.adapter and canary:  # the canary is of the merged weights, rounded to the base model's type
+            full = full and canary["dtype"] == "float32"
         try:
             return await verification.verify(engine, canary, serve.canary_tolerance or verification.tolerance(full))
         except verification.CanaryError:

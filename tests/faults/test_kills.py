@@ -87,10 +87,12 @@ def test_a_driver_that_was_only_paused_cannot_write_after_another_took_over(clus
 
 def test_elastic_training_goes_on_with_the_workers_that_are_left(cluster: RayCluster, tmp_path: Path) -> None:
     with faulty_run(cluster, tmp_path / "run", "engine.actors=1", "finetune.workers=[1, 3]") as run:
-        run.wait_until(run.training)
+        saved = run.folder / "iteration_01" / "training" / "iteration_01" / "checkpoint_manager_snapshot.json"
+        run.wait_until(saved.exists)
         kill_node_with(run, TRAINER)
         run.finish()
     (line,) = [line for line in store.RunFolder(tmp_path / "run").metrics() if line["stage"] == "finetune"]
-    assert line["finetune/workers"] in (1, 2)
+    assert line["finetune/workers"] in (1, 2) and line["finetune/resumed_from_step"] >= 2
+    assert len(line["finetune/losses"]) == line["finetune/steps"]
     check_run(tmp_path / "run")
     cluster.add_node(2)

@@ -92,3 +92,5 @@ def test_a_closed_engine_says_so() -> None:
     assert not engine.alive
     with pytest.raises(RuntimeError, match="not running"):
         engine.submit([1, 2, 3], Request(WARM, 1, 0)).result(timeout=10)
+    with pytest.raises(RuntimeError, match="not running"):
+        engine.reload(str(sandbox.model_path())).result(timeout=10)

@@ -5,5 +5,5 @@ import pytest
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "serving" in item.path.parts and item.get_closest_marker("slow"):
+        if item.path.name in ("test_served.py", "test_page.py"):
             item.add_marker("served")

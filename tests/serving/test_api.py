@@ -26,6 +26,9 @@ class ScriptedEngine:
         self.tokenizer = models.load_tokenizer(str(sandbox.model_path()))
         self.deaths, self.finished, self.aborted = deaths, 0, 0
 
+    def release(self) -> None:
+        """Nothing to end."""
+
     async def generate(self, token_ids, request, on_text=None) -> Sample:
         prompt = self.tokenizer.decode(token_ids)
         if self.deaths:

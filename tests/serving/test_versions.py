@@ -11,6 +11,7 @@ import served_runs
 from stasc_ray import config, models, store
 from stasc_ray.generation.engine import Request
 from stasc_ray.serving import app, versions
+from stasc_ray.serving.pins import pin
 from stasc_ray.tasks import prompts
 
 pytestmark = pytest.mark.slow
@@ -35,6 +36,7 @@ async def answer(followed: versions.Versions) -> str:
         return (await loaded.engine.generate(token_ids, GREEDY)).text
 
 
+@pytest.mark.served
 def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where_it_does_not(local_ray, tmp_path):
     for name, values in {"a": {"noise": 0.05, "seed": 1}, "b": {"noise": 0.05, "seed": 2}, "tied": {"tied": True}}.items():
         served_runs.make_model(tmp_path / name, **values)
@@ -107,7 +109,21 @@ def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
             await followed._step()
             assert reason in followed.reasons()[version]
             assert followed.active.version == "v0003" and await answer(followed) == answers[3]
-        assert followed.engine_starts == 1
+        # Corrected on the spot, it is tried again, and read again.
+        broken = run.stage(int(version[1:]), "model")
+        shutil.copy(tmp_path / "b" / "adapter" / "adapter_model.safetensors", broken / "adapter")
+        await followed._step()
+        assert followed.active.version == version and await answer(followed) == answers[2]
+
+        # Back and forth while a request is held: every handle of the one engine is given up but the active one's.
+        async with followed.hold(None):
+            for pinned in ("v0000", version):
+                pin(run.path, pinned)
+                await followed._step()
+                assert followed.active.version == pinned
+        await asyncio.sleep(0.1)
+        assert followed.active.engine._handles == [followed.active.engine] and followed.retiring == []
+        assert await answer(followed) == answers[2] and followed.engine_starts == 1
         await followed.close()
 
     asyncio.run(scenario())
