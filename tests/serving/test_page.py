@@ -148,7 +148,7 @@ def test_it_says_what_is_swapped_and_what_was_refused(tab, tmp_path):
         active, api.versions.active = api.versions.active, None
         tab.wait("document.querySelector('#state').innerText.startsWith('v0001 is being loaded')")
         api.versions.active, api.versions.loading = active, None
-        tab.wait("document.querySelector('#state').innerText.startsWith('v0000 answers, the newest')")
+        tab.wait("document.querySelector('#state').innerText.startsWith('v0000 answers, the run')")
 
 
 def test_escape_stops_and_the_form_is_used_by_keyboard(tab, tmp_path):
