@@ -45,6 +45,7 @@ class Display:
         if not console.is_terminal:  # a log file has no width: do not fold tables at 80
             console = Console(highlight=False, width=PLAIN_WIDTH)
         self.console = console
+        self._shown: Sequence[Mapping[str, Any]] = ()
 
     def note(self, text: str) -> None:
         """One line for the reader."""
@@ -61,7 +62,10 @@ class Display:
             bar.stop()
 
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The metrics table: one row per iteration."""
+        """The metrics table: one row per iteration; nothing where it would be the same again, as when a run is resumed."""
+        if rows == self._shown:
+            return
+        self._shown = rows
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in COLUMNS:
             table.add_column(name, justify="right", no_wrap=True)
