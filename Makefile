@@ -22,8 +22,8 @@ test: check  ## Lint, types, import contracts and the tests that CI runs
 test-fast: setup  ## The tests that start no engine and no trainer
 	$(BIN)/python -m pytest -m "not slow and not cluster and not gpu and not browser"
 
-test-serving: setup  ## The served endpoint for real, and its page in Chromium
-	$(BIN)/python -m pytest -m "served and not cluster"
+test-serving: setup  ## The served endpoint for real: under load, under kills, and its page in Chromium
+	$(BIN)/python -m pytest tests/serving -m "slow and not cluster"
 
 test-cluster: setup  ## Kills on a real multi-process cluster on this machine
 	$(BIN)/python -m pytest -m cluster

@@ -212,6 +212,7 @@ def test_ask_prints_both_answers_and_says_how_to_start(served):
     assert found.exit_code == 1 and "stasc serve" in found.output
 
 
+@pytest.mark.served
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_frees_its_slot(served, stream):
     slow = {"question": QUESTIONS[0], "temperature": 0, "rounds": 64, "stream": stream}
@@ -229,6 +230,7 @@ def test_a_client_that_goes_away_frees_its_slot(served, stream):
     assert took < 2, "a second, and another for two cores that do all of it"
 
 
+@pytest.mark.served
 def test_at_twice_the_capacity_every_request_is_answered_or_told_to_come_back(served):
     capacity = sum(CAPACITY.values())
 
@@ -285,6 +287,7 @@ class Load:
         return {body["model_version"] for _, _, body, _ in self.replies}
 
 
+@pytest.mark.served
 def test_versions_change_under_load_and_no_request_fails(served):
     with Load(served, clients=6) as load:
         time.sleep(1)
@@ -316,6 +319,7 @@ def test_ten_versions_in_two_minutes_and_no_request_fails(tmp_path, swap):
     print(f"{swap}: {took}, longest stall {slowest:.2f} s")
 
 
+@pytest.mark.served
 def test_versions_that_are_broken_are_never_served(served, tmp_path):
     broken = {}
     for what in ("half_copied", "other_weights", "other_tokenizer", "no_canary"):
@@ -346,6 +350,7 @@ def test_versions_that_are_broken_are_never_served(served, tmp_path):
     served.publish("a")
 
 
+@pytest.mark.served
 def test_an_admin_moves_back_and_forward(served):
     latest = served.run.latest()
     for version, expected in (("v0000", "v0000"), ("latest", latest)):
@@ -358,6 +363,7 @@ def test_an_admin_moves_back_and_forward(served):
     assert served.correct(QUESTIONS[0], version="v0000").status_code == 409
 
 
+@pytest.mark.served
 def test_a_replica_that_is_killed_is_replaced(served):
     (replica,) = [p for p in psutil.Process().children(recursive=True) if "ServeReplica" in " ".join(p.cmdline())]
     with ThreadPoolExecutor(4) as pool:
@@ -371,6 +377,7 @@ def test_a_replica_that_is_killed_is_replaced(served):
     print(f"requests on the killed replica: {statuses}")
 
 
+@pytest.mark.served
 def test_an_engine_that_is_killed_is_replaced(served):
     killed = served.wait(lambda health: len(health["loaded"]) == 1 and health["loading"] is None)["engine_pids"]
     with ThreadPoolExecutor(4) as pool:
