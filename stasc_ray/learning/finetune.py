@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 RESIZE_INTERVAL_S = 300.0
 """How often elastic workers may become more: each time the group starts anew from its last checkpoint."""
+ELASTIC_PLACE_TIMEOUT_S = 30.0
+"""How long elastic workers wait for places that Ray had counted: right after a node was lost it still counts those."""
 ENCODED = ("id", "input_ids", "labels", "trained_tokens", "no_target", "too_long")
 
 
@@ -198,7 +200,8 @@ def _fit(settings: dict[str, Any], encoded: "Dataset", config: config.Config, on
         # Not split: every worker sees all rows (in shared memory) and takes its share of each batch.
         dataset_config=DataConfig(datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)),
     )
-    with _train_environment(config.finetune.start_timeout_s):
+    elastic = isinstance(config.finetune.workers, tuple)
+    with _train_environment(ELASTIC_PLACE_TIMEOUT_S if elastic else config.finetune.start_timeout_s):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -230,8 +233,11 @@ def _run_config(settings: Mapping[str, Any], finetune: config.Finetune) -> "RunC
         name=f"iteration_{settings['iteration']:02d}",  # the same name and storage resume
         storage_path=settings["storage"],
         checkpoint_config=CheckpointConfig(num_to_keep=2),
-        # Without a limit a group that cannot start is tried for ever.
-        failure_config=FailureConfig(max_failures=finetune.max_failures, controller_failure_limit=1),
+        # Without a limit a group that cannot start is tried for ever; elastic workers may miss a place at each lost node.
+        failure_config=FailureConfig(
+            max_failures=finetune.max_failures,
+            controller_failure_limit=finetune.max_failures if isinstance(finetune.workers, tuple) else 1,
+        ),
         logging_config=LoggingConfig(log_level="ERROR"),
     )
 
