@@ -44,7 +44,7 @@ def naming_logs(logs: Path) -> Iterator[None]:
     """Add to an error where Ray's and vLLM's own logs are."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # whatever it is, it goes on with the note
         error.add_note(f"Ray's and vLLM's logs: {logs} (--debug shows the traceback)")
         raise
 
