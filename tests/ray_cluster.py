@@ -76,7 +76,7 @@ class RayCluster:
 
     def start_head(self, cpus: int) -> None:
         """Start the head and wait until the Jobs API answers."""
-        head = ["--head", f"--port={self.port}", f"--temp-dir={self.folder}", f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1"]
+        head = ["--head", f"--port={self.port}", f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1"]
         head += [f"--dashboard-port={self.dashboard_port}", f"--ray-client-server-port={free_port()}"]
         self._start(*head, until=lambda: self._get("/api/version") is not None)
 
@@ -88,8 +88,11 @@ class RayCluster:
         """Start a node; again if it gives up, since Ray allows 30 s for it, which a busy small machine may exceed."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
-            log = self.folder / f"start-{uuid.uuid4().hex}.log"
-            node = Node(*arguments, log=log, environment=self.environment)
+            # As on machines of their own: in a shared one, each node would unpack a job's upload anew under the others' feet.
+            home = self.folder / uuid.uuid4().hex[:8]
+            home.mkdir()
+            log = home / "start.log"
+            node = Node(*arguments, f"--temp-dir={home}", log=log, environment=self.environment)
             self.nodes.append(node)
             while node.process.poll() is None:
                 # A node that Ray is about to give up may count as alive already: its own word comes first.
