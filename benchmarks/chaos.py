@@ -4,16 +4,19 @@ python benchmarks/chaos.py --kills 50 --seed 1
 
 Every few seconds one process gets SIGKILL: an engine's actor, a Ray Data worker, a Ray Train worker, Ray Train's controller, the
 driver or a whole worker node. The driver is started again with the same command whenever it is gone, a lost node is replaced. A run
-that completes is checked (each question has one rollout, each stage one line, whole versions) and the next begins. Prints a
-Markdown table of what was killed when.
+that completes is checked (each question has one rollout, each stage one line, whole versions) and the next begins. Prints Markdown
+tables of what was killed when, and of what it cost: the seconds until the run was further than at the kill. Run 0 is undisturbed.
 """
 
 import argparse
+import contextlib
+import json
 import random
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +36,25 @@ KINDS = {
     "driver": None,
     "worker node": None,
 }
-SECONDS_BETWEEN = (5.0, 30.0)
+SECONDS_BETWEEN = (4.0, 20.0)
+
+
+Progress = tuple[int, int, int]
+"""(stages committed, rollout files written, optimizer steps made): grows, lexicographically, while a run gets on."""
+
+
+@dataclass
+class Kill:
+    """One process that was killed."""
+
+    run: int
+    seconds: float
+    """Since the run began."""
+    what: str
+    stage: str
+    progress: Progress
+    cost_s: float | None = None
+    """Until the run was further than at the kill; None while it is not."""
 
 
 @dataclass
@@ -43,10 +64,9 @@ class Chaos:
     cluster: RayCluster
     random: random.Random
     say: Callable[[str], None]
-    kills: list[tuple[int, float, str, str]] = field(default_factory=list)
-    """(run, seconds into it, what, the stage that was under way)"""
-    restarts: int = 0
-    completed: int = 0
+    kills: list[Kill] = field(default_factory=list)
+    runs: list[tuple[float, int]] = field(default_factory=list)
+    """(seconds, driver starts) of each completed run"""
 
     def strike(self, run: FaultyRun, number: int, seconds: float) -> None:
         """Kill one process of a random kind, of those that there are."""
@@ -54,6 +74,7 @@ class Chaos:
         there = {kind: faulty_runs.processes(self.cluster, title) for kind, title in KINDS.items() if title}
         there |= {"driver": [run.driver.pid], "worker node": nodes}
         kind = self.random.choice([kind for kind, victims in there.items() if victims])
+        self.kills.append(Kill(number, seconds, kind, stage_of(run.folder), progress_of(run.folder)))
         if kind == "worker node":
             node = self.random.choice(nodes)
             node.kill()
@@ -61,34 +82,70 @@ class Chaos:
             self.cluster.add_node(2)
         else:
             kill(self.random.choice(there[kind]))
-        self.kills.append((number, seconds, kind, stage_of(run.folder)))
-        self.say(f"kill {len(self.kills)}: {kind} after {seconds:.0f} s, during {self.kills[-1][-1]}")
+        self.say(f"kill {len(self.kills)}: {kind} after {seconds:.0f} s, {self.kills[-1].stage}")
+
+    def note_progress(self, run: FaultyRun, number: int, seconds: float) -> None:
+        """Close the account of kills that the run has got over."""
+        open_kills = [kill for kill in self.kills if kill.run == number and kill.cost_s is None]
+        if open_kills:
+            progress = progress_of(run.folder)
+            for one in open_kills:
+                if progress > one.progress:
+                    one.cost_s = seconds - one.seconds
 
 
 def stage_of(folder: Path) -> str:
     """The stage after the last one that was committed."""
     lines = store.RunFolder(folder).metrics()
-    return f"what follows {lines[-1]['stage']} of iteration {lines[-1]['iteration']}" if lines else "start"
+    return f"after {lines[-1]['stage']} of iteration {lines[-1]['iteration']}" if lines else "at the start"
+
+
+def progress_of(folder: Path) -> Progress:
+    """How far the run is."""
+    steps = 0
+    for file in folder.glob("iteration_*/training/progress.json"):
+        with contextlib.suppress(OSError, ValueError):  # being replaced
+            steps = json.loads(file.read_text())["step"]
+    return len(store.RunFolder(folder).metrics()), len(list(folder.glob("*/rollouts/*.parquet"))), steps
 
 
 def torment(chaos: Chaos, folder: Path, number: int, kills: int, overrides: list[str]) -> None:
     """One run to its end, with kills on the way."""
     started, next_kill = time.monotonic(), time.monotonic() + chaos.random.uniform(*SECONDS_BETWEEN)
-    run = FaultyRun(chaos.cluster, folder, *overrides)
+    starts, run = 1, FaultyRun(chaos.cluster, folder, *overrides)
     try:
         while (status := run.driver.poll()) != 0:
             if status is not None:
-                chaos.restarts += 1
-                run = FaultyRun(chaos.cluster, folder, *overrides)
+                starts, run = starts + 1, FaultyRun(chaos.cluster, folder, *overrides)
+            chaos.note_progress(run, number, time.monotonic() - started)
             if time.monotonic() > next_kill and len(chaos.kills) < kills:
                 chaos.strike(run, number, time.monotonic() - started)
                 next_kill = time.monotonic() + chaos.random.uniform(*SECONDS_BETWEEN)
             time.sleep(0.2)
     finally:
         run.driver.kill()
+    seconds = time.monotonic() - started
+    chaos.note_progress(run, number, seconds)
     faulty_runs.check_run(folder)
-    chaos.completed += 1
-    chaos.say(f"run {number} is complete and right after {time.monotonic() - started:.0f} s")
+    chaos.runs.append((seconds, starts))
+    chaos.say(f"run {number} is complete and right after {seconds:.0f} s")
+
+
+def tables(chaos: Chaos) -> Iterator[str]:
+    """Markdown: every kill; kills by kind; runs."""
+    yield "| kill | run | s | what | when | s until further |\n|---|---|---|---|---|---|"
+    for count, one in enumerate(chaos.kills, 1):
+        cost = "the run was at its end" if one.cost_s is None else f"{one.cost_s:.0f}"
+        yield f"| {count} | {one.run} | {one.seconds:.0f} | {one.what} | {one.stage} | {cost} |"
+    yield "\n| what | kills | s until further: median | most |\n|---|---|---|---|"
+    for kind in KINDS:
+        costs = [one.cost_s for one in chaos.kills if one.what == kind and one.cost_s is not None]
+        if costs:
+            yield f"| {kind} | {len(costs)} | {statistics.median(costs):.0f} | {max(costs):.0f} |"
+    yield "\n| run | s | kills | driver starts |\n|---|---|---|---|"
+    for number, (seconds, starts) in enumerate(chaos.runs):
+        kills = sum(one.run == number for one in chaos.kills)
+        yield f"| {number} | {seconds:.0f} | {kills} | {starts} |"
 
 
 def main() -> None:
@@ -100,15 +157,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder, ray_cluster(2, 2) as cluster:
         chaos = Chaos(cluster, random.Random(arguments.seed), say=lambda text: print(text, flush=True))
+        torment(chaos, Path(folder) / "run0", 0, 0, arguments.overrides)  # undisturbed, to compare
         while len(chaos.kills) < arguments.kills:
-            number = chaos.completed + 1
+            number = len(chaos.runs)
             torment(chaos, Path(folder) / f"run{number}", number, arguments.kills, arguments.overrides)
-    print(
-        f"\n{len(chaos.kills)} kills (seed {arguments.seed}), {chaos.completed} runs completed, {chaos.restarts} driver restarts\n"
-    )
-    print("| kill | run | s | what | during |\n|---|---|---|---|---|")
-    for count, (number, seconds, kind, stage) in enumerate(chaos.kills, 1):
-        print(f"| {count} | {number} | {seconds:.0f} | {kind} | {stage} |")
+    print(f"\nseed {arguments.seed}: {len(chaos.kills)} kills, {len(chaos.runs) - 1} runs completed and right\n")
+    print("\n".join(tables(chaos)))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def make_api(
         summary="A self-correcting model: it answers, then corrects its answer",
         version=service.settings.name,
         lifespan=lifespan or _nothing,
-        responses=responses(400, 413, 500),
+        responses=responses(400, 413, 500, 503, 504),
     )
     add_error_handlers(app)
 

@@ -70,12 +70,16 @@ def serving(
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    from stasc_ray.serving import app
+    from stasc_ray.serving import app, proxy
 
     # Serve's own limit is the last resort behind ours, which answers in the one error shape.
     limit_s = settings.serve.request_timeout_s + 30
     location = ProxyLocation.HeadOnly if host in LOOPBACK_HOSTS else ProxyLocation.EveryNode
-    ray_serve.start(proxy_location=location, http_options=HTTPOptions(host=host, port=port, request_timeout_s=limit_s))
+    ray_serve.start(
+        proxy_location=location,
+        http_options=HTTPOptions(host=host, port=port, request_timeout_s=limit_s),
+        controller_options=proxy.CONTROLLER_OPTIONS,
+    )
     application = app.endpoint(
         run_folder, settings, on_cuda=app.on_cuda(settings), api_keys_file=api_keys_file, loopback_only=loopback_only
     )

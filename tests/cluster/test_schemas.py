@@ -187,12 +187,15 @@ def test_rayjob_entrypoint_is_a_valid_run_that_fits_its_cluster() -> None:
 def test_rayservice_serves_an_application_that_exists() -> None:
     from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
+    from stasc_ray.serving import proxy
+
     manifest = load(KUBERAY[2])
     serve = yaml.safe_load(manifest["spec"]["serveConfigV2"])
     ServeDeploySchema.model_validate(serve)  # lets unknown keys pass, hence the next lines
     [application] = serve["applications"]
     assert set(serve) <= set(ServeDeploySchema.model_fields)
     assert set(serve["http_options"]) <= set(HTTPOptionsSchema.model_fields)
+    assert serve["controller_options"] == proxy.CONTROLLER_OPTIONS, "as `stasc serve` starts it"
     assert set(application) <= set(ServeApplicationSchema.model_fields)
     module, _, name = application["import_path"].partition(":")
     build = getattr(importlib.import_module(module), name)

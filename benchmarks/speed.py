@@ -1,0 +1,413 @@
+"""How fast stasc_ray is against the bare engines that it stands on, and against what one would write without it.
+
+python benchmarks/speed.py                            every row, five pairs; about an hour and a half on two cores
+python benchmarks/speed.py --quick                    each row once, on little work: does it run at all?
+python benchmarks/speed.py --rows training startup    only those
+python benchmarks/speed.py --write docs/performance.md    puts the table between the marks in that file
+
+Both sides of a row run in turn, each in a process of its own (baselines.py has the other side), so that a slow minute of a shared
+machine meets both. A row's ratio is the median over its pairs, with the smallest and the largest beside it. Results are kept in
+`--results` as they come, and rows found there are not measured again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import baselines  # pyright: ignore[reportMissingImports]
+import pyarrow.parquet as pq
+
+from stasc_ray import cluster, config, store
+from stasc_ray.generation import rollouts
+from stasc_ray.learning.train_loop import CPU_CAPACITY_TOKENS
+from stasc_ray.tasks import prompts, sandbox
+
+DEMO = Path(__file__).parent.parent / "jobs" / "configs" / "demo.toml"
+QUESTIONS = {"train": 1000, "dev": 250, "test": 500}
+N_CORRECTIONS = 4
+MARKS = ("<!-- table: written by benchmarks/speed.py -->", "<!-- end of the table -->")
+Work = dict[str, Any]
+Pair = dict[str, dict[str, float]]
+
+
+# --- ours, each in a process of its own --------------------------------------------------------------------------
+
+
+class WarmActor(rollouts.RolloutActor):
+    """The real actor, with a warm engine; notes when its first unit arrives."""
+
+    def __init__(self, job: rollouts.Job) -> None:
+        import pyarrow as pa
+
+        super().__init__(job)
+        rows = pq.ParquetFile(job.settings.questions.train.source).read_row_group(0).slice(0, baselines.WARM_UP)
+        rows = rows.append_column("initial_from", pa.repeat("current", len(rows)))
+        super().__call__(rows.append_column("unit", pa.repeat("warm-up", len(rows))))
+        self.begun = Path(job.destination) / "begun"
+
+    def __call__(self, batch: Any) -> Any:
+        """Rollouts of one unit."""
+        if not self.begun.exists():
+            self.begun.write_text(str(time.time()))
+        return super().__call__(batch)
+
+
+def ours_generation(work: Work) -> dict[str, float]:
+    """Both turns of the train questions through Ray Data, from the first unit's arrival to the last file, grading included."""
+    settings = baselines.read_config(work)
+    settings.questions.train.source = work["train"]
+    turns = rollouts.Turns(1, work["n_corrections"], settings.sampling.initial, settings.sampling.correction)
+    destination = Path(work["folder"]) / "rollouts"
+    destination.mkdir(parents=True, exist_ok=True)
+    for old in destination.iterdir():
+        old.unlink()
+    with cluster.connect(None, Path(work["folder"]) / "logs"):
+        job = rollouts.Job(work["model"], "base", settings, {"train": turns}, str(destination), on_cuda=False)
+        units = rollouts.question_units(Path(work["train"]), "train")
+        rows = list(rollouts.pipeline(job, units, WarmActor).iter_rows())
+        seconds = time.time() - float((destination / "begun").read_text())
+    tokens = sum(row["initial_tokens"] + row["correction_tokens"] for row in rows)
+    return {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds, "start_s": rows[0]["engine_start_s"]}
+
+
+def ours_training(work: Work) -> dict[str, float]:
+    """The fine-tune in Ray Train: its loop's tokens per second, as `stasc run` reports them."""
+    import ray
+
+    from stasc_ray.learning import finetune
+
+    settings = baselines.read_config(work)
+    lines = [json.loads(line) for line in Path(work["examples"]).read_text().splitlines()]
+    with (
+        cluster.connect(None, Path(work["folder"]) / "logs"),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        found = finetune.finetune(
+            ray.data.from_items([{"id": str(number), **line} for number, line in enumerate(lines)]),
+            base_model=work["model"],
+            output=Path(folder) / "model",
+            config=settings,
+            iteration=1,
+            storage=Path(folder) / "state",
+            on_cuda=False,
+        )
+    return {name: found[name] for name in ("tokens_per_s", "train_s", "start_s", "duration_s")}
+
+
+# --- the rows ----------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Where the work lies, what was measured already, and how to measure the rest."""
+
+    def __init__(self, folder: Path, results: Path, quick: bool, pairs: int) -> None:
+        self.folder, self.results, self.quick, self.pairs = folder, results, quick, pairs
+        self.found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+        share = 20 if quick else 1
+        overrides = [f"questions.{split}.limit={limit // share}" for split, limit in QUESTIONS.items()]
+        if quick:
+            overrides += ["algorithm.iterations=3", "engine.kv_cache_gb=0.25"]
+        self.overrides = overrides
+        self.settings = config.load_config(DEMO, overrides)
+        self.work = self._work()
+
+    def _work(self) -> Work:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        work: Work = {
+            "config": config.to_json(self.settings),
+            "model": str(sandbox.model_path()),
+            "threads": os.cpu_count() or 1,
+            "n_corrections": N_CORRECTIONS,
+            "batch_size": self.settings.finetune.batch_size,
+            "max_length_tokens": self.settings.finetune.max_length_tokens,
+            "capacity": CPU_CAPACITY_TOKENS,
+            "folder": str(self.folder),
+            "examples": str(self.folder / "examples.jsonl"),
+        }
+        for split in QUESTIONS:
+            rows = sandbox.questions(split, getattr(self.settings.questions, split).limit, seed=self.settings.seed)
+            work[split] = str(self.folder / f"{split}.parquet")
+            rollouts.write_questions(rows, Path(work[split]), self.settings.engine.batch_size)
+        return work
+
+    def ours(self, name: str, **more: Any) -> dict[str, float]:
+        """One of the functions above, in its own process."""
+        return baselines.in_process(name, {**self.work, **more}, __file__)
+
+    def theirs(self, name: str, **more: Any) -> dict[str, float]:
+        """One of the baselines, in its own process."""
+        return baselines.in_process(name, {**self.work, **more})
+
+    def measured(self, row: str, one: Callable[[], Any], times: int) -> list[Any]:
+        """The row's figures, measured so often; kept as they come."""
+        kept = self.found.setdefault(row, [])
+        while len(kept) < times:
+            kept.append(one())
+            store.write_atomically(self.results, json.dumps(self.found, indent=1))
+            print(f"{row} {len(kept)}/{times}: {json.dumps(kept[-1])}", flush=True)
+        return kept
+
+    def write_examples(self) -> None:
+        """Training messages of real lengths: every correction that the sandbox model wrote in the last measurement."""
+        if not list((self.folder / "rollouts").glob("train-*.parquet")):
+            self.ours("ours_generation")
+        rows = [
+            row for file in sorted((self.folder / "rollouts").glob("train-*.parquet")) for row in pq.read_table(file).to_pylist()
+        ]
+        texts = self.settings.prompts
+        with Path(self.work["examples"]).open("w") as lines:
+            for row in rows:
+                for text in row["corrections"][0][:2]:
+                    if text.strip():
+                        messages = prompts.training_messages(row, row["initial"][0], text, texts)
+                        lines.write(json.dumps({"messages": messages}) + "\n")
+
+
+def generation(bench: Bench) -> None:
+    """Two turns through Ray Data against one vllm.LLM."""
+    bench.measured("generation", lambda: {"ours": bench.ours("ours_generation"), "against": bench.theirs("bare_vllm")}, bench.pairs)
+
+
+def ray_data_llm(bench: Bench) -> None:
+    """The same against chained processors of ray.data.llm."""
+    bench.measured(
+        "ray_data_llm",
+        lambda: {"ours": bench.ours("ours_generation"), "against": bench.theirs("ray_data_llm")},
+        min(bench.pairs, 3),
+    )
+
+
+def training(bench: Bench) -> None:
+    """Ray Train against a bare loop."""
+    bench.write_examples()
+    bench.measured("training", lambda: {"ours": bench.ours("ours_training"), "against": bench.theirs("bare_torch")}, bench.pairs)
+
+
+def hf_trainer(bench: Bench) -> None:
+    """Ray Train against Hugging Face's Trainer."""
+    bench.write_examples()
+    bench.measured("hf_trainer", lambda: {"ours": bench.ours("ours_training"), "against": bench.theirs("hf_trainer")}, bench.pairs)
+
+
+def iteration(bench: Bench) -> None:
+    """The demo's iterations 2 and 3, stage by stage, and one iteration the reference's way from the same model."""
+
+    def one() -> Pair:
+        with tempfile.TemporaryDirectory() as temporary:
+            run = Path(temporary) / "demo"
+            command = [sys.executable, "-m", "stasc_ray.cli", "run", str(DEMO), "--run-dir", str(run), *bench.overrides]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            stages = {f"iteration_{number}": stage_seconds(run, number) for number in (2, 3)}
+            model = run / "iteration_01" / "model"
+            reference = bench.theirs("reference_whole", model=str(model), folder=temporary)
+        return {**stages, "reference": reference}
+
+    bench.measured("iteration", one, 1 if bench.quick else 2)
+
+
+def stage_seconds(run: Path, number: int) -> dict[str, float]:
+    """Where the wall time of an iteration went, from the run's metrics.jsonl."""
+    lines = store.RunFolder(run).metrics()
+    before = max(line["time"] for line in lines if line["iteration"] == number - 1)
+    of = {line["stage"]: line for line in lines if line["iteration"] == number}
+    train, generate = of["finetune"], of["rollouts"]
+    wall = of["publish"]["time"] - before
+    parts = {
+        "engine start": generate["rollouts/engine_start_s"],
+        "generation": generate["rollouts/duration_s"] - generate["rollouts/engine_start_s"],
+        "trainer start": train["finetune/start_s"],
+        "training": train["finetune/train_s"],
+        "export": train["finetune/export_s"],
+    }
+    return {
+        "wall": wall,
+        **parts,
+        "the rest": wall - sum(parts.values()),
+        "generated_tokens": generate["rollouts/generated_tokens"],
+        "trained_on_tokens": train["finetune/tokens_per_s"] * train["finetune/train_s"],
+    }
+
+
+def serving(bench: Bench) -> None:
+    """Corrections over HTTP against the same engine driven directly (benchmarks/serve.py)."""
+
+    def one() -> Any:
+        command = [sys.executable, str(Path(__file__).with_name("serve.py")), "--pairs", "1"]
+        command += ["--questions", "20" if bench.quick else "400"]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        return json.loads(done.stdout.splitlines()[0])
+
+    bench.measured("serving", one, bench.pairs)
+
+
+def startup(bench: Bench) -> None:
+    """`stasc --help`, and `stasc run` until the first eight questions are answered and corrected."""
+
+    def help_s() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "stasc_ray.cli", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    def first_answers_s() -> float:
+        with tempfile.TemporaryDirectory() as temporary:
+            run = Path(temporary) / "run"
+            command = [sys.executable, "-m", "stasc_ray.cli", "run", str(DEMO), "--run-dir", str(run)]
+            command += [*bench.overrides, "engine.batch_size=8"]
+            started = time.perf_counter()
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+                while not list(run.glob("base/rollouts/*.parquet")):
+                    if process.poll() is not None:
+                        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+                    time.sleep(0.05)
+                seconds = time.perf_counter() - started
+                process.terminate()
+        return seconds
+
+    bench.measured("help_s", help_s, bench.pairs)
+    bench.measured("first_answers_s", first_answers_s, 1 if bench.quick else 3)
+
+
+ROWS = (generation, ray_data_llm, training, hf_trainer, iteration, serving, startup)
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+def table(found: Mapping[str, Any]) -> Iterator[str]:
+    """Markdown lines, of the rows that were measured."""
+    yield "| what | ours | against | ratio: median (least to most) | target |"
+    yield "|---|---|---|---|---|"
+    for row, what, other, target in (
+        ("generation", "two-turn generation, engines warm", "one bare `vllm.LLM`", ">= 0.95"),
+        ("ray_data_llm", "the same", "`ray.data.llm`, a processor per turn", ">= 3"),
+        ("training", "fine-tuning, packed", "a bare torch loop on packed tensors", ">= 0.95"),
+        ("hf_trainer", "the same", "Hugging Face `Trainer`, padded", ">= 2"),
+    ):
+        if pairs := found.get(row):
+            ours, against = ([pair[side]["tokens_per_s"] for pair in pairs] for side in ("ours", "against"))
+            ratios = [mine / others for mine, others in zip(ours, against, strict=True)]
+            sides = f"{statistics.median(ours):,.0f} tokens/s | {other}: {statistics.median(against):,.0f} tokens/s"
+            yield f"| {what} | {sides} | {spread(ratios)} | {target} |"
+    if found.get("iteration") and found.get("generation") and found.get("training"):
+        yield from _iteration_rows(found)
+    if pairs := found.get("serving"):
+        ours, against = ([pair[side]["questions_per_s"] for pair in pairs] for side in ("served", "direct"))
+        sides = (
+            f"{statistics.median(ours):.1f} questions/s | the engine driven directly: {statistics.median(against):.1f} questions/s"
+        )
+        yield f"| serving, two turns, 16 in flight | {sides} | {spread([pair['throughput_ratio'] for pair in pairs])} | >= 0.9 |"
+    if seconds := found.get("help_s"):
+        yield f"| `stasc --help` | {statistics.median(seconds):.2f} s | | {spread(seconds)} s | < 1 s |"
+    if seconds := found.get("first_answers_s"):
+        what = "`stasc run` until 8 questions are corrected"
+        yield f"| {what} | {statistics.median(seconds):.1f} s | | {spread(seconds)} s | printed |"
+
+
+def _iteration_rows(found: Mapping[str, Any]) -> Iterator[str]:
+    generated = statistics.median(pair["against"]["tokens_per_s"] for pair in found["generation"])
+    trained = statistics.median(pair["against"]["tokens_per_s"] for pair in found["training"])
+    for number in (2, 3):
+        runs = [one[f"iteration_{number}"] for one in found["iteration"]]
+        bare = [run["generated_tokens"] / generated + run["trained_on_tokens"] / trained for run in runs]
+        walls = [run["wall"] for run in runs]
+        sides = f"{statistics.median(walls):.0f} s | bare generation and bare training: {statistics.median(bare):.0f} s"
+        ratios = [wall / other for wall, other in zip(walls, bare, strict=True)]
+        yield f"| iteration {number} of the demo | {sides} | {spread(ratios)} | <= 1.5 |"
+    walls = [one["iteration_2"]["wall"] for one in found["iteration"]]
+    reference = [one["reference"]["seconds"] for one in found["iteration"]]
+    ratios = [other / wall for wall, other in zip(walls, reference, strict=True)]
+    sides = f"{statistics.median(walls):.0f} s | the reference's way: {statistics.median(reference):.0f} s"
+    yield f"| iteration 2 of the demo | {sides} | {spread(ratios)} times as fast | >= 3 |"
+
+
+def where_it_goes(found: Mapping[str, Any]) -> Iterator[str]:
+    """Markdown table: the seconds of iterations 2 and 3, and of the reference's way."""
+    runs = found["iteration"]
+    names = [name for name in runs[0]["iteration_2"] if not name.endswith("tokens")]
+    yield "| seconds | " + " | ".join(names) + " |"
+    yield "|---" * (len(names) + 1) + "|"
+    for number in (2, 3):
+        values = (statistics.median(run[f"iteration_{number}"][name] for run in runs) for name in names)
+        yield f"| iteration {number} | " + " | ".join(f"{value:.1f}" for value in values) + " |"
+    yield ""
+    parts = {name: statistics.median(run["reference"][name] for run in runs) for name in runs[0]["reference"]}
+    told = ", ".join(
+        f"{name.removeprefix('reference_').replace('_', ' ')} {value:.0f} s" for name, value in parts.items() if name != "seconds"
+    )
+    yield f"The reference's way: {told}."
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}, n = {len(values)})"
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    processor = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        processor = next(
+            (line.partition(": ")[2] for line in info.read_text().splitlines() if line.startswith("model name")), processor
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in cluster.versions().items() if name != "stasc-ray")
+    return f"{os.cpu_count()} CPU cores ({processor}, shared), no GPU; {versions}."
+
+
+def write_between_marks(file: Path, text: str) -> None:
+    """Replace what lies between the marks."""
+    before, _, rest = file.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    if not after:
+        raise ValueError(f"{file}: expected the lines {MARKS[0]!r} and {MARKS[1]!r}, found at most one of them")
+    store.write_atomically(file, f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}")
+
+
+@contextmanager
+def work_folder(given: Path | None) -> Iterator[Path]:
+    """The folder that was asked for, or one that goes away."""
+    if given:
+        yield given.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="speed-") as folder:
+        yield Path(folder)
+
+
+def main() -> None:
+    """Measure what is asked for, print the table."""
+    names = [row.__name__ for row in ROWS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=names, default=names)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--pairs", type=int, help="default: 5, with --quick 1")
+    parser.add_argument("--folder", type=Path, help="for the work; default: a temporary one")
+    parser.add_argument("--results", type=Path, help="JSON file; default: speed.json in the folder")
+    parser.add_argument("--write", type=Path, help="Markdown file with the marks, e.g. docs/performance.md")
+    arguments = parser.parse_args()
+    with work_folder(arguments.folder) as folder:
+        results = arguments.results or folder / "speed.json"
+        bench = Bench(folder, results.resolve(), arguments.quick, arguments.pairs or (1 if arguments.quick else 5))
+        for row in ROWS:
+            if row.__name__ in arguments.rows:
+                row(bench)
+        lines = [machine(), "", *table(bench.found)]
+        if bench.found.get("iteration"):
+            lines += ["", *where_it_goes(bench.found)]
+    text = "\n".join(lines)
+    print(text)
+    if arguments.write:
+        write_between_marks(arguments.write, text)
+
+
+if __name__ == "__main__":
+    functions = {function.__name__: function for function in (ours_generation, ours_training)}
+    baselines.called(functions) if sys.argv[1:2] and sys.argv[1] in functions else main()
