@@ -1,20 +1,24 @@
 """How generation scales, by simulation: the real rollouts pipeline, with engines that sleep as a GPU would.
 
-python benchmarks/simulate_scale.py --engines 1 4 16 --units 24 --output /tmp/scale.json
+python benchmarks/simulate_scale.py --output docs/scaling.json --plot docs/scaling.png
+python benchmarks/simulate_scale.py --engines 1 4 --units-sweep 100    a smaller look
 
-Ray Data, reading, grading, writing and the commit of every unit are real; an engine only waits as long as a GPU would take for the
-tokens (RATES) and answers with text of that length. Nodes are fake: Ray is told of more CPUs than there are. Prompts are not
-rendered, so a tokenizer's CPU time is not in the figures. Prints a Markdown table; docs/scaling.md holds one.
+Ray Data, reading, grading, writing and the commit of every unit are real; an engine only waits as long as a GPU would take for
+the tokens (RATES) and answers with text of that length. Nodes are fake: raylets on this machine that claim more CPUs than there
+are, one for 16 engines. Prompts are not rendered, so a tokenizer's CPU time is not in the figures.
 
-Efficiency is the time the engines needed for their tokens over the time they were there: 1 if none ever waited for work.
+Two sweeps. Over engines: efficiency, the time the engines needed for their tokens over the time they were there, 1 if none ever
+waited for work. Over units of work: the driver's memory and time. The driver sees units but never a question, so a unit holds one
+question here, and 31,250 units stand for the million questions that they hold at QUESTIONS_PER_UNIT. Prints a table of each.
 """
 
 import argparse
 import asyncio
 import json
 import os
-import platform
 import resource
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -28,7 +32,8 @@ RATES = {"1.5B on one A100": 9_600.0, "7B on one A100": 2_400.0}
 """Generated tokens per second of one full engine. Assumptions, not measurements."""
 ANSWER_TOKENS = 100
 QUESTIONS_PER_UNIT = 32
-COLUMNS = ("engines", "questions", "answers", "efficiency", "questions_per_s", "wall_s", "driver_gb", "driver_cpu_ms_per_unit")
+ENGINES_PER_NODE = 16
+COLUMNS = ("engines", "units", "questions", "efficiency", "questions_per_s", "wall_s", "driver_gb", "driver_cpu_ms_per_unit")
 
 
 class SleepingActor(rollouts.RolloutActor):
@@ -64,52 +69,85 @@ class SleepingActor(rollouts.RolloutActor):
 
 
 def main() -> None:
-    """Parse the command line, simulate each size, print the table."""
+    """Parse the command line, simulate each size, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--units", type=int, default=24, help=f"units of {QUESTIONS_PER_UNIT} questions per engine")
+    parser.add_argument("--engines", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument(
+        "--units", type=int, default=24, help=f"of the sweep over engines: units of {QUESTIONS_PER_UNIT} per engine"
+    )
+    parser.add_argument("--units-sweep", type=int, nargs="*", default=[312, 3_125, 31_250], help="units of one question")
     parser.add_argument("--corrections", type=int, default=5, help="corrections per question")
     parser.add_argument("--gpu", choices=sorted(RATES), default="7B on one A100")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--plot", type=Path, help="PNG file")
+    parser.add_argument("--one", nargs=3, type=int, metavar=("ENGINES", "UNITS", "PER_UNIT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    import ray
-
-    ray.init(address="local", num_cpus=2 * max(arguments.engines) + 4, include_dashboard=False, log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    rate = RATES[arguments.gpu]
-    found = [simulate(engines, engines * arguments.units, arguments.corrections, rate) for engines in arguments.engines]
-    ray.shutdown()
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
-    for row in found:
-        print(
-            "| " + " | ".join(f"{row[name]:.3g}" if isinstance(row[name], float) else f"{row[name]:,}" for name in COLUMNS) + " |"
-        )
+    if arguments.one:
+        engines, units, per_unit = arguments.one
+        print("\n" + json.dumps(one(engines, units, per_unit, arguments.corrections, RATES[arguments.gpu])))
+        return
+    sizes = {
+        "engines": [(engines, engines * arguments.units, QUESTIONS_PER_UNIT) for engines in arguments.engines],
+        "units": [(4, units, 1) for units in arguments.units_sweep],
+    }
+    found: dict[str, list[dict[str, Any]]] = {"engines": [], "units": []}
+    for sweep, wanted in sizes.items():
+        for size in wanted:  # each in a process of its own: a driver's memory never shrinks
+            command = [sys.executable, __file__, "--one", *map(str, size), "--corrections", str(arguments.corrections)]
+            done = subprocess.run([*command, "--gpu", arguments.gpu], check=True, stdout=subprocess.PIPE, text=True)
+            found[sweep].append(json.loads(done.stdout.splitlines()[-1]))
+            print(json.dumps(found[sweep][-1]), flush=True)
+    machine = {"cores": os.cpu_count(), "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)}
+    for rows in found.values():
+        print("\n| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+        for row in rows:
+            values = (f"{row[name]:.3g}" if isinstance(row[name], float) else f"{row[name]:,}" for name in COLUMNS)
+            print("| " + " | ".join(values) + " |")
     if arguments.output:
-        machine = {"cores": os.cpu_count(), "platform": platform.platform(), "gpu": arguments.gpu, "tokens_per_s": rate}
-        arguments.output.write_text(json.dumps({"machine": machine, "rows": found}, indent=2) + "\n")
+        arguments.output.write_text(json.dumps({"machine": machine, "gpu": arguments.gpu, **found}, indent=2) + "\n")
+    if arguments.plot:
+        plot(
+            found, arguments.plot, f"{arguments.gpu} ({RATES[arguments.gpu]:,.0f} tokens/s), simulated on {machine['cores']} cores"
+        )
 
 
-def simulate(engines: int, units: int, corrections: int, tokens_per_s: float) -> dict[str, Any]:
+def one(engines: int, units: int, per_unit: int, corrections: int, tokens_per_s: float) -> dict[str, Any]:
+    """One size on a fresh cluster of fake nodes; returns COLUMNS."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 300 * 2**20})
+    for first in range(0, engines, ENGINES_PER_NODE):
+        cluster.add_node(num_cpus=min(ENGINES_PER_NODE, engines - first) + 1, object_store_memory=300 * 2**20)
+    ray.init(address=cluster.address, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        return simulate(engines, units, per_unit, corrections, tokens_per_s)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def simulate(engines: int, units: int, per_unit: int, corrections: int, tokens_per_s: float) -> dict[str, Any]:
     """Run one size; returns COLUMNS."""
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
         questions = Path(folder) / "train.parquet"
-        rows = [question(number) for number in range(units * QUESTIONS_PER_UNIT)]
-        rollouts.write_questions(rows, questions, QUESTIONS_PER_UNIT)
+        rollouts.write_questions([question(number) for number in range(units * per_unit)], questions, per_unit)
         destination = Path(folder) / "rollouts"
         destination.mkdir()
         plan = rollouts.question_units(questions, "train")
-        job = make_job(destination, engines, corrections)
+        job = make_job(destination, engines, per_unit, corrections)
         started, cpu = time.time(), time.process_time()
         answered = sum(row["questions"] for row in rollouts.pipeline(job, plan, make_actor(tokens_per_s)).iter_rows())
         wall_s, cpu_s = time.time() - started, time.process_time() - cpu
         clocks = [json.loads(file.read_text()) for file in destination.glob("clock-*.json")]
-    assert answered == len(rows), f"expected {len(rows)} questions, found {answered}"
+    assert answered == units * per_unit, f"expected {units * per_unit} questions, found {answered}"
     there_s = max(clock["ended"] for clock in clocks) - min(clock["begun"] for clock in clocks)
     busy_s = sum(clock["tokens"] for clock in clocks) / tokens_per_s
     return {
         "engines": engines,
+        "units": units,
         "questions": answered,
-        "answers": answered * (1 + corrections),
         "efficiency": busy_s / (engines * there_s),
         "questions_per_s": answered / there_s,
         "wall_s": wall_s,
@@ -118,15 +156,41 @@ def simulate(engines: int, units: int, corrections: int, tokens_per_s: float) ->
     }
 
 
+def plot(found: dict[str, list[dict[str, Any]]], file: Path, title: str) -> None:
+    """Efficiency over engines, the driver's memory over units."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(title, fontsize=10)
+    panels = (
+        (left, "engines", "engines", "efficiency", 0.95, "efficiency of the engines", 1.05),
+        (right, "units", "units of work", "driver_gb", 1.5, "driver's memory, GB at its peak", 1.7),
+    )
+    for axes, sweep, label, name, target, what, top in panels:
+        axes.plot([row[sweep] for row in found[sweep]], [row[name] for row in found[sweep]], marker="o", color="#1f6feb")
+        axes.axhline(target, color="#888888", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"target {target}", (0.02, target), xycoords=("axes fraction", "data"), va="bottom", color="#666666", fontsize=8
+        )
+        axes.set_xscale("log", base=2 if sweep == "engines" else 10)
+        ticks = [row[sweep] for row in found[sweep]]
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.set(xlabel=label, ylim=(0, top))
+        axes.set_title(what, fontsize=10)
+        axes.grid(alpha=0.25)
+    figure.savefig(file, dpi=110)
+
+
 def question(number: int) -> dict[str, Any]:
     """One made-up question of a usual length."""
     text = f"Question {number}: " + "which of the following is true of the thing in question? " * 5
     return {"id": f"{number:09d}", "question": text, "answers": ["yes"], "split": "train", "documents": [], "choices": []}
 
 
-def make_job(destination: Path, engines: int, corrections: int) -> rollouts.Job:
+def make_job(destination: Path, engines: int, per_unit: int, corrections: int) -> rollouts.Job:
     """A pass over train questions with that many sleeping engines."""
-    settings = config.validate({"engine": {"actors": engines, "batch_size": QUESTIONS_PER_UNIT, "concurrent_batches": 2}})
+    settings = config.validate({"engine": {"actors": engines, "batch_size": per_unit, "concurrent_batches": 2}})
     turns = rollouts.Turns(1, corrections, settings.sampling.initial, settings.sampling.correction)
     return rollouts.Job("none", "base", settings, {"train": turns}, str(destination), on_cuda=False)
 
