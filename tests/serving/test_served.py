@@ -374,7 +374,7 @@ def test_a_replica_that_is_killed_is_replaced(served):
     statuses = [reply.status_code for reply in found]
     assert set(statuses) <= {200, 503} and 503 in statuses
     for reply in found:
-        assert reply.status_code == 200 or reply.json()["error"]["type"] == "unavailable_error" and reply.headers["retry-after"]
+        assert reply.status_code == 200 or (reply.json()["error"]["type"] == "unavailable_error" and reply.headers["retry-after"])
     served.wait(lambda health: health["status"] == "ok")
     assert served.correct(QUESTIONS[0]).status_code == 200
     print(f"requests on the killed replica: {statuses}")
