@@ -66,7 +66,7 @@ def _start_local(logs: Path) -> Path:
     # Short, since Ray's Unix sockets live below it and their paths must stay under 108 characters.
     session = Path(tempfile.mkdtemp(prefix="stasc-"))
     # At least 2 CPUs: one for an engine, one to read and grade.
-    cpus = max(2, os.cpu_count() or 1)
+    cpus = max(2, cores())
     for attempt in range(LOCAL_START_ATTEMPTS):
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, _temp_dir=str(session))
@@ -142,6 +142,11 @@ def run_folder(settings: config.Config, run_dir: Path | None) -> Path:
             f"this job's temporary working directory ({folder.parent}); add storage=/shared/runs"
         )
     return folder
+
+
+def cores() -> int:
+    """CPU cores that this process may use; a container or `taskset` may allow fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

@@ -105,8 +105,10 @@ class RayCluster:
             assert time.monotonic() < deadline, log.read_text()
 
     def _get(self, path: str) -> Any:
+        token = self.environment.get("RAY_AUTH_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            with urllib.request.urlopen(self.jobs_address + path, timeout=10) as answer:
+            with urllib.request.urlopen(urllib.request.Request(self.jobs_address + path, headers=headers), timeout=10) as answer:
                 return json.load(answer)
         except OSError:
             return None

@@ -182,3 +182,30 @@ def test_generate_finetune_and_evaluate_as_jobs_of_their_own(three_nodes: RayClu
         "evaluate.py", "--model", str(tmp_path / "four"), "--data", str(tmp_path / "data.jsonl"), "engine.kv_cache_gb=0.25"
     )
     assert "questions 1, failed 0" in measured
+
+
+@pytest.mark.cluster
+def test_a_cluster_with_a_token_and_a_job_that_waits_for_resources() -> None:
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    with ray_cluster(head_cpus=1, **secret) as found:
+        at = ["--address", found.jobs_address]
+        for wrong in ({}, {**secret, "RAY_AUTH_TOKEN": "fedcba9876543210" * 4}):
+            refused = stasc("jobs", "list", *at, **wrong)
+            assert refused.returncode == 1 and "expected Ray to accept our token" in refused.stderr, refused.stderr
+            assert "Traceback" not in refused.stderr
+        assert stasc("jobs", "list", *at, **secret).returncode == 0
+
+        request = {
+            "entrypoint": "true",
+            "submission_id": "stasc-big-0-1",
+            "entrypoint_num_cpus": 64,
+            "metadata": {"needs": "64 CPUs"},
+        }
+        script = f"from ray.job_submission import JobSubmissionClient as C; C({found.jobs_address!r}).submit_job(**{request!r})"
+        subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, **secret}, capture_output=True)
+        follow = [*STASC, "jobs", "logs", "stasc-big-0-1", *at, "--follow"]
+        with subprocess.Popen(follow, stderr=subprocess.PIPE, text=True, env={**os.environ, **secret}) as following:
+            assert following.stderr
+            told = following.stderr.readline()
+            following.terminate()
+        assert "is pending" in told and "needs 64 CPUs; the cluster has 1 CPUs" in told

@@ -81,7 +81,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Turns:
-    """How many answers a split's questions get, and with which sampling values."""
+    """How many answers a split's questions get, and with which sampling values; no corrections: initial answers alone."""
 
     n_initial: int
     n_corrections: int
@@ -307,6 +307,8 @@ class RolloutActor:
     async def _sample(
         self, rollout: Row, messages: list[dict[str, str]], sampling: config.Sampling, n: int, turn: str
     ) -> list[engine.Sample]:
+        if not n:  # a pass of initial answers alone
+            return []
         token_ids = prompts.render(self.engine.tokenizer, messages, add_generation_prompt=True)
         rollout["prompt_tokens"] += len(token_ids)
         identity = (self.job.settings.seed, self.job.model_version, rollout["id"], rollout["initial_from"], turn)
@@ -318,7 +320,7 @@ class RolloutActor:
 
 def _threads(engine: config.Engine) -> int:
     """A pool that may grow gets what is reserved; a fixed one shares the machine out."""
-    share = (os.cpu_count() or 1) // engine.actors if isinstance(engine.actors, int) else 0
+    share = cluster.cores() // engine.actors if isinstance(engine.actors, int) else 0
     return max(engine.cpus_per_actor, share)
 
 

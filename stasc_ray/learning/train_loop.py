@@ -6,13 +6,13 @@ Writes checkpoints and progress.json into the storage folder, and through export
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stasc_ray import cluster
 from stasc_ray.learning import batches, checkpoints, encoding, export
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ def _prepare_process(local_workers: int) -> None:
     import torch
     from transformers.utils import logging
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // local_workers))
+    torch.set_num_threads(max(1, cluster.cores() // local_workers))
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 

@@ -6,7 +6,6 @@ file (cluster/kuberay/rayservice.yaml). The event format of streamed answers is 
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from stasc_ray import config, store
+from stasc_ray import cluster, config, store
 from stasc_ray.serving.engines import EngineSpec
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ def threads(serve: config.Serve) -> int:
 
     On two cores, the sandbox model answered about 1.4 times as many questions a second with one thread as with two.
     """
-    return max(1, int(serve.cpus_per_replica), ((os.cpu_count() or 1) - 1) // serve.replicas)
+    return max(1, int(serve.cpus_per_replica), (cluster.cores() - 1) // serve.replicas)
 
 
 def endpoint(
