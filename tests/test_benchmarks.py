@@ -1,11 +1,13 @@
 """The benchmarks run, and their tables say what was measured."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import speed
+import study_report
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -59,3 +61,43 @@ def test_a_quick_benchmark_measures_both_sides(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| two-turn generation, engines warm |" in done.stdout and "| fine-tuning, packed |" in done.stdout
+
+
+def cell(label: str, seed: int, rewards: list[float], part: str = "variants") -> dict:
+    """A cell's file, with these r(Y2) on dev and test."""
+
+    def scores(r_y2: float) -> dict:
+        return {"r_y1": 0.3, "r_y2": r_y2, "delta": r_y2 - 0.3, "i_to_c": 0.2, "c_to_i": 0.1, "cl": 0.9, "cs": None, "rss": 0.6}
+
+    iterations = [
+        {
+            "iteration": number,
+            "dev": scores(r_y2),
+            "test": scores(r_y2 - 0.1),
+            "answer_tokens": {"initial": 10, "correction": 20},
+            "examples": {"kept_i_to_c": 5, "kept_c_to_c": 7},
+        }
+        for number, r_y2 in enumerate(rewards)
+    ]
+    return {"part": part, "label": label, "seed": seed, "sizes": [], "seconds": 90.0, "iterations": iterations}
+
+
+def test_the_results_page_is_made_of_cell_files_alone(tmp_path: Path) -> None:
+    cells = [
+        cell("ENE", 0, [0.4, 0.8, 0.6]),
+        cell("ENE", 1, [0.4, 0.9, 0.9]),
+        cell("EIE", 0, [0.4, 0.5]),
+        cell("EIE", 1, [0.4, 0.5]),
+    ]
+    cells += [cell("rft", seed, [0.4, 0.6], "baselines") for seed in (0, 1)]
+    (tmp_path / "cells").mkdir()
+    for one in cells:
+        (tmp_path / "cells" / f"{one['part']}-{one['label']}-{one['seed']}.json").write_text(json.dumps(one))
+    study_report.write(tmp_path / "cells", tmp_path / "results.md")
+    page = (tmp_path / "results.md").read_text()
+    # Chosen on dev: 0.8 and 0.9 there, 0.7 and 0.8 on test; t for one degree of freedom is 12.706.
+    assert "| ENE | 2 | 0.300 ± 0.000 | 0.750 ± 0.635 |" in page
+    assert "ENE against EIE: +0.350 ± 0.635 (2 seeds; not clear from this many seeds)" in page
+    assert "The largest fall from the chosen to the last iteration is ENE's, 0.100" in page
+    assert "ENE's corrected answer against RFT's first answer: +0.450 ± 0.635" in page
+    assert {file.name for file in tmp_path.glob("*.png")} == {f"results-{name}.png" for name in ("curves", "transitions", "kept")}

@@ -69,10 +69,11 @@ def test_the_driver_of_a_cluster_run(cluster: RayCluster, tmp_path: Path, moment
 
 
 def test_a_driver_that_was_only_paused_cannot_write_after_another_took_over(cluster: RayCluster, tmp_path: Path) -> None:
-    one = "engine.actors=1"  # the paused driver's engine keeps its CPU
+    one = "engine.actors=1"
     with faulty_run(cluster, tmp_path / "run", one) as paused:
         paused.wait_until(paused.generating)
         paused.driver.send_signal(signal.SIGSTOP)
+        cluster.add_node(2)  # the paused driver gives back nothing that Ray leased to it, up to all CPUs there were
         with faulty_run(cluster, tmp_path / "run", one) as second:
             assert second.driver.wait(timeout=120) == 1 and "is in use by process" in second.output.read_text()
         time.sleep(store.LEASE_TIMEOUT_S)

@@ -1,0 +1,336 @@
+"""How much the method learns, with error bars: all variants, baselines at equal budget, and the paper's questions, on the sandbox.
+
+python benchmarks/study.py run --folder runs/study                variants and baselines, five seeds; hours on two cores
+python benchmarks/study.py run --folder runs/study --parts samples filters
+python benchmarks/study.py report --folder runs/study --output docs/results.md
+
+A cell is one run (variant, seed, ...); its figures go to cells/NAME.json, and a cell that has this file is not run again. Each cell
+has one core to itself (`taskset`, by affinity), so as many run at once as `--parallel` says. The report is made of those files
+alone (study_report.py).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pyarrow.parquet as pq
+import study_report  # pyright: ignore[reportMissingImports]
+
+from stasc_ray import cluster, config, passes, store
+from stasc_ray.display import Display
+from stasc_ray.generation import rollouts
+from stasc_ray.learning import finetune
+from stasc_ray.serving import correcting
+from stasc_ray.tasks import prompts, questions
+
+CONFIG = Path(__file__).with_name("study.toml")
+VARIANTS = ("EIE", "EIF", "ENE", "ENF", "FIE", "FIF", "FNE", "FNF")
+VOTERS = (1, 2, 3, 5, 9)
+"""How many samples vote in self-consistency."""
+FEWER_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the study."""
+
+    part: str
+    label: str
+    seed: int
+    overrides: tuple[str, ...] = ()
+    kind: str = "run"
+    """run (`stasc run`), rft, gold or consistency."""
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.part}-{self.label}-{self.seed}"
+
+
+def cells(part: str, seeds: int) -> Iterator[Cell]:
+    """The cells of one part, seed after seed, so that an interrupted study has whole comparisons."""
+    for seed in range(seeds):
+        if part == "variants":
+            yield from (Cell(part, variant, seed, (f"algorithm.variant={variant}",)) for variant in VARIANTS)
+        elif part == "baselines":
+            yield from (Cell(part, kind, seed, kind=kind) for kind in ("rft", "gold", "consistency"))
+        elif seed < FEWER_SEEDS and part == "samples":
+            for initial, corrections in product((1, 3, 5), repeat=2):
+                values = ("algorithm.variant=ENE", f"algorithm.n_initial={initial}", f"algorithm.n_corrections={corrections}")
+                yield Cell(part, f"{initial}x{corrections}", seed, values)
+        elif seed < FEWER_SEEDS and part == "filters":
+            evolving = "algorithm.finetune_from=current"
+            yield Cell(part, "both_correct", seed, (evolving, "algorithm.filter=both_correct"))
+            for share in (0.2, 0.4):
+                values = (evolving, "algorithm.filter=non_decreasing", f"algorithm.keep_correct_share={share}")
+                yield Cell(part, f"share-{share}", seed, values)
+
+
+PARTS = ("variants", "baselines", "samples", "filters")
+
+
+# --- running -----------------------------------------------------------------------------------------------------
+
+
+def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence[str]) -> None:
+    """Run the cells that have no file yet, `parallel` at a time, each on a core of its own."""
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    missing = [cell for cell in wanted if not (folder / "cells" / f"{cell.name}.json").exists()]
+    cores: SimpleQueue[int] = SimpleQueue()
+    for core in sorted(os.sched_getaffinity(0))[:parallel]:
+        cores.put(core)
+
+    def one(cell: Cell) -> None:
+        core, started = cores.get(), time.monotonic()
+        try:
+            command = [sys.executable, __file__, "cell", "--folder", str(folder), "--name", cell.name, "--sizes", *sizes]
+            with (folder / f"{cell.name}.log").open("w") as log:
+                status = subprocess.run(
+                    command, stdout=log, stderr=log, check=False, preexec_fn=lambda: os.sched_setaffinity(0, {core})
+                ).returncode
+        finally:
+            cores.put(core)
+        told = f"{time.monotonic() - started:.0f} s" if status == 0 else f"ended with {status}, see {cell.name}.log"
+        print(f"{cell.name}: {told}", flush=True)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(one, missing))
+
+
+def run_cell(folder: Path, cell: Cell, sizes: Sequence[str]) -> None:
+    """Run one cell and keep its figures; what it wrote otherwise goes away."""
+    started = time.monotonic()
+    work = folder / "work" / cell.name
+    settings = config.load_config(CONFIG, overrides(cell, sizes))
+    if cell.kind == "run":
+        command = [sys.executable, "-m", "stasc_ray.cli", "run", str(CONFIG), "--run-dir", str(work), *overrides(cell, sizes)]
+        status = subprocess.run(command, check=False).returncode
+        if status not in (0, 3):  # 3: the filter kept nothing, which is a result
+            raise SystemExit(status)
+        iterations = harvest(work)
+    else:
+        work.mkdir(parents=True, exist_ok=True)
+        with cluster.connect(None, work / "logs"):
+            iterations = (
+                self_consistency(work, settings) if cell.kind == "consistency" else single_turn(work, settings, cell, folder)
+            )
+    found = {**vars(cell), "sizes": list(sizes), "seconds": time.monotonic() - started, "iterations": iterations}
+    store.write_atomically(folder / "cells" / f"{cell.name}.json", json.dumps(found, indent=1))
+    shutil.rmtree(work)
+
+
+def overrides(cell: Cell, sizes: Sequence[str]) -> list[str]:
+    """For `stasc run`."""
+    return [*sizes, f"seed={cell.seed}", *cell.overrides]
+
+
+def harvest(run_folder: Path) -> list[dict[str, Any]]:
+    """One dictionary per iteration, from the run's metrics.jsonl."""
+    run = store.RunFolder(run_folder)
+    found: dict[int, dict[str, Any]] = {}
+    for line in run.metrics():
+        names = {key.partition("/")[2]: value for key, value in line.items() if "/" in key}
+        at = found.setdefault(line["iteration"], {"iteration": line["iteration"]})
+        if line["stage"] == "evaluation":
+            at |= {split: _of_split(names, split) for split in ("dev", "test")}
+            at["answer_tokens"] = answer_tokens(run, line["iteration"])
+        elif line["stage"] == "examples":
+            at["examples"] = names
+        elif line["stage"] == "finetune":
+            at["trained_tokens"] = names["trained_tokens"]
+        elif line["stage"] == "rollouts":
+            at["generated_tokens"] = names["generated_tokens"]
+    return [found[number] for number in sorted(found) if "test" in found[number]]
+
+
+def answer_tokens(run: store.RunFolder, iteration: int) -> dict[str, float]:
+    """Mean tokens of an initial answer and of a correction, over the test questions."""
+    files = rollouts.unit_files(run.files(run.stage(iteration, "rollouts")), "test")
+    rows = [row for file in files for row in pq.read_table(file, columns=["initial_tokens", "correction_tokens"]).to_pylist()]
+    initial = [sum(row["initial_tokens"]) / max(len(row["initial_tokens"]), 1) for row in rows]
+    correction = [statistics.mean([count for counts in row["correction_tokens"] for count in counts] or [0]) for row in rows]
+    return {"initial": statistics.mean(initial), "correction": statistics.mean(correction)}
+
+
+def _of_split(names: Mapping[str, Any], split: str) -> dict[str, Any]:
+    kept = ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i", "c_to_c", "i_to_i", "cl", "cs", "rss", "changed")
+    return {name: names[f"{split}/{name}"] for name in kept}
+
+
+# --- baselines, by the same passes and the same trainer ------------------------------------------------------------
+
+
+def single_turn(work: Path, settings: config.Config, cell: Cell, folder: Path) -> list[dict[str, Any]]:
+    """Rejection-sampling fine-tuning on right first answers (rft), or on the gold answers (gold), iteration after iteration.
+
+    Per train question and iteration as many first answers are generated as a correcting run generates answers and corrections.
+    An iteration trains on as many tokens as ENE of the same seed did, as far as there are that many.
+    """
+    import ray
+
+    files = write_questions(work, settings)
+    rows = {row["id"]: row for row in pq.read_table(files["train"]).to_pylist()}
+    budgets = trained_tokens_of(folder, cell.seed)
+    model, found = passes.base_model(settings), []
+    for number in range(settings.algorithm.iterations + 1):
+        learn = number < settings.algorithm.iterations
+        answered = generate(work, settings, model, files, number, train=learn and cell.kind == "rft")
+        found.append({"iteration": number, **{split: measured(answered, settings, split) for split in ("dev", "test")}})
+        if not learn:
+            break
+        if cell.kind == "rft":
+            texts = right_answers(answered, settings.algorithm.threshold)
+        else:
+            texts = [(id, f"{settings.prompts.answer_marker}{row['answers'][0]}") for id, row in rows.items()]
+        examples = [
+            {"id": f"{id}/{place}", "messages": [*prompts.initial_messages(rows[id], settings.prompts), assistant(text)]}
+            for place, (id, text) in enumerate(texts)
+        ]
+        examples = within(examples, budgets.get(number + 1), settings)
+        summary = finetune.finetune(
+            ray.data.from_items(examples),
+            base_model=model,
+            output=work / f"model_{number + 1}",
+            config=settings,
+            iteration=number + 1,
+            storage=work / f"training_{number + 1}",
+            on_cuda=False,
+        )
+        model = str(work / f"model_{number + 1}")
+        found[-1]["next_trained_tokens"] = summary["trained_tokens"]
+        found[-1]["next_examples"] = len(examples)
+    return found
+
+
+def assistant(text: str) -> prompts.Message:
+    """The answer as a message."""
+    return {"role": "assistant", "content": text}
+
+
+def right_answers(files: Sequence[str], threshold: float) -> list[tuple[str, str]]:
+    """(id, text) of the train answers that were right, equal texts of a question once."""
+    kept: dict[tuple[str, str], None] = {}
+    for file in rollouts.unit_files(map(Path, files), "train"):
+        for row in pq.read_table(file).to_pylist():
+            kept |= {
+                (row["id"], text): None for text, r in zip(row["initial"], row["initial_rewards"], strict=True) if r >= threshold
+            }
+    return list(kept)
+
+
+def within(examples: list[dict[str, Any]], tokens: int | None, settings: config.Config) -> list[dict[str, Any]]:
+    """So many of the examples, in an order given by their ids alone, as make that many tokens to train on."""
+    if tokens is None:
+        return examples
+    from stasc_ray import models
+    from stasc_ray.learning import encoding
+
+    tokenizer = models.load_tokenizer(passes.base_model(settings))
+    kept, left = [], tokens
+    for example in sorted(examples, key=lambda one: rollouts.engine.request_seed(settings.seed, one["id"])):
+        encoded = encoding.encode(tokenizer, example["messages"], settings.finetune.max_length_tokens)
+        if left > 0 and not isinstance(encoded, str):
+            left -= int((encoded["labels"] != encoding.IGNORED).sum())
+            kept.append(example)
+    return kept
+
+
+def trained_tokens_of(folder: Path, seed: int) -> dict[int, int]:
+    """What ENE of that seed trained on, by iteration; empty while that cell is not there."""
+    file = folder / "cells" / f"variants-ENE-{seed}.json"
+    found = json.loads(file.read_text())["iterations"] if file.exists() else []
+    return {one["iteration"]: one["trained_tokens"] for one in found if "trained_tokens" in one}
+
+
+def self_consistency(work: Path, settings: config.Config) -> list[dict[str, Any]]:
+    """M0 answers each test question max(VOTERS) times; the share that the commonest of the first k gets right."""
+    files = write_questions(work, settings)
+    most = rollouts.Turns(max(VOTERS), 0, settings.sampling.initial, settings.sampling.correction)
+    answered = roll_out(work / "votes", settings, passes.base_model(settings), {"test": files["test"]}, {"test": most})
+    rows = [row for file in answered for row in pq.read_table(file).to_pylist()]
+    marker = settings.prompts.answer_marker
+
+    def right(row: dict[str, Any], k: int) -> float:
+        keys = [correcting.vote_key(text, row["choices"], marker) for text in row["initial"][:k]]
+        commonest = Counter(keys).most_common(1)[0][0]
+        return row["initial_rewards"][keys.index(commonest)]
+
+    accuracy = {str(k): statistics.mean(right(row, k) for row in rows) for k in VOTERS}
+    tokens = statistics.mean(statistics.mean(row["initial_tokens"]) for row in rows)
+    return [{"iteration": 0, "votes": accuracy, "answer_tokens": {"initial": tokens}}]
+
+
+def write_questions(work: Path, settings: config.Config) -> dict[str, Path]:
+    """The questions that a run with this config has."""
+    rows = questions.load_questions(settings.questions, settings.seed).rows
+    files = {split: work / f"{split}.parquet" for split in ("train", "dev", "test")}
+    for split, file in files.items():
+        rollouts.write_questions([row for row in rows if row["split"] == split], file, settings.engine.batch_size)
+    return files
+
+
+def generate(work: Path, settings: config.Config, model: str, files: Mapping[str, Path], number: int, *, train: bool) -> list[str]:
+    """Dev and test as a run measures them and, if asked, the train questions' first answers; returns the rollout files."""
+    algorithm, turns = settings.algorithm, passes.turns(settings)
+    as_many = algorithm.n_initial * (1 + algorithm.n_corrections)
+    turns["train"] = rollouts.Turns(as_many, 0, settings.sampling.initial, settings.sampling.correction)
+    wanted = {split: file for split, file in files.items() if train or split != "train"}
+    return roll_out(work / f"rollouts_{number}", settings, model, wanted, turns)
+
+
+def roll_out(
+    destination: Path, settings: config.Config, model: str, files: Mapping[str, Path], turns: Mapping[str, rollouts.Turns]
+) -> list[str]:
+    """One pass; returns its files."""
+    job = rollouts.Job(model, destination.name, settings, turns, str(destination), on_cuda=False)
+    units = [unit for split, file in files.items() for unit in rollouts.question_units(file, split)]
+    summary = passes.collect(Display(), job, units, destination.name)
+    passes.check_errors(summary, settings.engine.max_error_fraction, str(destination))
+    return [str(destination / f"{unit.name}.parquet") for unit in units]
+
+
+def measured(files: Sequence[str], settings: config.Config, split: str) -> dict[str, Any]:
+    """Metrics of one split."""
+    found = passes.measure(rollouts.unit_files(map(Path, files), split), settings)
+    return _of_split({f"{split}/{name}": value for name, value in found.items()}, split)
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "report", "cell"])
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["variants", "baselines"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--sizes", nargs="*", default=[], metavar="section.field=value")
+    parser.add_argument("--output", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--name", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
+    if arguments.what == "report":
+        study_report.write(folder / "cells", arguments.output)
+        return
+    everything = {cell.name: cell for part in PARTS for cell in cells(part, max(arguments.seeds, 100))}
+    if arguments.what == "cell":
+        run_cell(folder, everything[arguments.name], arguments.sizes)
+        return
+    for part in arguments.parts:  # one after another: a baseline's budget is what a variant spent
+        run_all(folder, list(cells(part, arguments.seeds)), arguments.parallel, arguments.sizes)
+
+
+if __name__ == "__main__":
+    main()
