@@ -100,7 +100,8 @@ def settings_of(folder: Path) -> config.Config:
 
 def direct(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     """The engine in this process; both turns by the code that the endpoint uses."""
-    from stasc_ray.generation.engine import Engine, Request, Sample
+    from stasc_ray.generation.engine import Engine
+    from stasc_ray.generation.requests import Request, Sample
     from stasc_ray.serving.app import threads
     from stasc_ray.serving.correcting import Asker, Plan
     from stasc_ray.serving.verification import model_path

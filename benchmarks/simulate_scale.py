@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import config
-from stasc_ray.generation import engine, rollouts
+from stasc_ray.generation import rollouts
+from stasc_ray.generation.requests import Sample
 
 RATES = {"1.5B on one A100": 9_600.0, "7B on one A100": 2_400.0}
 """Generated tokens per second of one full engine. Assumptions, not measurements."""
@@ -49,7 +50,7 @@ class SleepingActor(rollouts.RolloutActor):
 
     async def _sample(
         self, rollout: dict[str, Any], messages: list[dict[str, str]], sampling: config.Sampling, n: int, turn: str
-    ) -> list[engine.Sample]:
+    ) -> list[Sample]:
         tokens = n * ANSWER_TOKENS
         with self.lock:
             now = time.time()
@@ -58,7 +59,7 @@ class SleepingActor(rollouts.RolloutActor):
             self.tokens += tokens
             ready = self.free_at
         await asyncio.sleep(max(ready - time.time(), 0))
-        return [engine.Sample("word " * ANSWER_TOKENS, (0,) * ANSWER_TOKENS, "stop")] * n
+        return [Sample("word " * ANSWER_TOKENS, (0,) * ANSWER_TOKENS, "stop")] * n
 
     def __call__(self, batch: Any) -> Any:
         """One unit, and what this engine has done so far."""

@@ -32,6 +32,7 @@ import study_report  # pyright: ignore[reportMissingImports]
 from stasc_ray import cluster, config, passes, store
 from stasc_ray.display import Display
 from stasc_ray.generation import rollouts
+from stasc_ray.generation.requests import request_seed
 from stasc_ray.learning import finetune
 from stasc_ray.serving import correcting
 from stasc_ray.tasks import prompts, questions
@@ -240,7 +241,7 @@ def within(examples: list[dict[str, Any]], tokens: int | None, settings: config.
 
     tokenizer = models.load_tokenizer(passes.base_model(settings))
     kept, left = [], tokens
-    for example in sorted(examples, key=lambda one: rollouts.engine.request_seed(settings.seed, one["id"])):
+    for example in sorted(examples, key=lambda one: request_seed(settings.seed, one["id"])):
         encoded = encoding.encode(tokenizer, example["messages"], settings.finetune.max_length_tokens)
         if left > 0 and not isinstance(encoded, str):
             left -= int((encoded["labels"] != encoding.IGNORED).sum())

@@ -9,9 +9,7 @@ a text, and exchanges the weights.
 
 import contextlib
 import functools
-import hashlib
 import itertools
-import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -20,42 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray import config, models
+from stasc_ray.generation import vllm_calls
+from stasc_ray.generation.requests import Adapter, Request, Sample
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
     from vllm.outputs import CompletionOutput, RequestOutput
-
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
-SEED_SPACING = 1 << 12  # vLLM gives the children of `n` the seeds s, s + 1, ...
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One generated text."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    """`stop` (end-of-turn token) or `length` (max_tokens or the context was full)."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """Sampling of one prompt: `n` samples with the values of `sampling`; `seed` is spaced by `SEED_SPACING`."""
-
-    sampling: config.Sampling
-    n: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter on the engine's model. Name, number and folder are its own for ever: vLLM's caches go by them."""
-
-    name: str
-    number: int
-    """1 or more."""
-    folder: str
 
 
 @dataclass(frozen=True)
@@ -83,12 +51,6 @@ class _Command:
 
     carry_out: "Callable[[LLMEngine], None]"
     future: "Future[None]"
-
-
-def request_seed(*parts: object) -> int:
-    """Seed in [0, 2**62) from whatever identifies a request, a multiple of SEED_SPACING so that children never collide."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 2 & ~(SEED_SPACING - 1)
 
 
 class Engine:
@@ -121,8 +83,8 @@ class Engine:
         self._pending: dict[str, _Submission] = {}
         self._failure: Exception | None = None
         started: Future[None] = Future()
-        lora = _lora_arguments(lora_rank)
-        make = functools.partial(_make_llm, model, revision, engine, on_cuda, trust_remote_code, threads, seed, lora)
+        lora = vllm_calls.lora_arguments(lora_rank)
+        make = functools.partial(vllm_calls.make_llm, model, revision, engine, on_cuda, trust_remote_code, threads, seed, lora)
         self._thread = threading.Thread(target=self._run, args=(make, started), name="vllm-engine", daemon=True)
         self._thread.start()
         started.result()
@@ -147,12 +109,12 @@ class Engine:
             ValueError: the prompt leaves no room for an answer in the context, or vLLM refused the request.
             RuntimeError: the engine is closed or died.
         """
-        params = functools.partial(self._sampling_params, request, streaming=on_tokens is not None)
+        params = functools.partial(vllm_calls.sampling_params, request, self._stop_token_ids, streaming=on_tokens is not None)
         return self._put(prompt_token_ids, params, self._samples, adapter, on_tokens)
 
     def logprobs(self, token_ids: Sequence[int], adapter: Adapter | None = None) -> "Future[list[float]]":
         """Log-probabilities (T - 1,) of token_ids[1:], each given all tokens before it, at temperature 1; as `submit`."""
-        return self._put(token_ids, _scoring_params, _prompt_logprobs, adapter)
+        return self._put(token_ids, vllm_calls.scoring_params, vllm_calls.prompt_logprobs, adapter)
 
     def reload(self, model: str) -> "Future[None]":
         """Exchange the weights for those in the folder `model`, of the same architecture, and forget cached prefixes.
@@ -160,7 +122,7 @@ class Engine:
         Nothing may be in flight. vLLM does not always notice that a weight was not loaded (tied embeddings on CPU), so
         whoever calls this compares log-probabilities afterwards.
         """
-        return self._command(functools.partial(_reload, model=model))
+        return self._command(functools.partial(vllm_calls.reload_weights, model=model))
 
     def load_adapter(self, adapter: Adapter) -> "Future[None]":
         """Read an adapter, so that a broken one is found here and not by the requests that name it.
@@ -168,7 +130,7 @@ class Engine:
         Raises (in the future):
             ValueError: vLLM cannot load it.
         """
-        return self._command(functools.partial(_load_adapter, adapter=adapter))
+        return self._command(functools.partial(vllm_calls.load_adapter, adapter=adapter))
 
     def _command(self, carry_out: "Callable[[LLMEngine], None]") -> "Future[None]":
         future: Future[None] = Future()
@@ -247,7 +209,7 @@ class Engine:
             return
         try:
             prompt: Any = {"prompt_token_ids": submission.prompt_token_ids}
-            llm.add_request(request_id, prompt, submission.params(), lora_request=_lora_request(submission.adapter))
+            llm.add_request(request_id, prompt, submission.params(), lora_request=vllm_calls.lora_request(submission.adapter))
         except ValueError as error:  # one refused prompt is that prompt's failure
             _settle(submission.future, error)
         else:
@@ -267,27 +229,6 @@ class Engine:
         if output.finished:
             del self._pending[output.request_id]
             _settle(submission.future, submission.read(output))
-
-    def _sampling_params(self, request: Request, streaming: bool) -> "SamplingParams":
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        sampling = request.sampling
-        return SamplingParams(
-            n=request.n,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-            presence_penalty=0.0,
-            frequency_penalty=0.0,
-            max_tokens=sampling.max_tokens,
-            seed=request.seed,
-            stop_token_ids=self._stop_token_ids,
-            detokenize=False,  # once, when the text is whole
-            output_kind=RequestOutputKind.CUMULATIVE if streaming else RequestOutputKind.FINAL_ONLY,
-        )
 
     def _samples(self, output: "RequestOutput") -> list[Sample]:
         return [self._sample(completion) for completion in output.outputs]
@@ -310,104 +251,8 @@ def _settle(future: "Future[Any]", result: Any) -> None:
         future.set_exception(result) if isinstance(result, Exception) else future.set_result(result)
 
 
-def _lora_request(adapter: Adapter | None) -> Any:
-    from vllm.lora.request import LoRARequest
-
-    return adapter and LoRARequest(adapter.name, adapter.number, adapter.folder)
-
-
-def _lora_arguments(rank: int | None) -> dict[str, Any]:
-    """Room to compute with two adapters at once, the one that answers and the one before it, and to keep some more."""
-    if rank is None:
-        return {}
-    size = next(size for size in LORA_RANKS if size >= rank)
-    return {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 8, "max_lora_rank": size}
-
-
-def _scoring_params() -> "SamplingParams":
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
-    )
-
-
-def _prompt_logprobs(output: "RequestOutput") -> list[float]:
-    assert output.prompt_token_ids is not None and output.prompt_logprobs is not None, "they were asked for"
-    pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
-    return [place[token_id].logprob for token_id, place in pairs if place is not None]
-
-
 def _outcome(carry_out: "Callable[[LLMEngine], None]", llm: "LLMEngine") -> Exception | None:
     try:
         return carry_out(llm)
     except Exception as error:  # whoever gave the command waits for it and decides what follows
         return error
-
-
-def _reload(llm: "LLMEngine", model: str) -> None:
-    try:
-        llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
-        if not llm.reset_prefix_cache():  # it would keep the old weights' prefixes
-            raise RuntimeError("a request still holds blocks of the old weights")
-    except Exception as error:  # whatever it is, the engine is unusable now
-        raise RuntimeError(f"weights could not be exchanged: {error}") from error
-
-
-def _load_adapter(llm: "LLMEngine", adapter: Adapter) -> None:
-    try:
-        llm.add_lora(_lora_request(adapter))
-    except Exception as error:  # whatever it is, the engine goes on without this adapter
-        raise ValueError(f"the adapter in {adapter.folder} could not be loaded: {error}") from error
-
-
-def _make_llm(
-    model: str,
-    revision: str | None,
-    engine: config.Engine,
-    on_cuda: bool,
-    trust_remote_code: bool,
-    threads: int,
-    seed: int,
-    lora: dict[str, Any],
-) -> "LLMEngine":
-    _set_environment(on_cuda)
-    from vllm import EngineArgs, LLMEngine
-
-    if not on_cuda:
-        import torch
-
-        torch.set_num_threads(threads)
-    return LLMEngine.from_engine_args(
-        EngineArgs(
-            model=model,
-            revision=revision,
-            skip_tokenizer_init=True,
-            trust_remote_code=trust_remote_code,
-            seed=seed,
-            dtype=engine.dtype if engine.dtype != "auto" else "bfloat16" if on_cuda else "float32",
-            max_model_len=engine.max_model_len_tokens,
-            max_num_seqs=engine.max_num_seqs,
-            max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_model_len_tokens),
-            enable_prefix_caching=True,
-            # vLLM 0.29 on CPU dies ("CPU Generator does not use offset") when the prefill of a seeded request is split.
-            enable_chunked_prefill=on_cuda,
-            tensor_parallel_size=engine.tensor_parallel_size if on_cuda else 1,
-            distributed_executor_backend="mp" if on_cuda and engine.tensor_parallel_size > 1 else "uni",
-            gpu_memory_utilization=engine.gpu_memory_utilization,
-            kv_cache_memory_bytes=None if on_cuda else int(engine.kv_cache_gb * 2**30),
-            enforce_eager=engine.enforce_eager or not on_cuda,  # on CPU compiling costs more than it brings to small models
-            disable_log_stats=True,
-            **lora,
-        )
-    )
-
-
-def _set_environment(on_cuda: bool) -> None:
-    """Set what vLLM reads when it is imported; values that the user has set are kept."""
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1" if on_cuda else "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if not on_cuda:
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else several engines share the same cores

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from stasc_ray import cluster, config, models
 from stasc_ray.generation import engine
+from stasc_ray.generation.requests import Request, Sample, request_seed
 from stasc_ray.tasks import prompts, rewards
 
 if TYPE_CHECKING:
@@ -290,12 +291,12 @@ class RolloutActor:
         empty = sum(not text.strip() for texts in (rollout["initial"], *rollout["corrections"]) for text in texts)
         rollout["error"] = f"empty generation: {empty} of this question's answers" if empty else None
 
-    def _correct(self, rollout: Row, turns: Turns, index: int) -> "Coroutine[Any, Any, list[engine.Sample]]":
+    def _correct(self, rollout: Row, turns: Turns, index: int) -> "Coroutine[Any, Any, list[Sample]]":
         """N_corr independent corrections of one initial answer."""
         messages = prompts.correction_messages(rollout, rollout["initial"][index], self.job.settings.prompts)
         return self._sample(rollout, messages, turns.correction, turns.n_corrections, f"correction/{index}")
 
-    async def _correct_in_rounds(self, rollout: Row, turns: Turns, index: int) -> list[engine.Sample]:
+    async def _correct_in_rounds(self, rollout: Row, turns: Turns, index: int) -> list[Sample]:
         """N_corr rounds: each corrects the answer of the one before."""
         answer, samples = rollout["initial"][index], []
         for number in range(turns.n_corrections):
@@ -306,14 +307,14 @@ class RolloutActor:
 
     async def _sample(
         self, rollout: Row, messages: list[dict[str, str]], sampling: config.Sampling, n: int, turn: str
-    ) -> list[engine.Sample]:
+    ) -> list[Sample]:
         if not n:  # a pass of initial answers alone
             return []
         token_ids = prompts.render(self.engine.tokenizer, messages, add_generation_prompt=True)
         rollout["prompt_tokens"] += len(token_ids)
         identity = (self.job.settings.seed, self.job.model_version, rollout["id"], rollout["initial_from"], turn)
         # Greedy answers are all the same: one is generated and stands for all.
-        request = engine.Request(sampling, n if sampling.temperature > 0 else 1, engine.request_seed(*identity))
+        request = Request(sampling, n if sampling.temperature > 0 else 1, request_seed(*identity))
         samples = await asyncio.wrap_future(self.engine.submit(token_ids, request))
         return samples * (n // request.n)
 

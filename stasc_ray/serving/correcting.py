@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stasc_ray import config
-from stasc_ray.generation.engine import Request, Sample, request_seed
+from stasc_ray.generation.requests import Request, Sample, request_seed
 from stasc_ray.serving.errors import invalid
 from stasc_ray.tasks import matching, prompts, rewards
 from stasc_ray.tasks.choices import choice_letter

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray import config, models
-from stasc_ray.generation.engine import Adapter, Request, Sample
+from stasc_ray.generation.requests import Adapter, Request, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

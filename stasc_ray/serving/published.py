@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import models, store
-from stasc_ray.generation.engine import Adapter
+from stasc_ray.generation.requests import Adapter
 from stasc_ray.serving import verification
 from stasc_ray.serving.engines import EngineSpec
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stasc_ray import config, store
-from stasc_ray.generation.engine import SEED_SPACING
+from stasc_ray.generation.requests import SEED_SPACING
 from stasc_ray.serving.correcting import Asker, Chain, Plan, Turn, vote
 from stasc_ray.serving.engines import EngineDiedError
 from stasc_ray.serving.errors import ApiError, invalid

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from stasc_ray import config, models
-from stasc_ray.generation.engine import Request
+from stasc_ray.generation.requests import Request
 from stasc_ray.serving.engines import EngineHandle
 
 

@@ -6,7 +6,8 @@ from concurrent.futures import wait
 import pytest
 
 from stasc_ray import config
-from stasc_ray.generation.engine import SEED_SPACING, Engine, Request, request_seed
+from stasc_ray.generation.engine import Engine
+from stasc_ray.generation.requests import SEED_SPACING, Request, request_seed
 from stasc_ray.tasks import prompts, sandbox
 
 GREEDY = config.Sampling(temperature=0, max_tokens=48)

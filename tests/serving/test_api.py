@@ -8,7 +8,7 @@ import pytest
 import served_runs
 
 from stasc_ray import models, store
-from stasc_ray.generation.engine import Sample
+from stasc_ray.generation.requests import Sample
 from stasc_ray.serving.api import make_api
 from stasc_ray.serving.engines import EngineDiedError
 from stasc_ray.serving.keys import KeyRing, add_key

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from stasc_ray import config, models
-from stasc_ray.generation.engine import Sample
+from stasc_ray.generation.requests import Sample
 from stasc_ray.serving.correcting import Asker, Chain, Plan, vote
 from stasc_ray.serving.errors import ApiError
 from stasc_ray.tasks import prompts, sandbox

@@ -12,7 +12,7 @@ import test_served
 import uvicorn
 from test_api import Api, ScriptedEngine
 
-from stasc_ray.generation.engine import Sample
+from stasc_ray.generation.requests import Sample
 from stasc_ray.serving.keys import KeyRing, add_key
 
 pytestmark = [

@@ -9,7 +9,7 @@ import pytest
 import served_runs
 
 from stasc_ray import config, models, store
-from stasc_ray.generation.engine import Request
+from stasc_ray.generation.requests import Request
 from stasc_ray.serving import app, versions
 from stasc_ray.serving.pins import pin
 from stasc_ray.tasks import prompts

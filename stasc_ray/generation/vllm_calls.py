@@ -1,0 +1,138 @@
+"""The calls that the engine makes of vLLM: making it, sampling values, log-probabilities, exchanging weights, adapters."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from stasc_ray import config
+from stasc_ray.generation.requests import Adapter, Request
+
+if TYPE_CHECKING:
+    from vllm import LLMEngine, SamplingParams
+    from vllm.outputs import RequestOutput
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
+
+
+def make_llm(
+    model: str,
+    revision: str | None,
+    engine: config.Engine,
+    on_cuda: bool,
+    trust_remote_code: bool,
+    threads: int,
+    seed: int,
+    lora: dict[str, Any],
+) -> "LLMEngine":
+    """An engine of vLLM; `threads` of the CPU engine, `lora` from lora_arguments."""
+    _set_environment(on_cuda)
+    from vllm import EngineArgs, LLMEngine
+
+    if not on_cuda:
+        import torch
+
+        torch.set_num_threads(threads)
+    return LLMEngine.from_engine_args(
+        EngineArgs(
+            model=model,
+            revision=revision,
+            skip_tokenizer_init=True,
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+            dtype=engine.dtype if engine.dtype != "auto" else "bfloat16" if on_cuda else "float32",
+            max_model_len=engine.max_model_len_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_model_len_tokens),
+            enable_prefix_caching=True,
+            # vLLM 0.29 on CPU dies ("CPU Generator does not use offset") when the prefill of a seeded request is split.
+            enable_chunked_prefill=on_cuda,
+            tensor_parallel_size=engine.tensor_parallel_size if on_cuda else 1,
+            distributed_executor_backend="mp" if on_cuda and engine.tensor_parallel_size > 1 else "uni",
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            kv_cache_memory_bytes=None if on_cuda else int(engine.kv_cache_gb * 2**30),
+            enforce_eager=engine.enforce_eager or not on_cuda,  # on CPU compiling costs more than it brings to small models
+            disable_log_stats=True,
+            **lora,
+        )
+    )
+
+
+def _set_environment(on_cuda: bool) -> None:
+    """Set what vLLM reads when it is imported; values that the user has set are kept."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1" if on_cuda else "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if not on_cuda:
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else several engines share the same cores
+
+
+def sampling_params(request: Request, stop_token_ids: list[int], streaming: bool) -> "SamplingParams":
+    """What a request is for vLLM; token ids come back at every step where `streaming`, else once."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    sampling = request.sampling
+    return SamplingParams(
+        n=request.n,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+        max_tokens=sampling.max_tokens,
+        seed=request.seed,
+        stop_token_ids=stop_token_ids,
+        detokenize=False,  # once, when the text is whole
+        output_kind=RequestOutputKind.CUMULATIVE if streaming else RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def lora_request(adapter: Adapter | None) -> Any:
+    """The adapter as vLLM names it."""
+    from vllm.lora.request import LoRARequest
+
+    return adapter and LoRARequest(adapter.name, adapter.number, adapter.folder)
+
+
+def lora_arguments(rank: int | None) -> dict[str, Any]:
+    """Room to compute with two adapters at once, the one that answers and the one before it, and to keep some more."""
+    if rank is None:
+        return {}
+    size = next(size for size in LORA_RANKS if size >= rank)
+    return {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 8, "max_lora_rank": size}
+
+
+def scoring_params() -> "SamplingParams":
+    """Generate nothing to speak of, but tell the prompt's log-probabilities."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+    )
+
+
+def prompt_logprobs(output: "RequestOutput") -> list[float]:
+    """Log-probabilities (T - 1,) of the prompt's tokens after the first."""
+    assert output.prompt_token_ids is not None and output.prompt_logprobs is not None, "they were asked for"
+    pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+    return [place[token_id].logprob for token_id, place in pairs if place is not None]
+
+
+def reload_weights(llm: "LLMEngine", model: str) -> None:
+    """Exchange the weights and forget cached prefixes; RuntimeError where that failed, and the engine is unusable."""
+    try:
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
+        if not llm.reset_prefix_cache():  # it would keep the old weights' prefixes
+            raise RuntimeError("a request still holds blocks of the old weights")
+    except Exception as error:  # whatever it is
+        raise RuntimeError(f"weights could not be exchanged: {error}") from error
+
+
+def load_adapter(llm: "LLMEngine", adapter: Adapter) -> None:
+    """Read an adapter; ValueError where vLLM cannot, and the engine goes on without it."""
+    try:
+        llm.add_lora(lora_request(adapter))
+    except Exception as error:  # whatever it is
+        raise ValueError(f"the adapter in {adapter.folder} could not be loaded: {error}") from error
