@@ -91,6 +91,7 @@ def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
         turns=passes.turns(run.settings),
         destination=str(folder),
         on_cuda=run.on_cuda,
+        lease=run.folder.lease,
     )
     summary = passes.collect(run.display, job, units, f"{iteration_name(iteration)}: answers and corrections")
     passes.check_errors(summary, run.settings.engine.max_error_fraction, str(folder))
@@ -150,6 +151,7 @@ def fine_tune(run: Run, iteration: int) -> None:
             on_cuda=run.on_cuda,
             model_card=_model_card(run, iteration),
             adapter=adapter,
+            lease=run.folder.lease,
         )
     run.folder.check_lease()
     shutil.rmtree(folder, ignore_errors=True)

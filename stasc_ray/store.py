@@ -202,7 +202,11 @@ def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Ite
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         run.logs.mkdir(exist_ok=True)
         write_atomically(path / "config.json", config.to_json(settings))
-        yield run
+        try:
+            yield run
+        except Exception:
+            lease.check()  # whoever was taken over fails in one of many ways; this is the reason for all of them
+            raise
 
 
 def read_config(path: Path) -> config.Config:
@@ -235,8 +239,8 @@ def _check_same_config(path: Path, settings: config.Config) -> None:
 class Lease:
     """The right to write into a run folder: the highest-numbered file in `folder` is its holder's.
 
-    The number is a fencing token: who was paused and finds a higher one must stop. Creation is exclusive (O_EXCL), so two
-    drivers that start at once cannot both win.
+    The number is a fencing token: who was paused and finds a higher one must stop; workers, which may go on while their driver is
+    paused, carry it too. Creation is exclusive (O_EXCL), so two drivers that start at once cannot both win.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
@@ -247,13 +251,17 @@ class Lease:
         """This attempt's own file."""
         return self.folder / f"{self.number:04d}"
 
+    @property
+    def lost(self) -> bool:
+        """Whether another driver has taken over."""
+        return _newest_attempt(self.folder) != self.number
+
     def check(self) -> None:
         """Raises RuntimeError when another driver has taken over."""
-        newest = _newest_attempt(self.folder)
-        if newest != self.number:
+        if self.lost:
             raise RuntimeError(
-                f"run folder {self.folder.parent}: attempt {newest} has taken this run over from attempt {self.number}; "
-                "this one stops without writing"
+                f"run folder {self.folder.parent}: attempt {_newest_attempt(self.folder)} has taken this run over from attempt "
+                f"{self.number}; this one stops without writing"
             )
 
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -50,6 +51,16 @@ def test_what_a_killed_start_leaves_is_begun_anew(tmp_path: Path) -> None:
         (run.path / "config.json").unlink()  # --fresh deletes it first, and was killed right after
     with store.open_run(tmp_path / "run", SETTINGS) as run:
         assert run.committed(run.stage(0, "rollouts")) is None and store.read_config(run.path) == SETTINGS
+
+
+def test_who_was_taken_over_fails_for_that_reason_in_workers_too(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="has taken this run over from attempt 1"), store.open_run(tmp_path, SETTINGS) as run:
+        assert run.lease
+        worker = pickle.loads(pickle.dumps(run.lease))
+        worker.check()
+        (run.lease.folder / "0002").write_text("{}")
+        assert worker.lost
+        raise ValueError("whatever fails first then")
 
 
 def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stasc_ray import cluster, config, models
+from stasc_ray import cluster, config, models, store
 from stasc_ray.generation import engine
 from stasc_ray.generation.requests import Request, Sample, request_seed
 from stasc_ray.tasks import prompts, rewards
@@ -103,6 +103,8 @@ class Job:
     """By split."""
     destination: str
     on_cuda: bool
+    lease: store.Lease | None = None
+    """Of the run that the rollouts belong to."""
 
 
 def write_questions(rows: Sequence[Row], file: Path, unit_size: int) -> None:
@@ -335,6 +337,8 @@ def grade_and_write(batch: pa.Table, job: Job) -> pa.Table:
     summary = summarize(rows) | {key: rows[0][key] for key in ("unit", "engine_start_s", "engine_node")}
     partial = Path(job.destination) / f".{name}.{uuid.uuid4().hex}.partial"
     pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA), partial)
+    if job.lease:
+        job.lease.check()
     partial.replace(partial.with_name(f"{name}.parquet"))
     return pa.Table.from_pylist([summary])
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import config, models
+from stasc_ray import config, models, store
 from stasc_ray.learning import encoding
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def finetune(
     on_cuda: bool,
     model_card: Mapping[str, Any] | None = None,
     adapter: Path | None = None,
+    lease: store.Lease | None = None,
 ) -> dict[str, Any]:
     """Fine-tune `base_model` on the kept corrections (Algorithm 1, step 4; arXiv 2503.08681, section 2.2).
 
@@ -60,6 +61,7 @@ def finetune(
         on_cuda: one GPU per worker, else CPUs.
         model_card: metrics and facts for the exported README.md.
         adapter: LoRA adapter folder, trained on `base_model`, to continue; None starts a fresh one.
+        lease: of the run; workers that find it taken over save no further checkpoint.
 
     Returns:
         loss_first, loss_last (nats per trained token), losses (per step), steps, trained_tokens, tokens_per_s
@@ -87,6 +89,7 @@ def finetune(
         "iteration": iteration,
         "finetune": config.finetune.model_dump(mode="json"),
         "model_card": dict(model_card or {}),
+        "lease": lease,
     }
     trained = _fit(settings, encoded, config, on_cuda)
     losses = trained.pop("losses")

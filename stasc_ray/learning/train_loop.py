@@ -31,7 +31,7 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     talking on the token count and on the number of forward passes (collectives never mismatch).
 
     Args:
-        settings: see `finetune._fit`; plain values only.
+        settings: see `finetune.finetune`; plain values, and the run's lease.
 
     Returns:
         losses, workers, tokens_per_s, train_s, resumed_from_step, loop_started; or one of not_finite, refused with a message.
@@ -42,7 +42,9 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
 
     finetune, context = settings["finetune"], train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
-    storage = Path(settings["storage"])
+    storage, lease = Path(settings["storage"]), settings["lease"]
+    if lease and lease.lost:  # returned: every further attempt would find the same
+        return {"refused": f"{storage}: another attempt has taken this run over"}
     if not storage.is_dir():  # raised, so that no other worker waits for this one
         raise FileNotFoundError(f"storage: expected a folder that every node sees, worker {rank} does not see {storage}")
     _prepare_process(context.get_local_world_size())
@@ -114,6 +116,8 @@ def _train(
         if rank == 0:
             _write_progress(Path(settings["storage"]) / "progress.json", step + 1, steps, losses[-1])
         if (step + 1) % finetune["checkpoint_every_n_steps"] == 0 and step + 1 < steps:
+            if settings["lease"]:
+                settings["lease"].check()
             checkpoints.report(model, optimizer, losses, steps, rank)
     return tokens
 

@@ -73,7 +73,7 @@ def test_a_driver_that_was_only_paused_cannot_write_after_another_took_over(clus
     with faulty_run(cluster, tmp_path / "run", one) as paused:
         paused.wait_until(paused.generating)
         paused.driver.send_signal(signal.SIGSTOP)
-        cluster.add_node(2)  # the paused driver gives back nothing that Ray leased to it, up to all CPUs there were
+        more = cluster.add_node(2)  # the paused driver gives back nothing that Ray leased to it, up to all CPUs there were
         with faulty_run(cluster, tmp_path / "run", one) as second:
             assert second.driver.wait(timeout=120) == 1 and "is in use by process" in second.output.read_text()
         time.sleep(store.LEASE_TIMEOUT_S)
@@ -83,6 +83,11 @@ def test_a_driver_that_was_only_paused_cannot_write_after_another_took_over(clus
             assert paused.driver.wait(timeout=300) == 1
             successor.finish()
         assert "has taken this run over from attempt 1; this one stops without writing" in paused.output.read_text()
+    more.kill()
+    cluster.nodes.remove(more)
+    rollouts = tmp_path / "run" / "base" / "rollouts"
+    committed = (rollouts / store.COMMIT_MARK).stat().st_mtime
+    assert all(file.stat().st_mtime <= committed for file in rollouts.iterdir()), "the paused driver's workers wrote nothing either"
     check_run(tmp_path / "run")
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stasc_ray import config
+from stasc_ray import config, store
 from stasc_ray.generation import rollouts
 from stasc_ray.tasks import sandbox
 
@@ -199,3 +200,28 @@ def test_a_unit_is_one_file_however_long_its_texts(tmp_path: Path) -> None:
     assert summary["questions"] == 300
     (file,) = destination.glob("*.parquet")
     assert pq.read_metadata(file).num_rows == 300
+
+
+def test_a_worker_of_an_attempt_that_was_taken_over_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease" / "0002").touch()
+    row = {"id": "a", "question": "What is 1 + 2?", "answers": ["3"], "split": "train", "documents": [], "choices": []}
+    row |= {"initial_from": "current", "model_version": "base", "initial": ["=3"], "initial_finish": ["stop"]}
+    row |= {
+        "initial_tokens": [2],
+        "corrections": [["=3"]],
+        "correction_finish": [["stop"]],
+        "correction_tokens": [[2]],
+        "prompt_tokens": 9,
+        "error": None,
+    }
+    row |= {"initial_rewards": [], "correction_rewards": [], "grader_errors": [], "unit": "train-0", "engine_start_s": 0.0}
+    batch = pa.Table.from_pylist([row | {"engine_node": "one"}])
+    folder = tmp_path / "rollouts"
+    folder.mkdir()
+    turns = rollouts.Turns(1, 1, SETTINGS.sampling.initial, SETTINGS.sampling.correction)
+    with pytest.raises(RuntimeError, match="taken this run over"):
+        rollouts.grade_and_write(batch, replace(job(folder, turns), lease=store.Lease(tmp_path / "lease", 1)))
+    assert not list(folder.glob("*.parquet"))
+    rollouts.grade_and_write(batch, replace(job(folder, turns), lease=store.Lease(tmp_path / "lease", 2)))
+    assert [file.name for file in folder.glob("*.parquet")] == ["train-0.parquet"]
