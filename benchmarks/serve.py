@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import config, store
+from stasc_ray import cluster, config, store
 from stasc_ray.tasks import sandbox
 
 Ask = Callable[[str], Awaitable[Any]]
@@ -127,7 +126,6 @@ def direct(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
 def served(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     """The same questions over HTTP."""
     import httpx
-    import ray
 
     from stasc_ray.serving import commands
 
@@ -142,13 +140,12 @@ def served(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
 
             return await measure(ask, questions, in_flight)
 
-    with tempfile.TemporaryDirectory(prefix="stasc-") as session:
-        ray.init(
-            address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False, _temp_dir=session
-        )
-        with commands.serving(folder, settings, "127.0.0.1", port, None, loopback_only=True):
-            found = asyncio.run(over_http())
-        ray.shutdown()
+    with (
+        tempfile.TemporaryDirectory(prefix="stasc-") as logs,
+        cluster.connect(None, Path(logs), worker_niceness=commands.WORKER_NICENESS),
+        commands.serving(folder, settings, "127.0.0.1", port, None, loopback_only=True),
+    ):
+        found = asyncio.run(over_http())
     return found
 
 

@@ -20,13 +20,14 @@ LOCAL_START_ATTEMPTS = 3
 
 
 @contextlib.contextmanager
-def connect(address: str | None, logs: Path) -> Iterator[None]:
+def connect(address: str | None, logs: Path, *, worker_niceness: int = 15) -> Iterator[None]:
     """A Ray cluster for the length of the block.
 
     Args:
         address: of a cluster to join; None takes RAY_ADDRESS (set inside `ray job submit`), else starts a local Ray, which
             ends with the block.
         logs: folder for the driver's log and, of a local Ray, its session's logs.
+        worker_niceness: of a local Ray's workers; 15 is Ray's own value, which leaves a laptop usable.
 
     Raises:
         ConnectionError: no cluster answers at `address`.
@@ -36,7 +37,7 @@ def connect(address: str | None, logs: Path) -> Iterator[None]:
 
         address = address or os.environ.get("RAY_ADDRESS")
         on_terminate = signal.getsignal(signal.SIGTERM)
-        session = None if address else _start_local(logs)
+        session = None if address else _start_local(logs, worker_niceness)
         if address:
             _join(address)
         if threading.current_thread() is threading.main_thread():
@@ -59,7 +60,7 @@ def _join(address: str) -> None:
         raise ConnectionError(f"--address: expected a Ray cluster at {address}, found none that answers ({error})") from error
 
 
-def _start_local(logs: Path) -> Path:
+def _start_local(logs: Path, worker_niceness: int) -> Path:
     """Start a Ray that ends with this process; returns its session's folder."""
     import ray
 
@@ -67,9 +68,10 @@ def _start_local(logs: Path) -> Path:
     session = Path(tempfile.mkdtemp(prefix="stasc-"))
     # At least 2 CPUs: one for an engine, one to read and grade.
     cpus = max(2, cores())
+    options: dict[str, Any] = {"_temp_dir": str(session), "_system_config": {"worker_niceness": worker_niceness}}
     for attempt in range(LOCAL_START_ATTEMPTS):
         try:
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, _temp_dir=str(session))
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, **options)
             break
         except Exception as error:  # Ray raises a bare Exception when a busy machine took more than its fixed 30 s
             ray.shutdown()

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from stasc_ray import cluster, config, store
 from stasc_ray.serving.engines import EngineSpec
+from stasc_ray.serving.proxy import ONE_LOOP
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -147,7 +148,7 @@ def endpoint(
         graceful_shutdown_wait_loop_s=0.5,
         max_surge_percent=100,
         max_constructor_retry_count=3,
-        ray_actor_options={"num_cpus": options.cpus_per_replica},
+        ray_actor_options={"num_cpus": options.cpus_per_replica, "runtime_env": {"env_vars": ONE_LOOP}},
         logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
         **scaling,
     )

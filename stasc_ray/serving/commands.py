@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+WORKER_NICENESS = 0  # with Ray's 15, an engine on CPUs waits for whatever else this machine does
 
 keys_app = typer.Typer(help="API keys for `stasc serve`.", no_args_is_help=True)
 
@@ -48,7 +49,7 @@ def serve(
         logs = run_folder / "logs" / "serve" if writable else Path(tempfile.mkdtemp(prefix="stasc-serve-"))
         with (
             naming_logs(logs),
-            cluster.connect(address, logs),
+            cluster.connect(address, logs, worker_niceness=WORKER_NICENESS),
             serving(run_folder, settings, host, port, api_keys_file, loopback_only=host in LOOPBACK_HOSTS and not api_keys_file),
         ):
             typer.echo(f"{settings.name} answers at http://{host}:{port} after {time.monotonic() - started:.0f} s; Ctrl-C stops it")

@@ -1,7 +1,7 @@
-"""Ray Serve's HTTP proxy: what it answers by itself, where no replica does, gets the endpoint's error body.
+"""Ray Serve's own processes: how they run, and what its HTTP proxy answers by itself, where no replica does.
 
-Serve says a plain 500 for a replica that died, 404 while there is none, 408 after its own time limit. The proxy loads
-`middlewares` because the Serve controller runs with CONTROLLER_OPTIONS, which the proxy inherits.
+Serve says a plain 500 for a replica that died, 404 while there is none, 408 after its own time limit; clients get the endpoint's
+error body instead. The proxy loads `middlewares` because it inherits the controller's environment, CONTROLLER_OPTIONS.
 """
 
 from starlette.datastructures import MutableHeaders
@@ -11,8 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stasc_ray.serving.errors import ApiError
 from stasc_ray.serving.http import error_response
 
+ONE_LOOP = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""One event loop in proxy and replica: nothing here blocks it, and handing each message to a second thread costs much."""
 CONTROLLER_OPTIONS = {
-    "runtime_env": {"env_vars": {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "stasc_ray.serving.proxy.middlewares"}}
+    "runtime_env": {"env_vars": {**ONE_LOOP, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "stasc_ray.serving.proxy.middlewares"}}
 }
 """`controller_options` of serve.start and of a Serve config file."""
 RETRY_AFTER = {"Retry-After": "5"}
