@@ -1,7 +1,7 @@
 """What HTTP, Ray Serve and the process boundary cost: two-turn corrections over the endpoint, and on the engine directly.
 
 python benchmarks/serve.py                          the sandbox model on the CPU, in a run folder made for it
-python benchmarks/serve.py --size 85M --questions 64    a model with random weights, whose steps cost what a small real one's do
+python benchmarks/serve.py --size 20M --questions 100   random weights: steps that cost something, as a real model's do
 python benchmarks/serve.py --run runs/demo --questions 1000
 
 Prints a line of JSON per pair: questions/s with 16 in flight and the median latency with 1, of both, and their ratio; then the
@@ -25,6 +25,8 @@ from stasc_ray import cluster, config, store
 from stasc_ray.tasks import sandbox
 
 Ask = Callable[[str], Awaitable[Any]]
+SIZES = {"20M": (8, 6, 1408), "85M": (12, 12, 2048)}
+"""Heads of 64, layers, width of the MLP."""
 LIMITS = ["serve.max_in_flight=64", "sampling.initial.temperature=0", "sampling.correction.temperature=0"]
 
 
@@ -32,7 +34,7 @@ def main() -> None:
     """Measure both and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="run folder; default: one with the sandbox model")
-    parser.add_argument("--size", choices=["sandbox", "85M"], default="sandbox")
+    parser.add_argument("--size", choices=["sandbox", *SIZES], default="sandbox")
     parser.add_argument("--questions", type=int, default=400)
     parser.add_argument("--pairs", type=int, default=3, help="how often both are measured, in turn")
     parser.add_argument("--in-flight", type=int, default=16)
@@ -66,20 +68,21 @@ def run_folder(given: Path | None, size: str) -> Iterator[Path]:
         sizes = ["engine.max_model_len_tokens=256", "engine.kv_cache_gb=0.5", "engine.max_num_seqs=64"]
         settings = config.load_config(None, ["prompts.preset=sandbox", "sampling.initial.max_tokens=48", *sizes])
         (folder / "config.json").write_text(config.to_json(settings), encoding="utf-8")
-        model = sandbox.model_path() if size == "sandbox" else random_model(folder / "model")
+        model = sandbox.model_path() if size == "sandbox" else random_model(folder / "model", size)
         manifest = {"version": "v0000", "iteration": 0, "model": str(model), "created": store.now()}
         store.write_atomically(folder / "versions" / "v0000.json", json.dumps({**manifest, "metrics": {}, "canary": None}))
         store.write_atomically(folder / "LATEST", "v0000\n")
         yield folder
 
 
-def random_model(folder: Path) -> Path:
-    """85 million random weights in the sandbox model's architecture, with its tokenizer."""
+def random_model(folder: Path, size: str) -> Path:
+    """Random weights in the sandbox model's architecture, with its tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source = str(sandbox.model_path())
-    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
-    shape = AutoConfig.from_pretrained(source, **sizes, num_key_value_heads=12, head_dim=64)
+    heads, layers, intermediate = SIZES[size]
+    sizes = {"hidden_size": 64 * heads, "intermediate_size": intermediate, "num_hidden_layers": layers}
+    shape = AutoConfig.from_pretrained(source, **sizes, num_attention_heads=heads, num_key_value_heads=heads, head_dim=64)
     AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return folder
