@@ -36,7 +36,7 @@ KINDS = {
     "driver": None,
     "worker node": None,
 }
-SECONDS_BETWEEN = (4.0, 20.0)
+SECONDS_BETWEEN = (3.0, 12.0)
 
 
 Progress = tuple[int, int, int]

@@ -1,10 +1,10 @@
 """Ray Serve's own processes: how they run, and what its HTTP proxy answers by itself, where no replica does.
 
-Serve says a plain 500 for a replica that died, 404 while there is none, 408 after its own time limit; clients get the endpoint's
+Serve answers nothing for a replica that died, 404 while there is none, 408 after its own time limit; clients get the endpoint's
 error body instead. The proxy loads `middlewares` because it inherits the controller's environment, CONTROLLER_OPTIONS.
 """
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,37 +26,49 @@ def middlewares() -> list[Middleware]:
 
 
 class OneErrorBody:
-    """ASGI middleware: an error that is not JSON is Serve's own, and is told in our words."""
+    """ASGI middleware: an error that is not JSON, or no answer at all, is Serve's own, and is told in our words."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        told = False
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        answered = told = False
+
+        async def tell(status: int, request_id: str | None) -> None:
+            reply = error_response(in_our_words(status))
+            if request_id:
+                reply.headers["x-request-id"] = request_id
+            await reply(scope, receive, send)
 
         async def send_ours(message: Message) -> None:
-            nonlocal told
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                headers = MutableHeaders(raw=list(message.get("headers", [])))
-                if not headers.get("content-type", "").startswith("application/json"):
+            nonlocal answered, told
+            if message["type"] == "http.response.start":
+                answered = True
+                headers = Headers(raw=message.get("headers", []))
+                if message["status"] >= 400 and not headers.get("content-type", "").startswith("application/json"):
                     told = True
-                    reply = error_response(in_our_words(message["status"]))
-                    if request_id := headers.get("x-request-id"):
-                        reply.headers["x-request-id"] = request_id
-                    await reply(scope, receive, send)
+                    await tell(message["status"], headers.get("x-request-id"))
             if not told:
                 await send(message)
 
         await self.app(scope, receive, send_ours)
+        if not answered:  # a replica that died: Serve leaves it to the HTTP server, which says a plain 500
+            await tell(500, Headers(scope=scope).get("x-request-id"))
 
 
 def in_our_words(status: int) -> ApiError:
     """The error for what Serve answered with `status`; none of them says that the request was wrong."""
-    if status == 408:
-        return ApiError(504, "timeout_error", "not answered within the endpoint's time limit; ask for less, or later")
-    if status == 500:
-        message = "the replica that had this request died; another one starts, try again"
-    else:
-        message = "no replica takes requests: the endpoint starts, stops or is overloaded; try again"
+    match status:
+        case 408:
+            return ApiError(504, "timeout_error", "not answered within the endpoint's time limit; ask for less, or later")
+        case 429:
+            return ApiError(429, "rate_limit_error", "the endpoint is busy; try again", headers=RETRY_AFTER)
+        case 500:
+            message = "the replica that had this request died; another one starts, try again"
+        case _:
+            message = "no replica takes requests: the endpoint starts, stops or is overloaded; try again"
     return ApiError(503, "unavailable_error", message, headers=RETRY_AFTER)

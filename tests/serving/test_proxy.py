@@ -4,12 +4,13 @@ import asyncio
 
 import httpx
 import pytest
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.types import ASGIApp
 
 from stasc_ray.serving.proxy import middlewares
 
 
-def answered(response: Response) -> httpx.Response:
+def answered(response: ASGIApp) -> httpx.Response:
     """What a client gets where Serve sends `response`."""
     (middleware,) = middlewares()
 
@@ -27,6 +28,7 @@ def answered(response: Response) -> httpx.Response:
         (500, 503, "unavailable_error"),
         (404, 503, "unavailable_error"),
         (503, 503, "unavailable_error"),
+        (429, 429, "rate_limit_error"),
         (408, 504, "timeout_error"),
     ],
 )
@@ -34,7 +36,7 @@ def test_the_proxys_own_errors_are_told_in_our_shape(status: int, expected: int,
     found = answered(PlainTextResponse("Internal Server Error", status_code=status, headers={"x-request-id": "one"}))
     assert found.status_code == expected and found.headers["x-request-id"] == "one"
     assert found.json()["error"]["type"] == type and "Internal" not in found.text
-    assert ("retry-after" in found.headers) == (expected == 503)
+    assert ("retry-after" in found.headers) == (expected in (429, 503))
 
 
 def test_what_a_replica_answers_is_left_alone() -> None:
@@ -42,3 +44,11 @@ def test_what_a_replica_answers_is_left_alone() -> None:
     found = answered(JSONResponse(body, status_code=404))
     assert found.status_code == 404 and found.json() == body
     assert answered(StreamingResponse(iter(["event: start\n", "data: {}\n\n"]))).text == "event: start\ndata: {}\n\n"
+
+
+def test_no_answer_at_all_is_a_replica_that_died() -> None:
+    async def silent(scope, receive, send) -> None:
+        """What Serve does then."""
+
+    found = answered(silent)
+    assert found.status_code == 503 and "died" in found.json()["error"]["message"]
