@@ -147,8 +147,12 @@ def run_folder(settings: config.Config, run_dir: Path | None) -> Path:
 
 
 def cores() -> int:
-    """CPU cores that this process may use; a container or `taskset` may allow fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: `taskset` and a container's quota (cgroup v2) may allow fewer than there are."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no Linux, no cgroup v2, or a quota of `max`
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        allowed = min(allowed, max(1, quota // period))
+    return allowed
 
 
 def versions() -> dict[str, str]:

@@ -336,10 +336,15 @@ def grade_and_write(batch: pa.Table, job: Job) -> pa.Table:
         _grade(row, grade)
     summary = summarize(rows) | {key: rows[0][key] for key in ("unit", "engine_start_s", "engine_node")}
     partial = Path(job.destination) / f".{name}.{uuid.uuid4().hex}.partial"
-    pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA), partial)
     if job.lease:
         job.lease.check()
-    partial.replace(partial.with_name(f"{name}.parquet"))
+    try:
+        pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA), partial)
+        if job.lease:
+            job.lease.check()
+        partial.replace(partial.with_name(f"{name}.parquet"))
+    finally:
+        partial.unlink(missing_ok=True)
     return pa.Table.from_pylist([summary])
 
 

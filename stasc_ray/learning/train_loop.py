@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import cluster
+from stasc_ray import cluster, store
 from stasc_ray.learning import batches, checkpoints, encoding, export
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
 
     finetune, context = settings["finetune"], train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
-    storage, lease = Path(settings["storage"]), settings["lease"]
-    if lease and lease.lost:  # returned: every further attempt would find the same
-        return {"refused": f"{storage}: another attempt has taken this run over"}
+    storage = Path(settings["storage"])
     if not storage.is_dir():  # raised, so that no other worker waits for this one
         raise FileNotFoundError(f"storage: expected a folder that every node sees, worker {rank} does not see {storage}")
+    if _taken_over(settings["lease"], rank, world):
+        return {"refused": f"{storage}: another attempt has taken this run over"}
     _prepare_process(context.get_local_world_size())
     shard: Any = train.get_dataset_shard("examples")
     examples = batches.collect(list(shard.iter_batches(batch_size=None, batch_format="pyarrow")))
@@ -77,6 +77,16 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         "loop_started": loop_started,
         "export_s": time.time() - loop_started - train_s,
     }
+
+
+def _taken_over(lease: store.Lease | None, rank: int, world: int) -> bool:
+    """What rank 0 finds: all workers must agree."""
+    import torch.distributed as dist
+
+    found = [bool(lease and rank == 0 and lease.lost)]
+    if lease and world > 1:
+        dist.broadcast_object_list(found)
+    return found[0]
 
 
 def _plan(examples: batches.Examples, settings: Mapping[str, Any], start: int = 0) -> Iterator["np.ndarray"]:
@@ -114,7 +124,7 @@ def _train(
             raise FloatingPointError(_not_finite(losses, norm, steps, rate))
         tokens += int(examples.lengths[batch].sum())
         if rank == 0:
-            _write_progress(Path(settings["storage"]) / "progress.json", step + 1, steps, losses[-1])
+            _write_progress(settings, step + 1, steps, losses[-1])
         if (step + 1) % finetune["checkpoint_every_n_steps"] == 0 and step + 1 < steps:
             if settings["lease"]:
                 settings["lease"].check()
@@ -291,9 +301,9 @@ def _not_finite(losses: Sequence[float], norm: float, steps: int, rate: float) -
     )
 
 
-def _write_progress(path: Path, step: int, steps: int, loss: float) -> None:
+def _write_progress(settings: Mapping[str, Any], step: int, steps: int, loss: float) -> None:
+    path, lease = Path(settings["storage"]) / "progress.json", settings["lease"]
     if step < steps and path.exists() and time.time() - path.stat().st_mtime < 0.5:
         return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"step": step, "steps": steps, "loss": loss}))
-    temporary.replace(path)
+    if lease is None or not lease.lost:
+        store.write_atomically(path, json.dumps({"step": step, "steps": steps, "loss": loss}))

@@ -11,6 +11,7 @@ POST /v1/correct with `"stream": true` answers with server-sent events, each `ev
 What fails before the first event is answered with its own status and an error body, as without streaming.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
@@ -120,7 +121,8 @@ def make_api(
     async def chat_completions(body: openai.ChatRequest, request: Request) -> Any:
         """OpenAI's chat completions: the last user message is the question, the answer is the corrected one."""
         request_id = request.state.request_id
-        openai.known_model(body.model, [manifest["version"] for manifest in service.manifests()])
+        manifests = await asyncio.to_thread(service.manifests)  # files on storage that may be far
+        openai.known_model(body.model, [manifest["version"] for manifest in manifests])
         question = body.as_correct_request()
         if not body.stream:
             return openai.chat_response(body, await service.correct(question, request_id))
@@ -160,7 +162,7 @@ def make_api(
                 owned_by=service.settings.name,
                 stasc={"loaded": name in loaded, "active": name == active, "iteration": manifest["iteration"]},
             )
-            for manifest in service.manifests()
+            for manifest in await asyncio.to_thread(service.manifests)
             for name in [manifest["version"]]
         ]
         newest = max((card.created for card in cards), default=0)
@@ -170,13 +172,13 @@ def make_api(
     @app.get("/v1/run", dependencies=[Depends(allowed)], responses=responses(401, 403, 429))
     async def run() -> RunSummary:
         """The run, its versions and what they scored."""
-        return service.summary()
+        return await asyncio.to_thread(service.summary)
 
     @app.post("/v1/admin/activate", dependencies=[Depends(admin)], responses=responses(401, 403, 404, 422, 429, 503))
     async def activate(body: ActivateRequest) -> ActivateResponse:
         """Move every replica to a version, forward or back, or with `latest` let them follow the run again."""
         wanted = None if body.version == LATEST else body.version
-        if wanted and wanted not in [manifest["version"] for manifest in service.manifests()]:
+        if wanted and wanted not in [manifest["version"] for manifest in await asyncio.to_thread(service.manifests)]:
             raise ApiError(404, "not_found_error", f"expected a published version or `latest`, found {wanted!r}", "version")
         try:
             pin(service.run.path, wanted)

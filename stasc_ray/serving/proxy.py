@@ -12,7 +12,7 @@ from stasc_ray.serving.errors import ApiError
 from stasc_ray.serving.http import error_response
 
 ONE_LOOP = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
-"""One event loop in proxy and replica: nothing here blocks it, and handing each message to a second thread costs much."""
+"""One event loop in proxy and replica: handing each message to a second thread costs more than what runs here."""
 CONTROLLER_OPTIONS = {
     "runtime_env": {"env_vars": {**ONE_LOOP, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "stasc_ray.serving.proxy.middlewares"}}
 }
