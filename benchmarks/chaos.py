@@ -15,6 +15,7 @@ import random
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -54,7 +55,8 @@ class Kill:
     stage: str
     progress: Progress
     cost_s: float | None = None
-    """Until the run was further than at the kill; None while it is not."""
+    """Until the run was further than at the kill, where no other kill came before that."""
+    overtaken: bool = False
 
 
 @dataclass
@@ -65,28 +67,33 @@ class Chaos:
     random: random.Random
     say: Callable[[str], None]
     kills: list[Kill] = field(default_factory=list)
+    coming: list[threading.Thread] = field(default_factory=list)
+    """Nodes that are being added."""
     runs: list[tuple[float, int]] = field(default_factory=list)
     """(seconds, driver starts) of each completed run"""
 
     def strike(self, run: FaultyRun, number: int, seconds: float) -> None:
         """Kill one process of a random kind, of those that there are."""
-        nodes = self.cluster.nodes[1:]
+        nodes = list(self.cluster.nodes[1:])
         there = {kind: faulty_runs.processes(self.cluster, title) for kind, title in KINDS.items() if title}
         there |= {"driver": [run.driver.pid], "worker node": nodes}
         kind = self.random.choice([kind for kind, victims in there.items() if victims])
+        for earlier in self.kills:
+            earlier.overtaken = earlier.overtaken or earlier.cost_s is None
         self.kills.append(Kill(number, seconds, kind, stage_of(run.folder), progress_of(run.folder)))
         if kind == "worker node":
             node = self.random.choice(nodes)
             node.kill()
             self.cluster.nodes.remove(node)
-            self.cluster.add_node(2)
+            self.coming.append(threading.Thread(target=self.cluster.add_node, args=(2,)))  # the autoscaler's part
+            self.coming[-1].start()
         else:
             kill(self.random.choice(there[kind]))
         self.say(f"kill {len(self.kills)}: {kind} after {seconds:.0f} s, {self.kills[-1].stage}")
 
     def note_progress(self, run: FaultyRun, number: int, seconds: float) -> None:
         """Close the account of kills that the run has got over."""
-        open_kills = [kill for kill in self.kills if kill.run == number and kill.cost_s is None]
+        open_kills = [kill for kill in self.kills if kill.run == number and kill.cost_s is None and not kill.overtaken]
         if open_kills:
             progress = progress_of(run.folder)
             for one in open_kills:
@@ -124,6 +131,8 @@ def torment(chaos: Chaos, folder: Path, number: int, kills: int, overrides: list
             time.sleep(0.2)
     finally:
         run.driver.kill()
+        for thread in chaos.coming:
+            thread.join()
     seconds = time.monotonic() - started
     chaos.note_progress(run, number, seconds)
     faulty_runs.check_run(folder)
@@ -135,13 +144,14 @@ def tables(chaos: Chaos) -> Iterator[str]:
     """Markdown: every kill; kills by kind; runs."""
     yield "| kill | run | s | what | when | s until further |\n|---|---|---|---|---|---|"
     for count, one in enumerate(chaos.kills, 1):
-        cost = "the run was at its end" if one.cost_s is None else f"{one.cost_s:.0f}"
+        cost = "the next kill came first" if one.overtaken else "-" if one.cost_s is None else f"{one.cost_s:.0f}"
         yield f"| {count} | {one.run} | {one.seconds:.0f} | {one.what} | {one.stage} | {cost} |"
-    yield "\n| what | kills | s until further: median | most |\n|---|---|---|---|"
+    yield "\n| what | kills | of them got over before the next | s until further: median | most |\n|---|---|---|---|---|"
     for kind in KINDS:
-        costs = [one.cost_s for one in chaos.kills if one.what == kind and one.cost_s is not None]
-        if costs:
-            yield f"| {kind} | {len(costs)} | {statistics.median(costs):.0f} | {max(costs):.0f} |"
+        kills = [one for one in chaos.kills if one.what == kind]
+        costs = [one.cost_s for one in kills if one.cost_s is not None]
+        spread = f"{statistics.median(costs):.0f} | {max(costs):.0f}" if costs else "- | -"
+        yield f"| {kind} | {len(kills)} | {len(costs)} | {spread} |"
     yield "\n| run | s | kills | driver starts |\n|---|---|---|---|"
     for number, (seconds, starts) in enumerate(chaos.runs):
         kills = sum(one.run == number for one in chaos.kills)

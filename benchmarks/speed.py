@@ -5,14 +5,13 @@ python benchmarks/speed.py --quick                    each row once, on little w
 python benchmarks/speed.py --rows training startup    only those
 python benchmarks/speed.py --write docs/performance.md    puts the table between the marks in that file
 
-Both sides of a row run in turn, each in a process of its own (baselines.py has the other side), so that a slow minute of a shared
-machine meets both. A row's ratio is the median over its pairs, with the smallest and the largest beside it. Results are kept in
+Both sides of a row run in turn, each in a process of its own (baselines.py has the other side), and take turns at being first. A
+row's ratio is the median over its pairs, with the smallest and the largest beside it. Results are kept in
 `--results` as they come, and rows found there are not measured again.
 """
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -43,38 +42,39 @@ Pair = dict[str, dict[str, float]]
 # --- ours, each in a process of its own --------------------------------------------------------------------------
 
 
-class WarmActor(rollouts.RolloutActor):
-    """The real actor, with a warm engine; notes when its first unit arrives."""
+def warm_actor(questions: str) -> type[rollouts.RolloutActor]:
+    """The real actor, whose engine has answered some of `questions`; notes when its first unit arrives."""
 
-    def __init__(self, job: rollouts.Job) -> None:
-        import pyarrow as pa
+    class WarmActor(rollouts.RolloutActor):
+        def __init__(self, job: rollouts.Job) -> None:
+            import pyarrow as pa
 
-        super().__init__(job)
-        rows = pq.ParquetFile(job.settings.questions.train.source).read_row_group(0).slice(0, baselines.WARM_UP)
-        rows = rows.append_column("initial_from", pa.repeat("current", len(rows)))
-        super().__call__(rows.append_column("unit", pa.repeat("warm-up", len(rows))))
-        self.begun = Path(job.destination) / "begun"
+            super().__init__(job)
+            rows = pq.ParquetFile(questions).read_row_group(0).slice(0, baselines.WARM_UP)
+            rows = rows.append_column("initial_from", pa.repeat("current", len(rows)))
+            super().__call__(rows.append_column("unit", pa.repeat("warm-up", len(rows))))
+            self.begun = Path(job.destination) / "begun"
 
-    def __call__(self, batch: Any) -> Any:
-        """Rollouts of one unit."""
-        if not self.begun.exists():
-            self.begun.write_text(str(time.time()))
-        return super().__call__(batch)
+        def __call__(self, batch: Any) -> Any:
+            if not self.begun.exists():
+                self.begun.write_text(str(time.time()))
+            return super().__call__(batch)
+
+    return WarmActor
 
 
 def ours_generation(work: Work) -> dict[str, float]:
     """Both turns of the train questions through Ray Data, from the first unit's arrival to the last file, grading included."""
     settings = baselines.read_config(work)
-    settings.questions.train.source = work["train"]
     turns = rollouts.Turns(1, work["n_corrections"], settings.sampling.initial, settings.sampling.correction)
     destination = Path(work["folder"]) / "rollouts"
     destination.mkdir(parents=True, exist_ok=True)
     for old in destination.iterdir():
         old.unlink()
-    with cluster.connect(None, Path(work["folder"]) / "logs"):
+    with cluster.connect(None, Path(work["folder"]) / "logs", worker_niceness=0):
         job = rollouts.Job(work["model"], "base", settings, {"train": turns}, str(destination), on_cuda=False)
         units = rollouts.question_units(Path(work["train"]), "train")
-        rows = list(rollouts.pipeline(job, units, WarmActor).iter_rows())
+        rows = list(rollouts.pipeline(job, units, warm_actor(work["train"])).iter_rows())
         seconds = time.time() - float((destination / "begun").read_text())
     tokens = sum(row["initial_tokens"] + row["correction_tokens"] for row in rows)
     return {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds, "start_s": rows[0]["engine_start_s"]}
@@ -89,7 +89,7 @@ def ours_training(work: Work) -> dict[str, float]:
     settings = baselines.read_config(work)
     lines = [json.loads(line) for line in Path(work["examples"]).read_text().splitlines()]
     with (
-        cluster.connect(None, Path(work["folder"]) / "logs"),
+        cluster.connect(None, Path(work["folder"]) / "logs", worker_niceness=0),
         tempfile.TemporaryDirectory() as folder,
     ):
         found = finetune.finetune(
@@ -112,7 +112,10 @@ class Bench:
 
     def __init__(self, folder: Path, results: Path, quick: bool, pairs: int) -> None:
         self.folder, self.results, self.quick, self.pairs = folder, results, quick, pairs
-        self.found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+        about = {"quick": quick, "commit": commit(), **cluster.versions()}
+        self.found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {"about": about}
+        if self.found["about"] != about:
+            raise SystemExit(f"{results}: expected figures of {about}, found some of {self.found['about']}; move the file away")
         share = 20 if quick else 1
         overrides = [f"questions.{split}.limit={limit // share}" for split, limit in QUESTIONS.items()]
         if quick:
@@ -126,7 +129,7 @@ class Bench:
         work: Work = {
             "config": config.to_json(self.settings),
             "model": str(sandbox.model_path()),
-            "threads": os.cpu_count() or 1,
+            "threads": cluster.cores(),
             "n_corrections": N_CORRECTIONS,
             "batch_size": self.settings.finetune.batch_size,
             "max_length_tokens": self.settings.finetune.max_length_tokens,
@@ -157,8 +160,19 @@ class Bench:
             print(f"{row} {len(kept)}/{times}: {json.dumps(kept[-1])}", flush=True)
         return kept
 
+    def pair(self, row: str, ours: str, theirs: str, times: int) -> None:
+        """Both sides, taking turns at being first."""
+
+        def one() -> Pair:
+            sides = [("ours", self.ours, ours), ("against", self.theirs, theirs)]
+            if len(self.found[row]) % 2:
+                sides.reverse()
+            return {side: run(name) for side, run, name in sides}
+
+        self.measured(row, one, times)
+
     def write_examples(self) -> None:
-        """Training messages of real lengths: every correction that the sandbox model wrote in the last measurement."""
+        """Training messages of real lengths: two corrections of each question, as the sandbox model wrote them."""
         if not list((self.folder / "rollouts").glob("train-*.parquet")):
             self.ours("ours_generation")
         rows = [
@@ -167,7 +181,7 @@ class Bench:
         texts = self.settings.prompts
         with Path(self.work["examples"]).open("w") as lines:
             for row in rows:
-                for text in row["corrections"][0][:2]:
+                for text in [text for texts in row["corrections"] for text in texts][:2]:
                     if text.strip():
                         messages = prompts.training_messages(row, row["initial"][0], text, texts)
                         lines.write(json.dumps({"messages": messages}) + "\n")
@@ -175,28 +189,24 @@ class Bench:
 
 def generation(bench: Bench) -> None:
     """Two turns through Ray Data against one vllm.LLM."""
-    bench.measured("generation", lambda: {"ours": bench.ours("ours_generation"), "against": bench.theirs("bare_vllm")}, bench.pairs)
+    bench.pair("generation", "ours_generation", "bare_vllm", bench.pairs)
 
 
 def ray_data_llm(bench: Bench) -> None:
     """The same against chained processors of ray.data.llm."""
-    bench.measured(
-        "ray_data_llm",
-        lambda: {"ours": bench.ours("ours_generation"), "against": bench.theirs("ray_data_llm")},
-        min(bench.pairs, 3),
-    )
+    bench.pair("ray_data_llm", "ours_generation", "ray_data_llm", min(bench.pairs, 3))
 
 
 def training(bench: Bench) -> None:
     """Ray Train against a bare loop."""
     bench.write_examples()
-    bench.measured("training", lambda: {"ours": bench.ours("ours_training"), "against": bench.theirs("bare_torch")}, bench.pairs)
+    bench.pair("training", "ours_training", "bare_torch", bench.pairs)
 
 
 def hf_trainer(bench: Bench) -> None:
     """Ray Train against Hugging Face's Trainer."""
     bench.write_examples()
-    bench.measured("hf_trainer", lambda: {"ours": bench.ours("ours_training"), "against": bench.theirs("hf_trainer")}, bench.pairs)
+    bench.pair("hf_trainer", "ours_training", "hf_trainer", bench.pairs)
 
 
 def iteration(bench: Bench) -> None:
@@ -360,7 +370,15 @@ def machine() -> str:
             (line.partition(": ")[2] for line in info.read_text().splitlines() if line.startswith("model name")), processor
         )
     versions = ", ".join(f"{name} {version}" for name, version in cluster.versions().items() if name != "stasc-ray")
-    return f"{os.cpu_count()} CPU cores ({processor}, shared), no GPU; {versions}."
+    return f"{cluster.cores()} CPU cores ({processor}, shared), no GPU; {versions}."
+
+
+def commit() -> str:
+    """Of the working tree; with `+` where it has changes."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=DEMO.parent, capture_output=True, text=True, check=False
+    )
+    return told.stdout.strip()
 
 
 def write_between_marks(file: Path, text: str) -> None:
@@ -399,7 +417,7 @@ def main() -> None:
         for row in ROWS:
             if row.__name__ in arguments.rows:
                 row(bench)
-        lines = [machine(), "", *table(bench.found)]
+        lines = [f"{machine()} Commit {bench.found['about']['commit']}.", "", *table(bench.found)]
         if bench.found.get("iteration"):
             lines += ["", *where_it_goes(bench.found)]
     text = "\n".join(lines)
