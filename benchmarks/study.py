@@ -42,6 +42,7 @@ VARIANTS = ("EIE", "EIF", "ENE", "ENF", "FIE", "FIF", "FNE", "FNF")
 VOTERS = (1, 2, 3, 5, 9)
 """How many samples vote in self-consistency."""
 FEWER_SEEDS = 3
+MOST_REPEATS = 4
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ PARTS = ("variants", "baselines", "samples", "filters")
 def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence[str]) -> None:
     """Run the cells that have no file yet, `parallel` at a time, each on a core of its own."""
     (folder / "cells").mkdir(parents=True, exist_ok=True)
-    missing = [cell for cell in wanted if not (folder / "cells" / f"{cell.name}.json").exists()]
+    done = [file for cell in wanted if (file := folder / "cells" / f"{cell.name}.json").exists()]
+    if other := [file.name for file in done if json.loads(file.read_text())["sizes"] != list(sizes)]:
+        raise SystemExit(f"{folder}: expected cells of --sizes {' '.join(sizes) or '(none)'}, found others: {', '.join(other)}")
+    missing = [cell for cell in wanted if folder / "cells" / f"{cell.name}.json" not in done]
     cores: SimpleQueue[int] = SimpleQueue()
     for core in sorted(os.sched_getaffinity(0))[:parallel]:
         cores.put(core)
@@ -178,7 +182,8 @@ def single_turn(work: Path, settings: config.Config, cell: Cell, folder: Path) -
     """Rejection-sampling fine-tuning on right first answers (rft), or on the gold answers (gold), iteration after iteration.
 
     Per train question and iteration as many first answers are generated as a correcting run generates answers and corrections.
-    An iteration trains on as many tokens as ENE of the same seed did, as far as there are that many.
+    An iteration trains on as many tokens as ENE of the same seed did: examples come again, up to MOST_REPEATS times, where they are
+    few (gold answers are short, and right answers alike).
     """
     import ray
 
@@ -200,7 +205,7 @@ def single_turn(work: Path, settings: config.Config, cell: Cell, folder: Path) -
             {"id": f"{id}/{place}", "messages": [*prompts.initial_messages(rows[id], settings.prompts), assistant(text)]}
             for place, (id, text) in enumerate(texts)
         ]
-        examples = within(examples, budgets.get(number + 1), settings)
+        examples = within(examples, budgets[number + 1], settings) if number + 1 in budgets else examples
         summary = finetune.finetune(
             ray.data.from_items(examples),
             base_model=model,
@@ -232,27 +237,32 @@ def right_answers(files: Sequence[str], threshold: float) -> list[tuple[str, str
     return list(kept)
 
 
-def within(examples: list[dict[str, Any]], tokens: int | None, settings: config.Config) -> list[dict[str, Any]]:
+def within(examples: list[dict[str, Any]], tokens: int, settings: config.Config) -> list[dict[str, Any]]:
     """So many of the examples, in an order given by their ids alone, as make that many tokens to train on."""
-    if tokens is None:
-        return examples
     from stasc_ray import models
     from stasc_ray.learning import encoding
 
     tokenizer = models.load_tokenizer(passes.base_model(settings))
-    kept, left = [], tokens
-    for example in sorted(examples, key=lambda one: request_seed(settings.seed, one["id"])):
-        encoded = encoding.encode(tokenizer, example["messages"], settings.finetune.max_length_tokens)
-        if left > 0 and not isinstance(encoded, str):
-            left -= int((encoded["labels"] != encoding.IGNORED).sum())
-            kept.append(example)
+    ordered = sorted(examples, key=lambda one: request_seed(settings.seed, one["id"]))
+    encoded = [encoding.encode(tokenizer, one["messages"], settings.finetune.max_length_tokens) for one in ordered]
+    counts = [0 if isinstance(one, str) else int((one["labels"] != encoding.IGNORED).sum()) for one in encoded]
+    kept, left = [], tokens / settings.finetune.epochs
+    for repeat in range(MOST_REPEATS):
+        for example, count in zip(ordered, counts, strict=True):
+            if left > 0 and count:
+                left -= count
+                kept.append({**example, "id": f"{example['id']}/{repeat}"})
     return kept
 
 
 def trained_tokens_of(folder: Path, seed: int) -> dict[int, int]:
-    """What ENE of that seed trained on, by iteration; empty while that cell is not there."""
+    """What ENE of that seed trained on, by iteration; an iteration that it did not reach is not there."""
     file = folder / "cells" / f"variants-ENE-{seed}.json"
-    found = json.loads(file.read_text())["iterations"] if file.exists() else []
+    if not file.exists():
+        raise SystemExit(
+            f"{file}: expected this cell, whose training tokens are the baselines' budget, found none; run the variants"
+        )
+    found = json.loads(file.read_text())["iterations"]
     return {one["iteration"]: one["trained_tokens"] for one in found if "trained_tokens" in one}
 
 
@@ -261,7 +271,7 @@ def self_consistency(work: Path, settings: config.Config) -> list[dict[str, Any]
     files = write_questions(work, settings)
     most = rollouts.Turns(max(VOTERS), 0, settings.sampling.initial, settings.sampling.correction)
     answered = roll_out(work / "votes", settings, passes.base_model(settings), {"test": files["test"]}, {"test": most})
-    rows = [row for file in answered for row in pq.read_table(file).to_pylist()]
+    rows = [row for file in answered for row in pq.read_table(file).to_pylist() if row["initial"]]
     marker = settings.prompts.answer_marker
 
     def right(row: dict[str, Any], k: int) -> float:
@@ -316,7 +326,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["variants", "baselines"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--parallel", type=int, default=cluster.cores())
     parser.add_argument("--sizes", nargs="*", default=[], metavar="section.field=value")
     parser.add_argument("--output", type=Path, default=Path("docs/results.md"))
     parser.add_argument("--name", help=argparse.SUPPRESS)

@@ -92,12 +92,13 @@ def interval(sample: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(sample), half
 
 
-def told(sample: Sequence[float]) -> str:
-    """`0.712 ± 0.031`."""
+def told(sample: Sequence[float], of: int | None = None) -> str:
+    """`0.712 ± 0.031`; with the number of seeds where only some of them have a value."""
     mean, half = interval(sample)
     if math.isnan(mean):
         return "-"
-    return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"
+    fewer = f" (n = {len(sample)})" if of and len(sample) < of else ""
+    return (f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}") + fewer
 
 
 def difference(one: Sequence[Cell], other: Sequence[Cell], pick: Pick, metric: str = "r_y2") -> str:
@@ -105,8 +106,9 @@ def difference(one: Sequence[Cell], other: Sequence[Cell], pick: Pick, metric: s
     by_seed = {cell["seed"]: pick(cell)["test"][metric] for cell in other}
     pairs = [pick(cell)["test"][metric] - by_seed[cell["seed"]] for cell in one if cell["seed"] in by_seed]
     mean, half = interval(pairs)
-    sure = "not clear from this many seeds" if math.isnan(half) or abs(mean) <= half else "clear"
-    return f"{mean:+.3f} ± {half:.3f} ({len(pairs)} seeds; {sure})"
+    if math.isnan(half):
+        return f"{len(pairs)} seed(s), too few to tell"
+    return f"{mean:+.3f} ± {half:.3f} ({len(pairs)} seeds; {'not clear from this many' if abs(mean) <= half else 'clear'})"
 
 
 # --- the page ----------------------------------------------------------------------------------------------------
@@ -116,6 +118,7 @@ def page(found: Cells, plots: Mapping[str, str]) -> Iterator[str]:
     """The lines of results.md."""
     variants, baselines = found["variants"], found["baselines"]
     some = next(iter(variants.values()))
+    most = max(len(cell["iterations"]) for cells in variants.values() for cell in cells)
     yield "# Results on the sandbox task"
     yield ""
     yield "Made by `python benchmarks/study.py report` from the study's cell files; only words on this page were typed in."
@@ -132,7 +135,11 @@ def page(found: Cells, plots: Mapping[str, str]) -> Iterator[str]:
     yield ""
     yield from variant_table({"M0": (some, first), **{label: (cells, chosen) for label, cells in variants.items()}})
     yield ""
-    yield "**The last iteration**, whatever dev says:"
+    ended = [
+        f"{label} with seed {cell['seed']}" for label, cells in variants.items() for cell in cells if len(cell["iterations"]) < most
+    ]
+    early = f" Earlier than the others ended, because the filter kept nothing: {', '.join(ended)}." if ended else ""
+    yield f"**The last iteration**, whatever dev says.{early}"
     yield ""
     yield from variant_table({label: (cells, last) for label, cells in variants.items()})
     yield ""
@@ -145,6 +152,8 @@ def page(found: Cells, plots: Mapping[str, str]) -> Iterator[str]:
     yield "## The paper's questions, answered here"
     yield ""
     yield from answers(found)
+    yield ""
+    yield "Each comparison has its own 95% interval; of twenty that are nothing, one looks clear by chance."
     if baselines:
         yield ""
         yield "## Does correction pay for its tokens?"
@@ -173,7 +182,11 @@ def variant_table(rows: Mapping[str, tuple[Sequence[Cell], Pick]]) -> Iterator[s
     yield "| | seeds | " + " | ".join(METRICS) + " |"
     yield "|---" * (len(METRICS) + 2) + "|"
     for label, (cells, pick) in rows.items():
-        yield f"| {label} | {len(cells)} | " + " | ".join(told(values(cells, pick, metric)) for metric in METRICS.values()) + " |"
+        yield (
+            f"| {label} | {len(cells)} | "
+            + " | ".join(told(values(cells, pick, metric), len(cells)) for metric in METRICS.values())
+            + " |"
+        )
 
 
 def answers(found: Cells) -> Iterator[str]:
@@ -191,7 +204,7 @@ def answers(found: Cells) -> Iterator[str]:
         return "; ".join(parts) or "not run"
 
     yield f"- **Non-decreasing or improving** (the paper's definitions)? r(Y2), chosen on dev: {across(1, 'N', 'I')}."
-    if found["filters"].get("both_correct"):
+    if found["filters"].get("both_correct") and "ENE" in variants:
         yield (
             "- **The reference's `both_correct`** against the paper's non-decreasing (ENE): "
             f"{difference(found['filters']['both_correct'], variants['ENE'], chosen)}."
@@ -214,7 +227,7 @@ def answers(found: Cells) -> Iterator[str]:
         f"and smallest for {least} ({broken[least]:.3f})."
     )
     for label, cells in found["filters"].items():
-        if label.startswith("share-"):
+        if label.startswith("share-") and "ENE" in variants:
             share = label.removeprefix("share-")
             yield f"- **`keep_correct_share = {share}`** against ENE without it: {difference(cells, variants['ENE'], chosen)}."
 
@@ -223,38 +236,41 @@ def against_baselines(found: Cells) -> Iterator[str]:
     """STaSC beside what the same budget buys otherwise."""
     variants, baselines = found["variants"], found["baselines"]
     best = max(variants, key=lambda label: statistics.mean(chosen(cell)["dev"]["r_y2"] for cell in variants[label]))
-    yield "| | first answer, test | corrected answer, test | tokens an answer takes |"
-    yield "|---|---|---|---|"
+    yield "| | first answer, test | corrected answer, test | generated tokens an answer takes | trained on, tokens in all |"
+    yield "|---|---|---|---|---|"
     rows = {"M0": (variants[best], first), f"{best}, chosen on dev": (variants[best], chosen)}
     for label, (cells, pick) in rows.items():
-        tokens = [pick(cell)["answer_tokens"] for cell in cells if "answer_tokens" in pick(cell)]
-        cost = (
-            f"{statistics.mean(one['initial'] for one in tokens):.0f} + {statistics.mean(one['correction'] for one in tokens):.0f}"
-        )
-        yield f"| {label} | {told(values(cells, pick, 'r_y1'))} | {told(values(cells, pick, 'r_y2'))} | {cost} |"
+        tokens = [pick(cell)["answer_tokens"] for cell in cells]
+        initial, correction = (statistics.mean(one[turn] for one in tokens) for turn in ("initial", "correction"))
+        cost = f"{initial:.0f}, corrected {initial + correction:.0f}"
+        learnt = [sum(one.get("trained_tokens", 0) for one in cell["iterations"]) for cell in cells] if pick is chosen else [0]
+        answers_of = f"{told(values(cells, pick, 'r_y1'))} | {told(values(cells, pick, 'r_y2'))}"
+        yield f"| {label} | {answers_of} | {cost} | {statistics.mean(learnt):,.0f} |"
     names = {"rft": "RFT: fine-tuned on right first answers", "gold": "fine-tuned on gold answers (no reasoning)"}
     for kind, name in names.items():
         if cells := baselines.get(kind):
-            yield f"| {name} | {told(values(cells, chosen_first, 'r_y1'))} | {told(values(cells, chosen_first, 'r_y2'))} | |"
+            learnt = statistics.mean(sum(one.get("next_trained_tokens", 0) for one in cell["iterations"]) for cell in cells)
+            answers_of = f"{told(values(cells, chosen_first, 'r_y1'))} | {told(values(cells, chosen_first, 'r_y2'))}"
+            yield f"| {name} | {answers_of} | one turn is asked for | {learnt:,.0f} |"
     if cells := baselines.get("consistency"):
         for k in cells[0]["iterations"][0]["votes"]:
             accuracy = [cell["iterations"][0]["votes"][k] for cell in cells]
             tokens = int(k) * statistics.mean(cell["iterations"][0]["answer_tokens"]["initial"] for cell in cells)
-            yield f"| M0, self-consistency over {k} | {told(accuracy)} | | {tokens:.0f} |"
+            yield f"| M0, the commonest of {k} first answers | {told(accuracy)} | | {tokens:.0f} | 0 |"
     yield ""
     yield (
-        "RFT generates as many first answers per question and iteration as ENE generates answers and corrections; RFT and gold "
-        "train on as many tokens per iteration as ENE of the same seed, as far as they have that many, and their version is "
-        "the one whose *first* answer is best on dev."
+        "RFT generates as many first answers per question and iteration as ENE generates answers and corrections. RFT and gold may "
+        "train on as many tokens per iteration as ENE of the same seed; their version is the one whose *first* answer is best on dev."
     )
     if cells := baselines.get("rft"):
-        ours = {cell["seed"]: chosen(cell)["test"]["r_y2"] for cell in variants[best]}
-        pairs = [ours[cell["seed"]] - chosen_first(cell)["test"]["r_y1"] for cell in cells if cell["seed"] in ours]
-        mean, half = interval(pairs)
-        verdict = "pays" if mean > half else "does not pay" if -mean > half else "cannot be told from RFT"
-        yield ""
-        told_difference = f"{best}'s corrected answer against RFT's first answer: {mean:+.3f} ± {half:.3f}"
-        yield f"{told_difference}: here correction **{verdict}** at equal budget."
+        ours = {cell["seed"]: chosen(cell)["test"] for cell in variants[best]}
+        for metric, what in (("r_y2", "corrected answer (two turns)"), ("r_y1", "first answer (one turn)")):
+            pairs = [ours[cell["seed"]][metric] - chosen_first(cell)["test"]["r_y1"] for cell in cells if cell["seed"] in ours]
+            mean, half = interval(pairs)
+            verdict = "better" if mean > half else "worse" if -mean > half else "not told apart from it"
+            yield ""
+            against = f"{best}'s {what} against RFT's first answer (one turn): {mean:+.3f} ± {half:.3f}"
+            yield f"{against}: **{verdict}** at equal training budget."
 
 
 def chosen_first(cell: Cell) -> Mapping[str, Any]:

@@ -97,7 +97,7 @@ def test_the_results_page_is_made_of_cell_files_alone(tmp_path: Path) -> None:
     page = (tmp_path / "results.md").read_text()
     # Chosen on dev: 0.8 and 0.9 there, 0.7 and 0.8 on test; t for one degree of freedom is 12.706.
     assert "| ENE | 2 | 0.300 ± 0.000 | 0.750 ± 0.635 |" in page
-    assert "ENE against EIE: +0.350 ± 0.635 (2 seeds; not clear from this many seeds)" in page
+    assert "ENE against EIE: +0.350 ± 0.635 (2 seeds; not clear from this many)" in page
     assert "The largest fall from the chosen to the last iteration is ENE's, 0.100" in page
-    assert "ENE's corrected answer against RFT's first answer: +0.450 ± 0.635" in page
+    assert "ENE's corrected answer (two turns) against RFT's first answer (one turn): +0.450 ± 0.635" in page
     assert {file.name for file in tmp_path.glob("*.png")} == {f"results-{name}.png" for name in ("curves", "transitions", "kept")}

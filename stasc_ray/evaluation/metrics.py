@@ -31,7 +31,7 @@ def score_row(rollout: Mapping[str, Any], threshold: float) -> dict[str, Any]:
         {id, r_y1, r_y2, delta, i_to_c, c_to_i, c_to_c, i_to_i, changed, edit_ratio, failed}; the four transitions add
         up to 1.
     """
-    if len(rollout["corrections"]) == 0:
+    if not any(len(texts) for texts in rollout["corrections"]):
         return {"id": rollout["id"], **dict.fromkeys(_COLUMNS, 0.0), "i_to_i": 1.0, "failed": 1.0}
     r1 = np.asarray(rollout["initial_rewards"], dtype=float)[:, None]  # (N_init, 1)
     r2 = np.array([list(rewards) for rewards in rollout["correction_rewards"]], dtype=float)  # (N_init, N_corr)
