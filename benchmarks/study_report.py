@@ -259,8 +259,8 @@ def against_baselines(found: Cells) -> Iterator[str]:
             yield f"| M0, the commonest of {k} first answers | {told(accuracy)} | | {tokens:.0f} | 0 |"
     yield ""
     yield (
-        "RFT generates as many first answers per question and iteration as ENE generates answers and corrections. RFT and gold may "
-        "train on as many tokens per iteration as ENE of the same seed; their version is the one whose *first* answer is best on dev."
+        "RFT generates as many first answers per question and iteration as ENE generates answers and corrections. RFT and gold "
+        "may train on as many tokens an iteration as ENE of that seed; the version is the one whose *first* answer is best on dev."
     )
     if cells := baselines.get("rft"):
         ours = {cell["seed"]: chosen(cell)["test"] for cell in variants[best]}
