@@ -73,7 +73,9 @@ def _check_cpus(settings: config.Config, cuda: bool, training: bool) -> None:
 
 
 def _ask_every_node(token: str, model: str | None) -> dict[str, Sight]:
+    """Each node's view; a node that leaves while it is asked has none, as if it had left before."""
     import ray
+    from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look = ray.remote(num_cpus=0)(_look)
@@ -81,9 +83,16 @@ def _ask_every_node(token: str, model: str | None) -> dict[str, Sight]:
     strategies = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     has_gpus = [node["Resources"].get("GPU", 0) > 0 for node in nodes]
     asked = zip(strategies, has_gpus, strict=True)
-    seen = ray.get([look.options(scheduling_strategy=where).remote(token, model, gpus) for where, gpus in asked])
-    names = [f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})" for node in nodes]
-    return dict(zip(names, seen, strict=True))
+    views = [look.options(scheduling_strategy=where).remote(token, model, gpus) for where, gpus in asked]
+    seen = {}
+    for node, view in zip(nodes, views, strict=True):
+        try:
+            seen[f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"] = ray.get(view)
+        except RayTaskError:
+            raise
+        except RayError:  # a lost node counts as alive until it has missed its heartbeats
+            continue
+    return seen
 
 
 def _look(token: str, model: str | None, gpus: bool) -> Sight:
