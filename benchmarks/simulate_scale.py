@@ -9,7 +9,7 @@ are, one for 16 engines. Prompts are not rendered, so a tokenizer's CPU time is 
 
 Two sweeps. Over engines: efficiency, the time the engines needed for their tokens over the time they were there, 1 if none ever
 waited for work. Over units of work: the driver's memory and time. The driver sees units but never a question, so a unit holds one
-question here, and 31,250 units stand for the million questions that they hold at QUESTIONS_PER_UNIT. Prints a table of each.
+question here and is answered at once: 31,250 units stand for the million questions that they hold at QUESTIONS_PER_UNIT.
 """
 
 import argparse
@@ -29,10 +29,12 @@ from stasc_ray import config
 from stasc_ray.generation import rollouts
 from stasc_ray.generation.requests import Sample
 
-RATES = {"1.5B on one A100": 9_600.0, "7B on one A100": 2_400.0}
+RATES = {"1.5B on one A100": 9_600, "7B on one A100": 2_400}
 """Generated tokens per second of one full engine. Assumptions, not measurements."""
 ANSWER_TOKENS = 100
 QUESTIONS_PER_UNIT = 32
+AT_ONCE = 10**12
+"""Tokens per second of the engines in the sweep over units, where only what is around them counts."""
 ENGINES_PER_NODE = 16
 COLUMNS = ("engines", "units", "questions", "efficiency", "questions_per_s", "wall_s", "driver_gb", "driver_cpu_ms_per_unit")
 
@@ -81,21 +83,22 @@ def main() -> None:
     parser.add_argument("--gpu", choices=sorted(RATES), default="7B on one A100")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument("--plot", type=Path, help="PNG file")
-    parser.add_argument("--one", nargs=3, type=int, metavar=("ENGINES", "UNITS", "PER_UNIT"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, type=int, metavar=("ENGINES", "UNITS", "PER_UNIT", "RATE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        engines, units, per_unit = arguments.one
-        print("\n" + json.dumps(one(engines, units, per_unit, arguments.corrections, RATES[arguments.gpu])))
+        engines, units, per_unit, rate = arguments.one
+        print("\n" + json.dumps(one(engines, units, per_unit, arguments.corrections, rate)))
         return
+    rate = RATES[arguments.gpu]
     sizes = {
-        "engines": [(engines, engines * arguments.units, QUESTIONS_PER_UNIT) for engines in arguments.engines],
-        "units": [(4, units, 1) for units in arguments.units_sweep],
+        "engines": [(engines, engines * arguments.units, QUESTIONS_PER_UNIT, rate) for engines in arguments.engines],
+        "units": [(4, units, 1, AT_ONCE) for units in arguments.units_sweep],
     }
     found: dict[str, list[dict[str, Any]]] = {"engines": [], "units": []}
     for sweep, wanted in sizes.items():
         for size in wanted:  # each in a process of its own: a driver's memory never shrinks
             command = [sys.executable, __file__, "--one", *map(str, size), "--corrections", str(arguments.corrections)]
-            done = subprocess.run([*command, "--gpu", arguments.gpu], check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found[sweep].append(json.loads(done.stdout.splitlines()[-1]))
             print(json.dumps(found[sweep][-1]), flush=True)
     machine = {"cores": os.cpu_count(), "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)}
@@ -107,9 +110,7 @@ def main() -> None:
     if arguments.output:
         arguments.output.write_text(json.dumps({"machine": machine, "gpu": arguments.gpu, **found}, indent=2) + "\n")
     if arguments.plot:
-        plot(
-            found, arguments.plot, f"{arguments.gpu} ({RATES[arguments.gpu]:,.0f} tokens/s), simulated on {machine['cores']} cores"
-        )
+        plot(found, arguments.plot, f"{arguments.gpu} ({rate:,} tokens/s), simulated on {machine['cores']} cores")
 
 
 def one(engines: int, units: int, per_unit: int, corrections: int, tokens_per_s: float) -> dict[str, Any]:
