@@ -2,10 +2,11 @@
 
 python benchmarks/chaos.py --kills 50 --seed 1
 
-Every few seconds one process gets SIGKILL: an engine's actor, a Ray Data worker, a Ray Train worker, Ray Train's controller, the
-driver or a whole worker node. The driver is started again with the same command whenever it is gone, a lost node is replaced. A run
-that completes is checked (each question has one rollout, each stage one line, whole versions) and the next begins. Prints Markdown
-tables of what was killed when, and of what it cost: the seconds until the run was further than at the kill. Run 0 is undisturbed.
+Some seconds after the run has got over the last kill, one process gets SIGKILL: an engine's actor, a Ray Data worker, a Ray Train
+worker, Ray Train's controller, the driver or a whole worker node. The driver is started again with the same command whenever it
+is gone, a lost node is replaced. A run that completes is checked (each question has one rollout, each stage one line, whole
+versions) and the next begins. Prints Markdown tables of what was killed when, and of what it cost: the seconds until the run was
+further than at the kill. Run 0 is undisturbed.
 """
 
 import argparse
@@ -38,6 +39,8 @@ KINDS = {
     "worker node": None,
 }
 SECONDS_BETWEEN = (3.0, 12.0)
+PATIENCE_S = 40.0
+"""A kill waits until the run has got over the one before, but no longer than this: or one stage would get them all."""
 
 
 Progress = tuple[int, int, int]
@@ -100,6 +103,10 @@ class Chaos:
                 if progress > one.progress:
                     one.cost_s = seconds - one.seconds
 
+    def recovering(self, number: int) -> bool:
+        """Whether the run is not yet further than at the last kill."""
+        return bool(self.kills) and self.kills[-1].run == number and self.kills[-1].cost_s is None
+
 
 def stage_of(folder: Path) -> str:
     """The stage after the last one that was committed."""
@@ -125,7 +132,7 @@ def torment(chaos: Chaos, folder: Path, number: int, kills: int, overrides: list
             if status is not None:
                 starts, run = starts + 1, FaultyRun(chaos.cluster, folder, *overrides)
             chaos.note_progress(run, number, time.monotonic() - started)
-            if time.monotonic() > next_kill and len(chaos.kills) < kills:
+            if len(chaos.kills) < kills and time.monotonic() > next_kill + (PATIENCE_S if chaos.recovering(number) else 0):
                 chaos.strike(run, number, time.monotonic() - started)
                 next_kill = time.monotonic() + chaos.random.uniform(*SECONDS_BETWEEN)
             time.sleep(0.2)
