@@ -53,8 +53,10 @@ def write(folder: Path, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     plots = {name: output.with_name(f"results-{name}.png") for name in ("curves", "transitions", "kept")}
     plot_curves(found["variants"], plots["curves"])
-    plot_transitions(found["variants"], plots["transitions"])
-    plot_kept(found["variants"], plots["kept"])
+    title = "Transitions on test by iteration: mean over seeds"
+    plot_lines(found["variants"], plots["transitions"], title, "test", {"i_to_c": "i->c", "c_to_i": "c->i"})
+    title = "Kept corrections by iteration: mean over seeds"
+    plot_lines(found["variants"], plots["kept"], title, "examples", {"kept_i_to_c": "i->c", "kept_c_to_c": "c->c"})
     output.write_text("\n".join(page(found, {name: file.name for name, file in plots.items()})) + "\n", encoding="utf-8")
 
 
@@ -319,25 +321,12 @@ def plot_curves(variants: Mapping[str, Sequence[Cell]], file: Path) -> None:
     figure.savefig(file, dpi=100)
 
 
-def plot_transitions(variants: Mapping[str, Sequence[Cell]], file: Path) -> None:
-    """Wrong answers set right, right answers broken."""
-    figure, panels = grid("Transitions on test by iteration: mean over seeds")
+def plot_lines(variants: Mapping[str, Sequence[Cell]], file: Path, title: str, group: str, lines: Mapping[str, str]) -> None:
+    """Figures of a group (`test`, `examples`) by iteration; `lines` names them in the legend."""
+    figure, panels = grid(title)
     for axes, (label, cells) in zip(panels, sorted(variants.items()), strict=False):
-        for metric, name, color in (("i_to_c", "i->c", "#2da44e"), ("c_to_i", "c->i", "#cf222e")):
-            xs, means, _ = by_iteration(cells, lambda one, metric=metric: one["test"][metric])
-            axes.plot(xs, means, marker="o", markersize=3, color=color, label=name)
-        axes.set_title(label, fontsize=10)
-        axes.grid(alpha=0.25)
-    panels[0].legend(fontsize=8)
-    figure.savefig(file, dpi=100)
-
-
-def plot_kept(variants: Mapping[str, Sequence[Cell]], file: Path) -> None:
-    """What the filter kept."""
-    figure, panels = grid("Kept corrections by iteration: mean over seeds")
-    for axes, (label, cells) in zip(panels, sorted(variants.items()), strict=False):
-        for metric, name, color in (("kept_i_to_c", "i->c", "#2da44e"), ("kept_c_to_c", "c->c", "#8c8c8c")):
-            xs, means, _ = by_iteration(cells, lambda one, metric=metric: one.get("examples", {}).get(metric))
+        for (metric, name), color in zip(lines.items(), ("#2da44e", "#cf222e"), strict=True):
+            xs, means, _ = by_iteration(cells, lambda one, metric=metric: one.get(group, {}).get(metric))
             axes.plot(xs, means, marker="o", markersize=3, color=color, label=name)
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.25)
