@@ -172,10 +172,9 @@ def plot(found: dict[str, list[dict[str, Any]]], file: Path, title: str) -> None
     for axes, sweep, label, name, target, what, top in panels:
         axes.plot([row[sweep] for row in found[sweep]], [row[name] for row in found[sweep]], marker="o", color="#1f6feb")
         axes.axhline(target, color="#888888", linestyle="--", linewidth=1)
-        axes.annotate(
-            f"target {target}", (0.02, target), xycoords=("axes fraction", "data"), va="bottom", color="#666666", fontsize=8
-        )
+        axes.annotate(f"target {target}", (0.02, target), xycoords=("axes fraction", "data"), va="top", color="#666666", fontsize=8)
         axes.set_xscale("log", base=2 if sweep == "engines" else 10)
+        axes.minorticks_off()
         ticks = [row[sweep] for row in found[sweep]]
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.set(xlabel=label, ylim=(0, top))
