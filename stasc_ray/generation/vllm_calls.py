@@ -126,7 +126,7 @@ def reload_weights(llm: "LLMEngine", model: str) -> None:
         llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
         if not llm.reset_prefix_cache():  # it would keep the old weights' prefixes
             raise RuntimeError("a request still holds blocks of the old weights")
-    except Exception as error:  # whatever it is
+    except Exception as error:  # of any type: vLLM promises none, and whoever asked must know that this engine is unusable
         raise RuntimeError(f"weights could not be exchanged: {error}") from error
 
 
@@ -134,5 +134,5 @@ def load_adapter(llm: "LLMEngine", adapter: Adapter) -> None:
     """Read an adapter; ValueError where vLLM cannot, and the engine goes on without it."""
     try:
         llm.add_lora(lora_request(adapter))
-    except Exception as error:  # whatever it is
+    except Exception as error:  # of any type: vLLM promises none, and a broken adapter is its own failure
         raise ValueError(f"the adapter in {adapter.folder} could not be loaded: {error}") from error
