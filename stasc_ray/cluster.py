@@ -17,6 +17,12 @@ from typing import Any
 from stasc_ray import config
 
 LOCAL_START_ATTEMPTS = 3
+SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment of processes that compute on CPUs, before they load torch: OpenMP's threads sleep while they wait for each other.
+
+By default they spin, and where another process needs a core of theirs, as Ray's do, each parallel loop waits for the scheduler
+(docs/performance.md has what that cost).
+"""
 
 
 @contextlib.contextmanager
@@ -85,11 +91,12 @@ def on_cuda(settings: config.Config, *, training: bool = True) -> bool:
     """Whether engines and trainers run on CUDA.
 
     Raises:
-        ValueError: CUDA is asked for, and the cluster has, and can grow to, fewer GPUs than the engines or the trainer need.
+        ValueError: GPUs are to be reserved, and the cluster has, and can grow to, fewer than the engines or the trainer need.
     """
     gpus = int(capacity().get("GPU", 0))
     wanted = settings.engine.device
-    if wanted == "cpu" or (wanted == "auto" and gpus == 0):
+    cuda = wanted == "cuda" or (wanted == "auto" and gpus > 0)
+    if not gpus_per_engine(settings.engine, cuda):
         return False
     for field, need in {
         "engine.actors x engine.tensor_parallel_size": settings.engine.least_actors * settings.engine.tensor_parallel_size,
@@ -98,8 +105,14 @@ def on_cuda(settings: config.Config, *, training: bool = True) -> bool:
         if need > gpus:
             raise ValueError(
                 f"{field}: expected at most the cluster's {gpus} GPUs, found {need}; lower it, add nodes, or set engine.device=cpu"
+                f"{' without engine.reserve_gpus' if settings.engine.reserve_gpus else ''}"
             )
-    return True
+    return cuda
+
+
+def gpus_per_engine(engine: config.Engine, cuda: bool) -> int:
+    """GPUs that Ray reserves for each engine; with none, none for the trainer's workers either."""
+    return engine.tensor_parallel_size if cuda or engine.reserve_gpus else 0
 
 
 def capacity() -> dict[str, float]:
@@ -127,8 +140,8 @@ def pool_size(engine: config.Engine, cuda: bool) -> tuple[int, int]:
 def _room(engine: config.Engine, resources: Mapping[str, float], cuda: bool) -> int:
     """How many engines fit; one CPU is left to read and grade."""
     cpus = int(resources.get("CPU", 0)) - 1
-    by_cpus = cpus // engine.cpus_per_actor
-    return min(by_cpus, int(resources.get("GPU", 0)) // engine.tensor_parallel_size) if cuda else by_cpus
+    by_cpus, gpus = cpus // engine.cpus_per_actor, gpus_per_engine(engine, cuda)
+    return min(by_cpus, int(resources.get("GPU", 0)) // gpus) if gpus else by_cpus
 
 
 def run_folder(settings: config.Config, run_dir: Path | None) -> Path:

@@ -172,6 +172,8 @@ class Engine(Section):
     """Number of actors, one engine each; `all`: as many as the cluster has room for; `[min, max]`: grows with the work."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where engines and training run; `auto` takes CUDA when Ray sees a GPU."""
+    reserve_gpus: bool = False
+    """With `device = "cpu"`, reserve GPUs as on CUDA: tries a GPU cluster's scheduling where they are only declared."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs per engine."""
     cpus_per_actor: PositiveInt = 1
@@ -344,7 +346,7 @@ class Finetune(Section):
     max_length_tokens: PositiveInt = 2048
     """Length of one packed sequence; a longer example is left out and counted."""
     packing: bool = True
-    """Put several examples into one sequence, with positions that restart; the loss is the same."""
+    """Several examples in one forward pass: on CUDA in one sequence, on CPUs side by side; the loss is the same."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -171,7 +171,7 @@ def needs(settings: config.Config) -> str:
     engine, workers = settings.engine, settings.finetune.least_workers
     least = engine.least_actors
     cpus = f"{least * engine.cpus_per_actor + 1} CPUs"
-    if engine.device == "cpu":
+    if engine.device == "cpu" and not engine.reserve_gpus:
         return cpus
     return f"{cpus} and {max(least * engine.tensor_parallel_size, workers)} GPUs"
 

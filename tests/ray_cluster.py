@@ -80,9 +80,10 @@ class RayCluster:
         head += [f"--dashboard-port={self.dashboard_port}", f"--ray-client-server-port={free_port()}"]
         self._start(*head, until=lambda: self._get("/api/version") is not None)
 
-    def add_node(self, cpus: int) -> Node:
-        """A further node with CPUs of its own; returns when it has joined."""
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", until=lambda: self.alive_nodes() > 1)
+    def add_node(self, cpus: int, gpus: int = 0) -> Node:
+        """A further node with CPUs of its own, and GPUs that it only declares; returns when it has joined."""
+        resources = [f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
+        return self._start(f"--address={self.address}", *resources, until=lambda: self.alive_nodes() > 1)
 
     def _start(self, *arguments: str, until: Callable[[], bool]) -> Node:
         """Start a node; again if it gives up, since Ray allows 30 s for it, which a busy small machine may exceed."""
@@ -125,7 +126,7 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(*worker_cpus: int, head_cpus: int = 0, **environment: str) -> Iterator[RayCluster]:
+def ray_cluster(*worker_cpus: int, head_cpus: int = 0, gpus: int = 0, **environment: str) -> Iterator[RayCluster]:
     """A head and one node per entry of `worker_cpus`, ended with the block."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rc-", ignore_cleanup_errors=True))
@@ -133,7 +134,7 @@ def ray_cluster(*worker_cpus: int, head_cpus: int = 0, **environment: str) -> It
         stack.callback(cluster.stop)
         cluster.start_head(head_cpus)
         for cpus in worker_cpus:  # one by one: starting is what a small machine is slowest at
-            cluster.add_node(cpus)
+            cluster.add_node(cpus, gpus)
         yield cluster
 
 

@@ -17,6 +17,8 @@ def engine(*overrides: str) -> config.Engine:
         ({"CPU": 5, "GPU": 8}, True, [], 4),  # one CPU is left to read and grade
         ({"CPU": 9}, False, ["engine.cpus_per_actor=4"], 2),
         ({"CPU": 64}, True, [], 0),
+        ({"CPU": 64, "GPU": 8}, False, [], 63),
+        ({"CPU": 64, "GPU": 8}, False, ["engine.reserve_gpus=true", "engine.tensor_parallel_size=4"], 2),
     ],
 )
 def test_room_for_engines(resources: dict[str, float], cuda: bool, overrides: list[str], expected: int) -> None:

@@ -94,6 +94,7 @@ def test_needs_in_words() -> None:
     assert needed("engine.device=cpu", "engine.actors=3") == "4 CPUs"
     assert needed("engine.actors=[2, 9]", "engine.tensor_parallel_size=4", "finetune.workers=6") == "3 CPUs and 8 GPUs"
     assert needed("engine.actors=all") == "2 CPUs and 1 GPUs"
+    assert needed("engine.device=cpu", "engine.reserve_gpus=true", "engine.actors=3") == "4 CPUs and 3 GPUs"
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +183,22 @@ def test_generate_finetune_and_evaluate_as_jobs_of_their_own(three_nodes: RayClu
         "evaluate.py", "--model", str(tmp_path / "four"), "--data", str(tmp_path / "data.jsonl"), "engine.kv_cache_gb=0.25"
     )
     assert "questions 1, failed 0" in measured
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+def test_gpus_that_are_only_declared_are_scheduled_as_real_ones(tmp_path: Path) -> None:
+    """Each node has CPUs for three engines or workers, and one GPU: GPUs decide, in generation and in training."""
+    with ray_cluster(3, 3, gpus=1) as found:
+        command = ["run", str(DEMO), "--address", found.address, *SMALL, "engine.device=cpu", "engine.reserve_gpus=true"]
+        refused = stasc(*command, "engine.actors=3", "--run-dir", str(tmp_path / "refused"))
+        assert refused.returncode == 1 and "expected at most the cluster's 2 GPUs, found 3" in refused.stderr
+        assert "engine.device=cpu without engine.reserve_gpus" in refused.stderr
+        done = stasc(*command, "engine.actors=all", "finetune.workers=2", "--run-dir", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["rollouts/engine_nodes"] for line in lines if line["stage"] == "rollouts"} == {2}
+    assert {line["finetune/workers"] for line in lines if line["stage"] == "finetune"} == {2}
 
 
 @pytest.mark.cluster
