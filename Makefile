@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: demo serve test test-fast test-serving test-cluster bench check format setup lock clean
+.PHONY: demo serve test test-fast test-serving test-cluster bench bench-gpu check format setup lock clean
 
 demo: setup  ## A small model learns to correct itself: a few minutes on a laptop without a GPU
 	$(BIN)/stasc run jobs/configs/demo.toml
@@ -30,6 +30,9 @@ test-cluster: setup  ## Kills on a real multi-process cluster on this machine
 
 bench: setup  ## Speed against the bare engines; writes docs/performance.md. About an hour and a half on two cores
 	$(BIN)/python benchmarks/speed.py --folder runs/bench --write docs/performance.md
+
+bench-gpu: setup  ## The figures that need a GPU, for a model of Qwen2.5-1.5B's shape; says so where there is none
+	$(BIN)/python benchmarks/gpu.py --folder runs/bench-gpu --write docs/performance.md
 
 check: setup  ## Lint, format, types, import contracts
 	$(BIN)/ruff check .

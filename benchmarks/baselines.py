@@ -30,7 +30,7 @@ WARM_UP = 64
 def bare_vllm(work: dict[str, Any]) -> dict[str, float]:
     """One `vllm.LLM`, one `generate` for all initial answers, one for all corrections. Only those two calls are timed."""
     settings = read_config(work)
-    bare = Bare(work["model"], settings, work["threads"])
+    bare = Bare(work)
     rows, texts = read_questions(work), settings.prompts
     asked = [initial_prompt(bare.tokenizer, row, texts) for row in rows]
     bare.generate(asked[:WARM_UP], settings.sampling.initial, 1)
@@ -121,7 +121,7 @@ KEPT = ("id", "question", "documents", "choices", "initial", "initial_tokens")
 
 
 def bare_torch(work: dict[str, Any]) -> dict[str, float]:
-    """A loop over sequences that were packed before the clock starts."""
+    """A loop over tensors of several examples each, made before the clock starts."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -129,19 +129,21 @@ def bare_torch(work: dict[str, Any]) -> dict[str, float]:
     model: Any = AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
     encoded = read_encoded(work)
-    batches = [
-        encoding.pack(encoded[at : at + work["batch_size"]], work["capacity"]) for at in range(0, len(encoded), work["batch_size"])
+    batches = [encoded[at : at + work["batch_size"]] for at in range(0, len(encoded), work["batch_size"])]
+    groups = [encoding.stack_lengths([len(one["input_ids"]) for one in batch], work["capacity"]) for batch in batches]
+    stacked = [
+        [encoding.stack([batch[place] for place in group]) for group in of] for batch, of in zip(batches, groups, strict=True)
     ]
-    tensors = [[{name: torch.as_tensor(row[name]) for name in row} for row in batch] for batch in batches]
+    tensors = [[{name: torch.as_tensor(rows[name]) for name in rows} for rows in batch] for batch in stacked]
     started = time.perf_counter()
     for batch in tensors:
-        trained = sum(int((row["labels"] != encoding.IGNORED).sum()) for row in batch)
-        for row in batch:
-            labels = row["labels"][1:]
-            places = (labels != encoding.IGNORED).nonzero().squeeze(-1)
-            inputs = {name: row[name][None] for name in ("input_ids", "position_ids")}
-            logits = model(**inputs, attention_mask=None, use_cache=False, logits_to_keep=places).logits[0]
-            (torch.nn.functional.cross_entropy(logits, labels[places], reduction="sum") / trained).backward()
+        trained = sum(int((rows["labels"] != encoding.IGNORED).sum()) for rows in batch)
+        for rows in batch:
+            labels = rows["labels"][:, 1:]
+            places = (labels != encoding.IGNORED).any(dim=0).nonzero().squeeze(-1)
+            logits = model(rows["input_ids"], attention_mask=None, use_cache=False, logits_to_keep=places).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, places].flatten(), reduction="sum")
+            (loss / trained).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -203,7 +205,7 @@ def reference_whole(work: dict[str, Any]) -> dict[str, float]:
 def reference_initial(work: dict[str, Any]) -> dict[str, float]:
     """Initial answers of the train questions, to a file."""
     rows = read_questions(work)
-    answers = Bare(work["model"], read_config(work), work["threads"]).initial(rows)
+    answers = Bare(work).initial(rows)
     with (Path(work["folder"]) / "initial.jsonl").open("w") as file:
         file.writelines(json.dumps({**row, "initial": answer}) + "\n" for row, answer in zip(rows, answers, strict=True))
     return {}
@@ -213,7 +215,7 @@ def reference_corrections(work: dict[str, Any]) -> dict[str, float]:
     """Their corrections, graded and filtered as ENE does, to a file of training messages."""
     settings, folder = read_config(work), Path(work["folder"])
     rows = [json.loads(line) for line in (folder / "initial.jsonl").read_text().splitlines()]
-    bare = Bare(work["model"], settings, work["threads"])
+    bare = Bare(work)
     found = bare.corrections(rows, [row["initial"] for row in rows], work["n_corrections"])
     grade = rewards.grader(settings.reward, settings.prompts.answer_marker)
     with (folder / "examples.jsonl").open("w") as file:
@@ -231,7 +233,7 @@ def reference_evaluation(work: dict[str, Any]) -> dict[str, float]:
     """One initial answer and one correction of each dev and test question, by the new model."""
     settings = read_config(work)
     rows = [row for file in (work["dev"], work["test"]) for row in pq.read_table(file).to_pylist()]
-    bare = Bare(work["output"], settings, work["threads"])
+    bare = Bare(work, work["output"])
     corrected = bare.corrections(rows, bare.initial(rows), 1)
     grade = rewards.grader(settings.reward, settings.prompts.answer_marker)
     right = [grade(texts[0], row)[0] for row, texts in zip(rows, corrected, strict=True)]
@@ -244,9 +246,11 @@ def reference_evaluation(work: dict[str, Any]) -> dict[str, float]:
 class Bare:
     """A plain `vllm.LLM` with the values that stasc_ray gives its own engine."""
 
-    def __init__(self, model: str, settings: config.Config, threads: int) -> None:
+    def __init__(self, work: dict[str, Any], model: str | None = None) -> None:
+        model = model or str(work["model"])
+        settings, threads = read_config(work), work["threads"]
         os.environ |= {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if work["on_cuda"] else "0",
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
@@ -257,17 +261,19 @@ class Bare:
         engine = settings.engine
         self.settings, self.tokenizer = settings, models.load_tokenizer(model)
         self.stop_token_ids = models.stop_token_ids(model, self.tokenizer)
+        on_cuda = bool(work["on_cuda"])
         self.llm = LLM(
             model=model,
             skip_tokenizer_init=True,
-            dtype="float32",
+            dtype="bfloat16" if on_cuda else "float32",
             max_model_len=engine.max_model_len_tokens,
             max_num_seqs=engine.max_num_seqs,
             max_num_batched_tokens=engine.max_num_batched_tokens,
             enable_prefix_caching=True,
-            enable_chunked_prefill=False,
-            kv_cache_memory_bytes=int(engine.kv_cache_gb * 2**30),
-            enforce_eager=True,
+            enable_chunked_prefill=on_cuda,
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            kv_cache_memory_bytes=None if on_cuda else int(engine.kv_cache_gb * 2**30),
+            enforce_eager=not on_cuda,
             disable_log_stats=True,
         )
 

@@ -1,20 +1,22 @@
 """How generation scales, by simulation: the real rollouts pipeline, with engines that sleep as a GPU would.
 
 python benchmarks/simulate_scale.py --output docs/scaling.json --plot docs/scaling.png
-python benchmarks/simulate_scale.py --engines 1 4 --units-sweep 100    a smaller look
+python benchmarks/simulate_scale.py --engines 1 4 --questions-sweep 3200    a smaller look
 
 Ray Data, reading, grading, writing and the commit of every unit are real; an engine only waits as long as a GPU would take for
 the tokens (RATES) and answers with text of that length. Nodes are fake: raylets on this machine that claim more CPUs than there
 are, one for 16 engines. Prompts are not rendered, so a tokenizer's CPU time is not in the figures.
 
 Two sweeps. Over engines: efficiency, the time the engines needed for their tokens over the time they were there, 1 if none ever
-waited for work. Over units of work: the driver's memory and time. The driver sees units but never a question, so a unit holds one
-question here and is answered at once: 31,250 units stand for the million questions that they hold at QUESTIONS_PER_UNIT.
+waited for work. Over questions: the driver's memory and time. The driver sees units but never a question, so a unit holds one
+question here and is answered at once: 3,125 units stand for the 100,000 questions that they hold at QUESTIONS_PER_UNIT, and
+rollouts.MAX_UNITS for the million.
 """
 
 import argparse
 import asyncio
 import json
+import math
 import os
 import resource
 import subprocess
@@ -36,7 +38,6 @@ QUESTIONS_PER_UNIT = 32
 AT_ONCE = 10**12
 """Tokens per second of the engines in the sweep over units, where only what is around them counts."""
 ENGINES_PER_NODE = 16
-COLUMNS = ("engines", "units", "questions", "efficiency", "questions_per_s", "wall_s", "driver_gb", "driver_cpu_ms_per_unit")
 
 
 class SleepingActor(rollouts.RolloutActor):
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument(
         "--units", type=int, default=24, help=f"of the sweep over engines: units of {QUESTIONS_PER_UNIT} per engine"
     )
-    parser.add_argument("--units-sweep", type=int, nargs="*", default=[312, 3_125, 31_250], help="units of one question")
+    parser.add_argument("--questions-sweep", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--corrections", type=int, default=5, help="corrections per question")
     parser.add_argument("--gpu", choices=sorted(RATES), default="7B on one A100")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
@@ -92,20 +93,22 @@ def main() -> None:
     rate = RATES[arguments.gpu]
     sizes = {
         "engines": [(engines, engines * arguments.units, QUESTIONS_PER_UNIT, rate) for engines in arguments.engines],
-        "units": [(4, units, 1, AT_ONCE) for units in arguments.units_sweep],
+        "questions": [(4, units_of(questions), 1, AT_ONCE) for questions in arguments.questions_sweep],
     }
-    found: dict[str, list[dict[str, Any]]] = {"engines": [], "units": []}
+    found: dict[str, list[dict[str, Any]]] = {"engines": [], "questions": []}
     for sweep, wanted in sizes.items():
         for size in wanted:  # each in a process of its own: a driver's memory never shrinks
             command = [sys.executable, __file__, "--one", *map(str, size), "--corrections", str(arguments.corrections)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found[sweep].append(json.loads(done.stdout.splitlines()[-1]))
+            if sweep == "questions":
+                found[sweep][-1]["stands_for"] = arguments.questions_sweep[len(found[sweep]) - 1]
             print(json.dumps(found[sweep][-1]), flush=True)
     machine = {"cores": os.cpu_count(), "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)}
     for rows in found.values():
-        print("\n| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+        print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
         for row in rows:
-            values = (f"{row[name]:.3g}" if isinstance(row[name], float) else f"{row[name]:,}" for name in COLUMNS)
+            values = (f"{value:.3g}" if isinstance(value, float) else f"{value:,}" for value in row.values())
             print("| " + " | ".join(values) + " |")
     if arguments.output:
         arguments.output.write_text(json.dumps({"machine": machine, "gpu": arguments.gpu, **found}, indent=2) + "\n")
@@ -114,7 +117,7 @@ def main() -> None:
 
 
 def one(engines: int, units: int, per_unit: int, corrections: int, tokens_per_s: float) -> dict[str, Any]:
-    """One size on a fresh cluster of fake nodes; returns COLUMNS."""
+    """One size on a fresh cluster of fake nodes; returns what `simulate` returns."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -131,7 +134,7 @@ def one(engines: int, units: int, per_unit: int, corrections: int, tokens_per_s:
 
 
 def simulate(engines: int, units: int, per_unit: int, corrections: int, tokens_per_s: float) -> dict[str, Any]:
-    """Run one size; returns COLUMNS."""
+    """Run one size; returns the figures of one row."""
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
         questions = Path(folder) / "train.parquet"
         rollouts.write_questions([question(number) for number in range(units * per_unit)], questions, per_unit)
@@ -159,7 +162,7 @@ def simulate(engines: int, units: int, per_unit: int, corrections: int, tokens_p
 
 
 def plot(found: dict[str, list[dict[str, Any]]], file: Path, title: str) -> None:
-    """Efficiency over engines, the driver's memory over units."""
+    """Efficiency over engines, the driver's memory over questions."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -167,20 +170,25 @@ def plot(found: dict[str, list[dict[str, Any]]], file: Path, title: str) -> None
     figure.suptitle(title, fontsize=10)
     panels = (
         (left, "engines", "engines", "efficiency", 0.95, "efficiency of the engines", 1.05),
-        (right, "units", "units of work", "driver_gb", 1.5, "driver's memory, GB at its peak", 1.7),
+        (right, "questions", "questions", "driver_gb", 1.5, "driver's memory, GB at its peak", 1.7),
     )
     for axes, sweep, label, name, target, what, top in panels:
-        axes.plot([row[sweep] for row in found[sweep]], [row[name] for row in found[sweep]], marker="o", color="#1f6feb")
+        at = [row["stands_for" if sweep == "questions" else "engines"] for row in found[sweep]]
+        axes.plot(at, [row[name] for row in found[sweep]], marker="o", color="#1f6feb")
         axes.axhline(target, color="#888888", linestyle="--", linewidth=1)
         axes.annotate(f"target {target}", (0.02, target), xycoords=("axes fraction", "data"), va="top", color="#666666", fontsize=8)
         axes.set_xscale("log", base=2 if sweep == "engines" else 10)
         axes.minorticks_off()
-        ticks = [row[sweep] for row in found[sweep]]
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.set_xticks(at, [f"{tick:,}" for tick in at])
         axes.set(xlabel=label, ylim=(0, top))
         axes.set_title(what, fontsize=10)
         axes.grid(alpha=0.25)
     figure.savefig(file, dpi=110)
+
+
+def units_of(questions: int) -> int:
+    """As `rollouts.write_questions` cuts them."""
+    return math.ceil(questions / max(QUESTIONS_PER_UNIT, math.ceil(questions / rollouts.MAX_UNITS)))
 
 
 def question(number: int) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def ours_generation(work: Work) -> dict[str, float]:
     for old in destination.iterdir():
         old.unlink()
     with cluster.connect(None, Path(work["folder"]) / "logs", worker_niceness=0):
-        job = rollouts.Job(work["model"], "base", settings, {"train": turns}, str(destination), on_cuda=False)
+        job = rollouts.Job(work["model"], "base", settings, {"train": turns}, str(destination), on_cuda=work["on_cuda"])
         units = rollouts.question_units(Path(work["train"]), "train")
         rows = list(rollouts.pipeline(job, units, warm_actor(work["train"])).iter_rows())
         seconds = time.time() - float((destination / "begun").read_text())
@@ -99,7 +99,7 @@ def ours_training(work: Work) -> dict[str, float]:
             config=settings,
             iteration=1,
             storage=Path(folder) / "state",
-            on_cuda=False,
+            on_cuda=work["on_cuda"],
         )
     return {name: found[name] for name in ("tokens_per_s", "train_s", "start_s", "duration_s")}
 
@@ -133,9 +133,10 @@ class Bench:
             "n_corrections": N_CORRECTIONS,
             "batch_size": self.settings.finetune.batch_size,
             "max_length_tokens": self.settings.finetune.max_length_tokens,
-            "capacity": CPU_CAPACITY_TOKENS,
+            "capacity": CPU_CAPACITY_TOKENS,  # a GPU would pack
             "folder": str(self.folder),
             "examples": str(self.folder / "examples.jsonl"),
+            "on_cuda": False,
         }
         for split in QUESTIONS:
             rows = sandbox.questions(split, getattr(self.settings.questions, split).limit, seed=self.settings.seed)
@@ -300,7 +301,7 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
     for row, what, other, target in (
         ("generation", "two-turn generation, engines warm", "one bare `vllm.LLM`", ">= 0.95"),
         ("ray_data_llm", "the same", "`ray.data.llm`, a processor per turn", ">= 3"),
-        ("training", "fine-tuning, packed", "a bare torch loop on packed tensors", ">= 0.95"),
+        ("training", "fine-tuning", "a bare torch loop on tensors made before", ">= 0.95"),
         ("hf_trainer", "the same", "Hugging Face `Trainer`, padded", ">= 2"),
     ):
         if pairs := found.get(row):
@@ -370,7 +371,7 @@ def machine() -> str:
             (line.partition(": ")[2] for line in info.read_text().splitlines() if line.startswith("model name")), processor
         )
     versions = ", ".join(f"{name} {version}" for name, version in cluster.versions().items() if name != "stasc-ray")
-    return f"{cluster.cores()} CPU cores ({processor}, shared), no GPU; {versions}."
+    return f"{cluster.cores()} CPU cores ({processor}, shared); {versions}."
 
 
 def commit() -> str:
@@ -381,13 +382,13 @@ def commit() -> str:
     return told.stdout.strip()
 
 
-def write_between_marks(file: Path, text: str) -> None:
+def write_between_marks(file: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
     """Replace what lies between the marks."""
-    before, _, rest = file.read_text(encoding="utf-8").partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
+    before, _, rest = file.read_text(encoding="utf-8").partition(marks[0])
+    _, _, after = rest.partition(marks[1])
     if not after:
-        raise ValueError(f"{file}: expected the lines {MARKS[0]!r} and {MARKS[1]!r}, found at most one of them")
-    store.write_atomically(file, f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}")
+        raise ValueError(f"{file}: expected the lines {marks[0]!r} and {marks[1]!r}, found at most one of them")
+    store.write_atomically(file, f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}")
 
 
 @contextmanager

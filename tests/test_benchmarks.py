@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu
 import pytest
 import speed
 import study_report
+
+from stasc_ray import models
+from stasc_ray.learning import encoding
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -20,7 +24,7 @@ def test_a_ratio_is_taken_within_a_pair_and_its_range_is_shown() -> None:
     lines = list(speed.table({"training": pairs((90, 100), (50, 100), (190, 200))}))
     (row,) = lines[2:]
     assert row.startswith(
-        "| fine-tuning, packed | 90 tokens/s | a bare torch loop on packed tensors: 100 tokens/s | 0.90 (0.50 to 0.95"
+        "| fine-tuning | 90 tokens/s | a bare torch loop on tensors made before: 100 tokens/s | 0.90 (0.50 to 0.95"
     )
 
 
@@ -44,6 +48,22 @@ def test_the_table_goes_between_the_marks(tmp_path: Path) -> None:
     page.write_text("no marks")
     with pytest.raises(ValueError, match="expected the lines"):
         speed.write_between_marks(page, "new")
+
+
+def test_the_model_for_the_gpu_keeps_the_number_of_tokens_of_a_text(tmp_path: Path) -> None:
+    shape = gpu.QWEN_1_5B | {"num_hidden_layers": 1, "hidden_size": 24, "intermediate_size": 32, "vocab_size": 1000}
+    work = gpu.make_work(tmp_path, shape, 3, "cpu")
+    tokenizer = models.load_tokenizer(work["model"])
+    text = tokenizer.decode([6, 999, 17])
+    assert tokenizer.encode(text) == [6, 999, 17] and models.stop_token_ids(work["model"], tokenizer) == [1]
+    for line in Path(work["examples"]).read_text().splitlines():
+        encoded = encoding.encode(tokenizer, json.loads(line)["messages"], 4096)
+        assert not isinstance(encoded, str) and len(encoded["input_ids"]) == 2 * (gpu.QUESTION_WORDS + gpu.ANSWER_WORDS) + 8
+
+
+def test_utilization_counts_the_weights_of_the_real_shape() -> None:
+    """Qwen2.5-1.5B's card: 1.54 billion parameters."""
+    assert gpu.utilization(1.0, gpu.QWEN_1_5B, 0, 6.0) == pytest.approx(1.54e9, rel=0.01)
 
 
 @pytest.mark.slow

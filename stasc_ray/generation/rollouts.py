@@ -10,6 +10,7 @@ The driver sees one line per unit, never a question.
 
 import asyncio
 import functools
+import math
 import os
 import time
 import uuid
@@ -65,6 +66,8 @@ ROLLOUT_SCHEMA = pa.schema(
 """One rollout: a question, its initial answers, their corrections and the rewards."""
 
 
+MAX_UNITS = 10_000
+"""Units of one split. A pass costs the driver about 17 kB and 20 ms a unit, so larger splits get larger units (docs/scaling.md)."""
 MAX_RESTARTS = 10
 """How often one actor of the pool is started anew before the pass fails; without a limit an engine that always dies never ends."""
 
@@ -108,8 +111,9 @@ class Job:
 
 
 def write_questions(rows: Sequence[Row], file: Path, unit_size: int) -> None:
-    """Write one split's questions with one row group per unit of work."""
+    """Write one split's questions with one row group per unit of work: `unit_size` questions, or more if MAX_UNITS asks for it."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    unit_size = max(unit_size, math.ceil(len(rows) / MAX_UNITS))
     pq.write_table(pa.Table.from_pylist(list(rows), schema=QUESTION_SCHEMA), file, row_group_size=unit_size)
 
 
@@ -195,7 +199,7 @@ def pipeline(job: Job, units: Sequence[Unit], actor: "type[RolloutActor] | None"
             max_restarts=MAX_RESTARTS,
             max_task_retries=-1,
             num_cpus=settings.cpus_per_actor,
-            num_gpus=settings.tensor_parallel_size if job.on_cuda else 0,
+            num_gpus=cluster.gpus_per_engine(settings, job.on_cuda),
         )
         .map_batches(functools.partial(grade_and_write, job=job), batch_size=None, batch_format="pyarrow")
     )

@@ -81,14 +81,15 @@ def batches(ids: Sequence[str], batch_size: int, epochs: int, seed: str, start: 
             yield order[first : first + batch_size]
 
 
-def deal(batch: np.ndarray, lengths: np.ndarray, workers: int, capacity_tokens: int) -> list[list[list[int]]]:
-    """Deal a global batch to the workers and pack each share into sequences of at most `capacity_tokens`.
+def deal(batch: np.ndarray, lengths: np.ndarray, workers: int, capacity_tokens: int, *, stacked: bool) -> list[list[list[int]]]:
+    """Deal a global batch to the workers and cut each share into forward passes of at most `capacity_tokens`.
 
     Examples go longest first to the worker with the fewest tokens so far, so that no worker waits long for another.
-    With `capacity_tokens` 0 each example is a sequence of its own.
+    A pass's examples are to be packed into one sequence or, with `stacked`, put side by side.
+    With `capacity_tokens` 0 each example is a pass of its own.
 
     Returns:
-        for each worker its sequences, each a list of example indices; a worker may have none.
+        for each worker its forward passes, each a list of example indices; a worker may have none.
     """
     shares: list[list[int]] = [[] for _ in range(workers)]
     tokens = [0] * workers
@@ -98,8 +99,9 @@ def deal(batch: np.ndarray, lengths: np.ndarray, workers: int, capacity_tokens: 
         tokens[worker] += int(lengths[index])
     if not capacity_tokens:
         return [[[index] for index in share] for share in shares]
+    grouped = encoding.stack_lengths if stacked else encoding.pack_lengths
     return [
-        [[share[place] for place in group] for group in encoding.pack_lengths([int(lengths[i]) for i in share], capacity_tokens)]
+        [[share[place] for place in group] for group in grouped([int(lengths[i]) for i in share], capacity_tokens)]
         for share in shares
     ]
 

@@ -1,4 +1,4 @@
-"""Messages -> token ids and labels, and several examples -> one packed sequence.
+"""Messages -> token ids and labels, and several examples -> the arrays of one forward pass.
 
 Reads Example messages and a transformers tokenizer that is passed in; writes NumPy arrays with -100 where nothing is
 trained. The loss mask comes from rendering the prompt and the whole conversation and comparing the two, never from known
@@ -39,6 +39,15 @@ class Packed(TypedDict):
     """(T,): -100 at each example's first token too."""
     position_ids: np.ndarray
     """(T,): restarts at 0 with each example."""
+
+
+class Stacked(TypedDict):
+    """B examples side by side, filled up at their ends; int64."""
+
+    input_ids: np.ndarray
+    """(B, T)"""
+    labels: np.ndarray
+    """(B, T): -100 where a row is filled up."""
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], max_length_tokens: int) -> Encoded | LeftOut:
@@ -117,6 +126,31 @@ def pack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         groups[fits].append(index)
         room[fits] -= length
     return sorted(sorted(group) for group in groups)
+
+
+def stack(examples: Sequence[Mapping[str, Any]]) -> Stacked:
+    """Put encoded examples side by side. No attention mask is needed: what fills a row up comes after all that looks back."""
+    shape = (len(examples), max(len(example["input_ids"]) for example in examples))
+    stacked = Stacked(input_ids=np.zeros(shape, np.int64), labels=np.full(shape, IGNORED, np.int64))
+    for row, example in enumerate(examples):
+        length = len(example["input_ids"])
+        stacked["input_ids"][row, :length] = example["input_ids"]
+        stacked["labels"][row, :length] = example["labels"]
+    return stacked
+
+
+def stack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of `lengths` in groups whose number times greatest length is at most `capacity`, longest first.
+
+    A length above `capacity` is a group of its own.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= capacity:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
 
 
 def _concatenate(examples: Sequence[Mapping[str, Any]]) -> Packed:

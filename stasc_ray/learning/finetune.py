@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import config, models, store
+from stasc_ray import cluster, config, models, store
 from stasc_ray.learning import encoding
 
 if TYPE_CHECKING:
@@ -190,14 +190,15 @@ def _count(encoded: "Dataset", max_length_tokens: int) -> dict[str, int]:
 def _fit(settings: dict[str, Any], encoded: "Dataset", config: config.Config, on_cuda: bool) -> dict[str, Any]:
     from ray.data import ExecutionOptions
     from ray.train import DataConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from stasc_ray.learning.train_loop import train_loop
 
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=settings,
-        scaling_config=_scaling(config.finetune, on_cuda),
+        scaling_config=_scaling(config, on_cuda),
+        torch_config=TorchConfig(backend="nccl" if on_cuda else "gloo"),
         run_config=_run_config(settings, config.finetune),
         datasets={"examples": encoded},
         # Not split: every worker sees all rows (in shared memory) and takes its share of each batch.
@@ -217,13 +218,14 @@ def _fit(settings: dict[str, Any], encoded: "Dataset", config: config.Config, on
     return found
 
 
-def _scaling(finetune: config.Finetune, on_cuda: bool) -> "ScalingConfig":
+def _scaling(config: config.Config, on_cuda: bool) -> "ScalingConfig":
     from ray.train import ScalingConfig
 
-    resources = {"CPU": 1, "GPU": 1} if on_cuda else {"CPU": 1}
+    by_gpu = cluster.gpus_per_engine(config.engine, on_cuda) > 0
+    resources = {"CPU": 1, "GPU": 1} if by_gpu else {"CPU": 1}
     return ScalingConfig(
-        num_workers=finetune.workers,
-        use_gpu=on_cuda,
+        num_workers=config.finetune.workers,
+        use_gpu=by_gpu,
         resources_per_worker=resources,
         elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
     )
@@ -242,6 +244,7 @@ def _run_config(settings: Mapping[str, Any], finetune: config.Finetune) -> "RunC
             controller_failure_limit=finetune.max_failures if isinstance(finetune.workers, tuple) else 1,
         ),
         logging_config=LoggingConfig(log_level="ERROR"),
+        worker_runtime_env={"env_vars": cluster.SHARED_CORES},  # here, since Ray loads torch before our loop
     )
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 CANARY_PROMPTS = 4
-CPU_CAPACITY_TOKENS = 512  # measured: 6.3 ms per example of 96 tokens; 1024: 7.9, 2048: 8.9, unpacked: 10.2
-Forward = Callable[[Mapping[str, Any]], "torch.Tensor"]  # a packed sequence -> its summed loss
+CPU_CAPACITY_TOKENS = 1024
+Forward = Callable[[Mapping[str, Any]], "torch.Tensor"]  # packed or stacked examples -> their summed loss
 
 
 def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
@@ -113,11 +113,11 @@ def _train(
     finetune, rank, world = settings["finetune"], train.get_context().get_world_rank(), train.get_context().get_world_size()
     forward = make_forward(model, finetune, device, world)
     steps = batches.count_steps(len(examples), finetune["batch_size"], finetune["epochs"])
-    capacity, tokens = _capacity(examples, finetune, device), 0
+    capacity, tokens = _capacity(finetune, device), 0
     for step, batch in enumerate(_plan(examples, settings, start=len(losses)), start=len(losses)):
         torch.manual_seed(hash((settings["seed"], settings["iteration"], step, rank)))  # dropout; resumes exactly
         rate = finetune["learning_rate"] * learning_rate_factor(step, steps, finetune)
-        shares = batches.deal(batch, examples.lengths, world, capacity)
+        shares = batches.deal(batch, examples.lengths, world, capacity, stacked=_stacks(device))
         losses.append(backward(model, forward, examples, shares, rank, device))
         norm = update(model, optimizer, rate, finetune["max_grad_norm"])
         if not (math.isfinite(losses[-1]) and math.isfinite(norm)):
@@ -132,12 +132,16 @@ def _train(
     return tokens
 
 
-def _capacity(examples: batches.Examples, finetune: Mapping[str, Any], device: Any) -> int:
-    """Tokens of one packed sequence; 0 does not pack. On CPUs the dense mask's T x T soon costs more than packing saves."""
+def _capacity(finetune: Mapping[str, Any], device: Any) -> int:
+    """Tokens of one forward pass; 0: one example each."""
     if not finetune["packing"]:
         return 0
-    longest = finetune["max_length_tokens"]
-    return longest if device.type == "cuda" else min(longest, max(CPU_CAPACITY_TOKENS, int(examples.lengths.max())))
+    return finetune["max_length_tokens"] if device.type == "cuda" else CPU_CAPACITY_TOKENS
+
+
+def _stacks(device: Any) -> bool:
+    """On CPUs the T x T mask of a packed sequence costs more than the filling of stacked ones (docs/performance.md)."""
+    return device.type == "cpu"
 
 
 # --- the model and its optimizer ---------------------------------------------------------------------------------
@@ -250,8 +254,8 @@ def backward(
         # A worker that has run out still takes part in FSDP's collectives, with a loss of zero.
         group, weight = (mine[turn], 1.0) if turn < len(mine) else (everything[:1], 0.0)
         rows = [examples.read(index) for index in group]
-        (packed,) = encoding.pack(rows, int(examples.lengths[group].sum()))
-        loss = forward(packed) * weight
+        joined = encoding.stack(rows) if _stacks(device) else encoding.pack(rows, int(examples.lengths[group].sum()))[0]
+        loss = forward(joined) * weight
         (loss * world / trained).backward()  # FSDP2 averages gradients over the workers; the loss is a sum
         summed += loss.detach()
     if world > 1:
@@ -273,21 +277,23 @@ def update(model: Any, optimizer: Any, rate: float, max_grad_norm: float) -> flo
 
 
 def make_forward(model: Any, finetune: Mapping[str, Any], device: Any, world: int) -> Forward:
-    """A function of one packed row that returns the summed cross-entropy of its trained tokens (a scalar)."""
+    """A function of packed or stacked examples that returns the summed cross-entropy of their trained tokens (a scalar)."""
     import torch
 
     dtype = compute_dtype(finetune, device)
     mixed = world == 1 and dtype != torch.float32  # FSDP2 casts by its own policy
 
     def forward(row: Mapping[str, Any]) -> torch.Tensor:
-        inputs = {name: torch.as_tensor(row[name], device=device)[None] for name in ("input_ids", "position_ids")}  # (1, T)
-        labels = torch.as_tensor(row["labels"], device=device)[1:]
-        predicting = (labels != encoding.IGNORED).nonzero().squeeze(-1)  # positions whose next token is trained on
+        tensors = {name: torch.atleast_2d(torch.as_tensor(row[name], device=device)) for name in row}  # (B, T), packed: B = 1
+        labels = tensors.pop("labels")[:, 1:]
+        predicting = (labels != encoding.IGNORED).any(dim=0).nonzero().squeeze(-1)  # (P,) where some next token is trained on
         with torch.autocast(device.type, dtype=dtype) if mixed else nullcontext():
             # No mask: transformers derives the block-diagonal one from positions that restart. Logits only where
             # they count: the vocabulary is large, and most tokens belong to the prompt.
-            logits = model(**inputs, attention_mask=None, use_cache=False, logits_to_keep=predicting).logits
-        return torch.nn.functional.cross_entropy(logits[0].float(), labels[predicting], reduction="sum")
+            logits = model(**tensors, attention_mask=None, use_cache=False, logits_to_keep=predicting).logits  # (B, P, V)
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels[:, predicting].flatten(), ignore_index=encoding.IGNORED, reduction="sum"
+        )
 
     return forward
 

@@ -189,6 +189,14 @@ def wordy_actor() -> Any:
     return Wordy
 
 
+def test_many_questions_make_larger_units_not_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollouts, "MAX_UNITS", 4)
+    rows = [{"id": str(i), "question": "1+1", "answers": ["2"], "split": "train"} for i in range(10)]
+    for unit_size, expected in ((5, 2), (2, 4)):
+        rollouts.write_questions(rows, tmp_path / "train.parquet", unit_size)
+        assert len(rollouts.question_units(tmp_path / "train.parquet", "train")) == expected
+
+
 def test_a_unit_is_one_file_however_long_its_texts(tmp_path: Path) -> None:
     """300 MB in one unit: more than twice the block size at which Ray Data would split it."""
     rows = [{"id": str(i), "question": "1+1", "answers": ["2"], "split": "train"} for i in range(300)]

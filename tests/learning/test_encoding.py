@@ -8,7 +8,7 @@ import pytest
 from chat_templates import CHATML, FAMILIES, tokenizer_of
 
 from stasc_ray.config import Prompts
-from stasc_ray.learning.encoding import IGNORED, Encoded, encode, pack, pack_lengths
+from stasc_ray.learning.encoding import IGNORED, Encoded, encode, pack, pack_lengths, stack, stack_lengths
 from stasc_ray.tasks.prompts import correction_messages, render, training_messages
 
 QUESTION = {"id": "q1", "question": "Which river?", "choices": [], "documents": []}
@@ -153,6 +153,13 @@ def test_packing_restarts_positions_and_never_trains_across_examples():
     assert row["position_ids"].tolist() == [0, 1, 2, 0, 1]
     assert first["labels"] == [5, 6, 7], "the example itself is left as it is"
     assert [len(row["input_ids"]) for row in pack([first, second], 4)] == [3, 2]
+
+
+def test_stacking_puts_examples_of_like_length_side_by_side():
+    assert stack_lengths([3, 7, 5, 2, 3, 30], capacity=10) == [[5], [1], [2, 0], [4, 3]]
+    stacked = stack([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}])
+    assert stacked["input_ids"].tolist() == [[5, 6, 7], [8, 9, 0]]
+    assert stacked["labels"].tolist() == [[-100, 6, 7], [-100, 9, -100]]
 
 
 @pytest.mark.slow

@@ -95,7 +95,8 @@ def train_here(settings: dict[str, Any], examples: batches.Examples) -> tuple[li
     forward = train_loop.make_forward(model, values, CPU, world=1)
     losses = []
     for batch in batches.batches(examples.ids, values["batch_size"], values["epochs"], "0/1"):
-        shares = batches.deal(batch, examples.lengths, 1, values["max_length_tokens"] if values["packing"] else 0)
+        capacity = values["max_length_tokens"] if values["packing"] else 0
+        shares = batches.deal(batch, examples.lengths, 1, capacity, stacked=train_loop._stacks(CPU))
         losses.append(train_loop.backward(model, forward, examples, shares, 0, CPU))
         train_loop.update(model, optimizer, values["learning_rate"], values["max_grad_norm"])
     return losses, model.eval()
@@ -132,9 +133,10 @@ def test_a_resumed_plan_is_the_end_of_the_whole_one(start: int):
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("capacity", [0, 512])
-def test_each_example_of_a_batch_goes_to_one_worker(workers: int, capacity: int):
+@pytest.mark.parametrize("stacked", [False, True])
+def test_each_example_of_a_batch_goes_to_one_worker(workers: int, capacity: int, stacked: bool):
     examples = encode(make_examples(10))
-    shares = batches.deal(np.array([7, 2, 5, 1]), examples.lengths, workers, capacity)
+    shares = batches.deal(np.array([7, 2, 5, 1]), examples.lengths, workers, capacity, stacked=stacked)
     assert len(shares) == workers
     assert sorted(index for share in shares for group in share for index in group) == [1, 2, 5, 7]
     assert all(examples.lengths[group].sum() <= 512 for share in shares for group in share)
@@ -164,12 +166,15 @@ def test_the_learning_rate_rises_falls_and_never_starts_at_zero():
 # --- training and export without Ray ------------------------------------------------------------------------------
 
 
-def test_packing_and_gradient_checkpointing_leave_the_loss_curve_as_it_is(tmp_path: Path):
+def test_packing_and_gradient_checkpointing_leave_the_loss_curve_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     base, examples = make_model(tmp_path / "base"), encode(make_examples(10))
+    stacked, _ = train_here(make_settings(base, tmp_path, epochs=2), examples)
+    monkeypatch.setattr(train_loop, "_stacks", lambda device: False)  # as on CUDA
     packed, _ = train_here(make_settings(base, tmp_path, epochs=2), examples)
     single, _ = train_here(make_settings(base, tmp_path, epochs=2, packing=False), examples)
     recomputed, _ = train_here(make_settings(base, tmp_path, epochs=2, gradient_checkpointing=True), examples)
     assert packed == pytest.approx(single, abs=1e-4)
+    assert stacked == pytest.approx(single, abs=1e-4)
     assert packed == pytest.approx(recomputed, abs=1e-5)
     assert packed[-1] < packed[0]
 

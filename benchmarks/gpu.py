@@ -1,0 +1,220 @@
+"""The comparisons that need a GPU: a model of Qwen2.5-1.5B's shape with random weights, texts of NQ's lengths.
+
+python benchmarks/gpu.py --folder runs/bench-gpu --write docs/performance.md
+
+Four rows: generation against one bare `vllm.LLM`; model-FLOPs utilization of the fine-tune, packed, bfloat16; the seconds of a run
+between its stages; and the share of its time in which the GPU did nothing. Without a CUDA device it says so and ends.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import baselines  # pyright: ignore[reportMissingImports]
+import speed  # pyright: ignore[reportMissingImports]
+
+from stasc_ray import cluster, config, store
+from stasc_ray.generation import rollouts
+
+QWEN_1_5B = {
+    "num_hidden_layers": 28,
+    "hidden_size": 1536,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "intermediate_size": 8960,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 32_768,
+    "tie_word_embeddings": True,
+}
+QUESTION_WORDS, ANSWER_WORDS = 12, 200
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
+"""Dense bfloat16 operations per second, from NVIDIA's data sheets, by a part of the device's name."""
+MARKS = ("<!-- gpu table: written by benchmarks/gpu.py -->", "<!-- end of the gpu table -->")
+CONFIG = Path(__file__).with_suffix(".toml")
+
+
+def by_chance(answer: str, references: list[str]) -> float:
+    """A reward that a random model earns now and then, the same at every call: a quarter of all answers."""
+    return float(random.Random(answer).random() < 0.25)
+
+
+# --- a model and its questions -----------------------------------------------------------------------------------
+
+
+def make_model(folder: Path, shape: Mapping[str, Any], device: str) -> None:
+    """Random bfloat16 weights, and a tokenizer in which every id is a word of its own: texts keep their number of tokens.
+
+    Llama's architecture, which is Qwen2's without biases: transformers gives models of type qwen2 a tokenizer of its own.
+    """
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<unk>", "<end>", "<user>", "<assistant>"]
+    words = [*special, "0", "1"]  # the digits are what encoding.py tries a template with
+    words += [f"w{number}" for number in range(len(words), shape["vocab_size"])]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", pad_token="<end>", extra_special_tokens=special[2:]
+    )
+    fast.chat_template = (
+        "{% for m in messages %}{{ ' <' + ('assistant' if m.role == 'assistant' else 'user') + '> ' + m.content + ' <end>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ ' <assistant> ' }}{% endif %}"
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: Any = LlamaForCausalLM(LlamaConfig(**shape, eos_token_id=1, pad_token_id=1, bos_token_id=None))
+    model.to(torch.bfloat16).save_pretrained(folder)
+    fast.save_pretrained(folder)
+
+
+def sentence(words: int, generator: random.Random, vocabulary: int) -> str:
+    """So many random words, each one token."""
+    return " ".join(f"w{generator.randrange(6, vocabulary)}" for _ in range(words))
+
+
+def questions(number: int, split: str, vocabulary: int) -> list[dict[str, Any]]:
+    """Canonical rows."""
+    generator = random.Random(split)
+    texts = [sentence(QUESTION_WORDS, generator, vocabulary) for _ in range(number)]
+    return [{"id": f"{split}-{i}", "question": text, "answers": ["w6"], "split": split} for i, text in enumerate(texts)]
+
+
+def make_work(folder: Path, shape: Mapping[str, Any], number: int, device: str) -> dict[str, Any]:
+    """What the functions of speed.py and baselines.py take."""
+    model, train, examples = folder / "model", folder / "train.parquet", folder / "examples.jsonl"
+    if not (model / "config.json").exists():
+        make_model(model, shape, device)
+    settings = config.load_config(CONFIG, [f"model.path={str(model)!r}"])
+    rollouts.write_questions(questions(number, "train", shape["vocab_size"]), train, settings.engine.batch_size)
+    generator = random.Random(0)
+    with examples.open("w") as lines:
+        for row in questions(number, "train", shape["vocab_size"]):
+            first, second = (sentence(ANSWER_WORDS, generator, shape["vocab_size"]) for _ in range(2))
+            turns = (("user", row["question"]), ("assistant", first), ("user", row["question"]), ("assistant", second))
+            lines.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n")
+    return {
+        "config": config.to_json(settings),
+        "model": str(model),
+        "threads": cluster.cores(),
+        "n_corrections": settings.algorithm.n_corrections,
+        "folder": str(folder),
+        "train": str(train),
+        "examples": str(examples),
+        "on_cuda": device == "cuda",
+    }
+
+
+# --- what is measured --------------------------------------------------------------------------------------------
+
+
+def generation(work: dict[str, Any], pairs: int) -> list[dict[str, dict[str, float]]]:
+    """Both turns through Ray Data and by one bare engine, in turn."""
+    found = []
+    for number in range(pairs):
+        sides = {"ours": ("ours_generation", speed.__file__), "against": ("bare_vllm", baselines.__file__)}
+        order = sorted(sides, reverse=number % 2 == 0)
+        found.append({side: baselines.in_process(sides[side][0], work, sides[side][1]) for side in order})
+    return found
+
+
+def utilization(tokens_per_s: float, shape: Mapping[str, Any], length: int, peak: float) -> float:
+    """Model-FLOPs utilization of training: 6 operations a weight and token, and a layer's 6 x T x width for causal attention."""
+    width, heads, kv = shape["hidden_size"], shape["num_attention_heads"], shape["num_key_value_heads"]
+    layer = width * width * (2 + 2 * kv / heads) + 3 * width * shape["intermediate_size"]
+    weights = shape["num_hidden_layers"] * layer + shape["vocab_size"] * width
+    return tokens_per_s * (6 * weights + 6 * length * width * shape["num_hidden_layers"]) / peak
+
+
+def watch_gpu(found: list[float], done: threading.Event) -> None:
+    """The GPU's busy share in percent, twice a second."""
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--id=0"]
+    while not done.wait(0.5):
+        found.append(float(subprocess.run(query, capture_output=True, text=True, check=True).stdout))
+
+
+def whole_run(work: dict[str, Any], shape: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A run of two iterations: the seconds of its second one, part by part, and the GPU's idle share over the whole run."""
+    overrides = [f"model.path={work['model']!r}"]
+    for split, number in (("train", 500), ("dev", 100), ("test", 100)):
+        file = folder / f"{split}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in questions(number, split, shape["vocab_size"])))
+        overrides.append(f"questions.{split}.source={str(file)!r}")
+    busy: list[float] = []
+    done = threading.Event()
+    watching = threading.Thread(target=watch_gpu, args=(busy, done))
+    watching.start()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-m", "stasc_ray.cli", "run", str(CONFIG), "--run-dir", str(folder / "run"), *overrides]
+    try:
+        subprocess.run(command, check=True, env=environment)
+    finally:
+        done.set()
+        watching.join()
+    return {**speed.stage_seconds(folder / "run", 2), "gpu_idle_share": sum(share == 0 for share in busy) / len(busy)}
+
+
+def table(found: Mapping[str, Any]) -> Iterator[str]:
+    """Markdown lines."""
+    yield "| what | found | target |"
+    yield "|---|---|---|"
+    ratios = [pair["ours"]["tokens_per_s"] / pair["against"]["tokens_per_s"] for pair in found["generation"]]
+    ours, bare = (statistics.median(pair[side]["tokens_per_s"] for pair in found["generation"]) for side in ("ours", "against"))
+    yield f"| two-turn generation over bare `vllm.LLM` | {ours:,.0f} / {bare:,.0f} tokens/s = {speed.spread(ratios)} | >= 0.95 |"
+    training = found["training"]
+    rate = f"{training['tokens_per_s']:,.0f} tokens/s, {training['mfu']:.2f} MFU"
+    yield f"| fine-tuning, packed to 4,096 tokens, bfloat16 | {rate} | >= 0.40 |"
+    run = found["run"]
+    names = [name for name in run if name not in ("wall", "gpu_idle_share") and "tokens" not in name]
+    parts = ", ".join(f"{name} {run[name]:.1f}" for name in names)
+    yield f"| iteration 2 of a run, seconds | {run['wall']:.1f}: {parts} | printed |"
+    yield f"| GPU idle, share of the whole run | {run['gpu_idle_share']:.2f} | printed |"
+
+
+def main() -> None:
+    """Measure on the CUDA device that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument("--folder", type=Path, help="for model, questions and figures; default: one that goes away")
+    parser.add_argument("--write", type=Path, help="Markdown file with the marks, e.g. docs/performance.md")
+    arguments = parser.parse_args()
+    import torch
+
+    if not torch.cuda.is_available():
+        print("bench-gpu: expected a CUDA device, found none; nothing was measured")
+        return
+    name = torch.cuda.get_device_name()
+    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+    if peak is None:
+        raise SystemExit(f"PEAK_FLOPS: expected one of {', '.join(PEAK_FLOPS)} in the device's name, found {name!r}; add it")
+    with speed.work_folder(arguments.folder) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        work = make_work(folder, QWEN_1_5B, arguments.questions, "cuda")
+        found: dict[str, Any] = {"generation": generation(work, arguments.pairs)}
+        trained = baselines.in_process("ours_training", work, speed.__file__)
+        length = 2 * (QUESTION_WORDS + ANSWER_WORDS)  # attention looks back within an example, not over a packed sequence
+        found["training"] = {**trained, "mfu": utilization(trained["tokens_per_s"], QWEN_1_5B, length, peak)}
+        with tempfile.TemporaryDirectory(dir=folder) as run:
+            found["run"] = whole_run(work, QWEN_1_5B, Path(run))
+        store.write_atomically(folder / "gpu.json", json.dumps(found, indent=1))
+    lines = [f"{name}; {speed.machine()} Commit {speed.commit()}.", "", *table(found)]
+    print("\n".join(lines))
+    if arguments.write:
+        speed.write_between_marks(arguments.write, "\n".join(lines), MARKS)
+
+
+if __name__ == "__main__":
+    main()
