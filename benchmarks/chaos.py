@@ -39,6 +39,8 @@ KINDS = {
     "worker node": None,
 }
 SECONDS_BETWEEN = (3.0, 12.0)
+WAIT_S = 1.5
+"""How long a strike waits for a process of the kind that chance has chosen."""
 PATIENCE_S = 40.0
 """A kill waits until the run has got over the one before, but no longer than this: or one stage would get them all."""
 
@@ -76,11 +78,16 @@ class Chaos:
     """(seconds, driver starts) of each completed run"""
 
     def strike(self, run: FaultyRun, number: int, seconds: float) -> None:
-        """Kill one process of a random kind, of those that there are."""
+        """Kill one process of a random kind, of those that there are or that come soon."""
         nodes = list(self.cluster.nodes[1:])
-        there = {kind: faulty_runs.processes(self.cluster, title) for kind, title in KINDS.items() if title}
-        there |= {"driver": [run.driver.pid], "worker node": nodes}
-        kind = self.random.choice([kind for kind, victims in there.items() if victims])
+        for kind in self.random.sample(sorted(KINDS), len(KINDS)):  # the driver is always there
+            title, deadline = KINDS[kind], time.monotonic() + WAIT_S
+            victims = [run.driver.pid] if kind == "driver" else nodes if kind == "worker node" else []
+            while title and not victims and time.monotonic() < deadline:  # some live for a second only
+                time.sleep(0.05)
+                victims = faulty_runs.processes(self.cluster, title)
+            if victims:
+                break
         for earlier in self.kills:
             earlier.overtaken = earlier.overtaken or earlier.cost_s is None
         self.kills.append(Kill(number, seconds, kind, stage_of(run.folder), progress_of(run.folder)))
@@ -91,7 +98,7 @@ class Chaos:
             self.coming.append(threading.Thread(target=self.cluster.add_node, args=(2,)))  # the autoscaler's part
             self.coming[-1].start()
         else:
-            kill(self.random.choice(there[kind]))
+            kill(self.random.choice(victims))
         self.say(f"kill {len(self.kills)}: {kind} after {seconds:.0f} s, {self.kills[-1].stage}")
 
     def note_progress(self, run: FaultyRun, number: int, seconds: float) -> None:

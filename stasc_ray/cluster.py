@@ -17,12 +17,6 @@ from typing import Any
 from stasc_ray import config
 
 LOCAL_START_ATTEMPTS = 3
-SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Environment of processes that compute on CPUs, before they load torch: OpenMP's threads sleep while they wait for each other.
-
-By default they spin, and where another process needs a core of theirs, as Ray's do, each parallel loop waits for the scheduler
-(docs/performance.md has what that cost).
-"""
 
 
 @contextlib.contextmanager

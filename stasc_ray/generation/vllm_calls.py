@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import cluster, config
+from stasc_ray import config
 from stasc_ray.generation.requests import Adapter, Request
 
 if TYPE_CHECKING:
@@ -63,8 +63,9 @@ def _set_environment(on_cuda: bool) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if not on_cuda:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else several engines share the same cores
-        for name, value in cluster.SHARED_CORES.items():
-            os.environ.setdefault(name, value)
+        # OpenMP's threads spin by default while they wait for each other; where another process needs one of their cores, that
+        # made a step up to ten times as slow (docs/performance.md).
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def sampling_params(request: Request, stop_token_ids: list[int], streaming: bool) -> "SamplingParams":

@@ -244,7 +244,6 @@ def _run_config(settings: Mapping[str, Any], finetune: config.Finetune) -> "RunC
             controller_failure_limit=finetune.max_failures if isinstance(finetune.workers, tuple) else 1,
         ),
         logging_config=LoggingConfig(log_level="ERROR"),
-        worker_runtime_env={"env_vars": cluster.SHARED_CORES},  # here, since Ray loads torch before our loop
     )
 
 

@@ -148,11 +148,15 @@ def _stacks(device: Any) -> bool:
 
 
 def _prepare_process(local_workers: int) -> None:
-    """Give CPU workers their share of the cores (Ray sets one thread per reserved CPU); silence loading bars."""
+    """Give CPU workers their share of the cores but one; silence loading bars.
+
+    Ray would set one thread per reserved CPU. Threads wait for each other, so a core that another process uses holds all of them
+    up: on two cores, the demo trained 1.2 to 1.6 times as fast with one thread as with two.
+    """
     import torch
     from transformers.utils import logging
 
-    torch.set_num_threads(max(1, cluster.cores() // local_workers))
+    torch.set_num_threads(max(1, (cluster.cores() - 1) // local_workers))
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
