@@ -31,12 +31,13 @@ from stasc_ray import config
 from stasc_ray.generation import rollouts
 from stasc_ray.generation.requests import Sample
 
-RATES = {"1.5B on one A100": 9_600, "7B on one A100": 2_400}
+RATES = {"1.5B on one A100": 9_600, "7B on one A100": 2_400, "14B on one A100": 1_200}
 """Generated tokens per second of one full engine. Assumptions, not measurements."""
-ANSWER_TOKENS = 100
+ANSWER_TOKENS = 256
+"""The longest answer of jobs/configs/nq_qwen2.5_1.5b.toml."""
 QUESTIONS_PER_UNIT = 32
 AT_ONCE = 10**12
-"""Tokens per second of the engines in the sweep over units, where only what is around them counts."""
+"""Tokens per second of the engines in the sweep over questions, where only what is around them counts."""
 ENGINES_PER_NODE = 16
 
 
@@ -76,12 +77,10 @@ def main() -> None:
     """Parse the command line, simulate each size, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument(
-        "--units", type=int, default=24, help=f"of the sweep over engines: units of {QUESTIONS_PER_UNIT} per engine"
-    )
+    parser.add_argument("--units", type=int, default=4, help=f"per engine in the sweep over engines, {QUESTIONS_PER_UNIT} each")
     parser.add_argument("--questions-sweep", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--corrections", type=int, default=5, help="corrections per question")
-    parser.add_argument("--gpu", choices=sorted(RATES), default="7B on one A100")
+    parser.add_argument("--gpu", choices=sorted(RATES), default="14B on one A100")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument("--plot", type=Path, help="PNG file")
     parser.add_argument("--one", nargs=4, type=int, metavar=("ENGINES", "UNITS", "PER_UNIT", "RATE"), help=argparse.SUPPRESS)

@@ -78,7 +78,7 @@ def collect(display: Display, job: rollouts.Job, units: Sequence[rollouts.Unit],
     done = rollouts.written(destination, units)
     earlier = [rollouts.read_summary(destination / f"{unit.name}.parquet") for unit in done]
     resumed = sum(summary["questions"] for summary in earlier)
-    total = sum(_rows(unit) for unit in units)
+    total = _count_rows(units)
     fresh: list[dict[str, Any]] = []
     with display.progress(what, total, resumed, "questions") as bar:
         tokens, first = 0, 0.0
@@ -129,9 +129,13 @@ def measure(files: Sequence[str], settings: config.Config, correction_round: int
     return metrics.summarize(plan.flat_map(score).take_all(), settings.evaluation.bootstrap_samples, settings.seed)
 
 
-def _rows(unit: rollouts.Unit) -> int:
-    data = pq.read_metadata(unit.source)
-    return data.num_rows if unit.row_group is None else data.row_group(unit.row_group).num_rows
+def _count_rows(units: Sequence[rollouts.Unit]) -> int:
+    """Each file's footer is read once: it grows with its units."""
+    metadata = functools.cache(pq.read_metadata)
+    groups = (
+        metadata(unit.source) if unit.row_group is None else metadata(unit.source).row_group(unit.row_group) for unit in units
+    )
+    return sum(group.num_rows for group in groups)
 
 
 def _score_file(item: dict[str, str], threshold: float, correction_round: int | None) -> list[dict[str, Any]]:

@@ -66,8 +66,9 @@ ROLLOUT_SCHEMA = pa.schema(
 """One rollout: a question, its initial answers, their corrections and the rewards."""
 
 
-MAX_UNITS = 10_000
-"""Units of one split. A pass costs the driver about 17 kB and 20 ms a unit, so larger splits get larger units (docs/scaling.md)."""
+MAX_UNITS = 4096
+"""Of one split: a larger one gets larger units, since a unit costs the driver 20 kB and 26 ms, and its reader a look at the footer
+of all units (docs/scaling.md)."""
 MAX_RESTARTS = 10
 """How often one actor of the pool is started anew before the pass fails; without a limit an engine that always dies never ends."""
 
