@@ -115,7 +115,9 @@ def write_questions(rows: Sequence[Row], file: Path, unit_size: int) -> None:
     """Write one split's questions with one row group per unit of work: `unit_size` questions, or more if MAX_UNITS asks for it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unit_size = max(unit_size, math.ceil(len(rows) / MAX_UNITS))
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=QUESTION_SCHEMA), file, row_group_size=unit_size)
+    with pq.ParquetWriter(file, QUESTION_SCHEMA) as writer:
+        for first in range(0, len(rows), unit_size):
+            writer.write_table(pa.Table.from_pylist(list(rows[first : first + unit_size]), schema=QUESTION_SCHEMA))
 
 
 def question_units(file: Path, split: str) -> list[Unit]:
