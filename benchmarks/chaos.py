@@ -77,7 +77,7 @@ class Chaos:
     runs: list[tuple[float, int]] = field(default_factory=list)
     """(seconds, driver starts) of each completed run"""
 
-    def strike(self, run: FaultyRun, number: int, seconds: float) -> None:
+    def strike(self, run: FaultyRun, number: int, started: float) -> None:
         """Kill one process of a random kind, of those that there are or that come soon."""
         nodes = list(self.cluster.nodes[1:])
         for kind in self.random.sample(sorted(KINDS), len(KINDS)):  # the driver is always there
@@ -88,6 +88,9 @@ class Chaos:
                 victims = faulty_runs.processes(self.cluster, title)
             if victims:
                 break
+        if run.driver.poll() is not None:  # it has ended meanwhile
+            return
+        seconds = time.monotonic() - started
         for earlier in self.kills:
             earlier.overtaken = earlier.overtaken or earlier.cost_s is None
         self.kills.append(Kill(number, seconds, kind, stage_of(run.folder), progress_of(run.folder)))
@@ -140,7 +143,7 @@ def torment(chaos: Chaos, folder: Path, number: int, kills: int, overrides: list
                 starts, run = starts + 1, FaultyRun(chaos.cluster, folder, *overrides)
             chaos.note_progress(run, number, time.monotonic() - started)
             if len(chaos.kills) < kills and time.monotonic() > next_kill + (PATIENCE_S if chaos.recovering(number) else 0):
-                chaos.strike(run, number, time.monotonic() - started)
+                chaos.strike(run, number, started)
                 next_kill = time.monotonic() + chaos.random.uniform(*SECONDS_BETWEEN)
             time.sleep(0.2)
     finally:

@@ -90,7 +90,7 @@ def on_cuda(settings: config.Config, *, training: bool = True) -> bool:
     gpus = int(capacity().get("GPU", 0))
     wanted = settings.engine.device
     cuda = wanted == "cuda" or (wanted == "auto" and gpus > 0)
-    if not gpus_per_engine(settings.engine, cuda):
+    if not reserved_gpus(settings.engine, cuda):
         return False
     for field, need in {
         "engine.actors x engine.tensor_parallel_size": settings.engine.least_actors * settings.engine.tensor_parallel_size,
@@ -104,7 +104,7 @@ def on_cuda(settings: config.Config, *, training: bool = True) -> bool:
     return cuda
 
 
-def gpus_per_engine(engine: config.Engine, cuda: bool) -> int:
+def reserved_gpus(engine: config.Engine, cuda: bool) -> int:
     """GPUs that Ray reserves for each engine; with none, none for the trainer's workers either."""
     return engine.tensor_parallel_size if cuda or engine.reserve_gpus else 0
 
@@ -134,7 +134,7 @@ def pool_size(engine: config.Engine, cuda: bool) -> tuple[int, int]:
 def _room(engine: config.Engine, resources: Mapping[str, float], cuda: bool) -> int:
     """How many engines fit; one CPU is left to read and grade."""
     cpus = int(resources.get("CPU", 0)) - 1
-    by_cpus, gpus = cpus // engine.cpus_per_actor, gpus_per_engine(engine, cuda)
+    by_cpus, gpus = cpus // engine.cpus_per_actor, reserved_gpus(engine, cuda)
     return min(by_cpus, int(resources.get("GPU", 0)) // gpus) if gpus else by_cpus
 
 

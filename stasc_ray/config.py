@@ -173,7 +173,7 @@ class Engine(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where engines and training run; `auto` takes CUDA when Ray sees a GPU."""
     reserve_gpus: bool = False
-    """With `device = "cpu"`, reserve GPUs as on CUDA: tries a GPU cluster's scheduling where they are only declared."""
+    """With `device = "cpu"`, `stasc run` reserves GPUs as on CUDA: to try GPU scheduling where they are only declared."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs per engine."""
     cpus_per_actor: PositiveInt = 1
@@ -193,7 +193,7 @@ class Engine(Section):
     enforce_eager: bool = False
     """Skip CUDA graphs (slower, starts sooner); unused on CPU."""
     batch_size: PositiveInt = 32
-    """Questions in one Ray Data batch; also what is committed, and lost at most, at once per actor."""
+    """Questions in one unit of work, which is committed at once; more where a split would have over 4,096 units."""
     concurrent_batches: PositiveInt = 4
     """Batches in flight per actor, so that an engine never idles at a batch boundary."""
     start_timeout_s: PositiveFloat = 900.0
@@ -344,7 +344,7 @@ class Finetune(Section):
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
     max_length_tokens: PositiveInt = 2048
-    """Length of one packed sequence; a longer example is left out and counted."""
+    """Length of one packed sequence (on CUDA); a longer example is left out and counted."""
     packing: bool = True
     """Several examples in one forward pass: on CUDA in one sequence, on CPUs side by side; the loss is the same."""
     gradient_checkpointing: bool = False

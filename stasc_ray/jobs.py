@@ -170,7 +170,7 @@ def needs(settings: config.Config) -> str:
     """What the largest stage asks of the cluster, in words."""
     engine, workers = settings.engine, settings.finetune.least_workers
     least = engine.least_actors
-    cpus = f"{least * engine.cpus_per_actor + 1} CPUs"
+    cpus = f"{max(least * engine.cpus_per_actor + 1, workers)} CPUs"
     if engine.device == "cpu" and not engine.reserve_gpus:
         return cpus
     return f"{cpus} and {max(least * engine.tensor_parallel_size, workers)} GPUs"

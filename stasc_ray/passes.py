@@ -93,6 +93,9 @@ def collect(display: Display, job: rollouts.Job, units: Sequence[rollouts.Unit],
     counts = {name: sum(summary[name] for summary in (*earlier, *fresh)) for name in names}
     if counts["questions"] != total:
         raise RuntimeError(f"rollouts in {destination}: expected {total} questions, found {counts['questions']}; delete the folder")
+    again = rollouts.done_again(destination, units)
+    if again:
+        display.note(f"{what}: {again} of {len(units)} units were begun again, since a process or node was lost")
     messages = collections.Counter(text for summary in (*earlier, *fresh) for text in summary["messages"] if text)
     return {
         **counts,
@@ -101,6 +104,7 @@ def collect(display: Display, job: rollouts.Job, units: Sequence[rollouts.Unit],
         "engine_start_s": start_s,
         "duration_s": duration_s,
         "resumed_questions": resumed,
+        "units_done_again": again,
         "engine_nodes": len({summary["engine_node"] for summary in fresh}),
         "messages": [text for text, _ in messages.most_common(3)],
     }

@@ -60,7 +60,7 @@ def _check_cpus(settings: config.Config, cuda: bool, training: bool) -> None:
             f"engine.actors x engine.cpus_per_actor + 1 (to read and grade): expected at most the cluster's {there:.0f} CPUs, "
             f"found {cpus}; lower engine.actors or engine.cpus_per_actor"
         )
-    if training and not cuda and settings.finetune.least_workers > there:
+    if training and settings.finetune.least_workers > there:
         raise ValueError(
             f"finetune.workers: expected at most the cluster's {there:.0f} CPUs, found {settings.finetune.least_workers}; lower it"
         )

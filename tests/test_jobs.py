@@ -92,7 +92,7 @@ def test_needs_in_words() -> None:
         return jobs.needs(config.load_config(None, list(overrides)))
 
     assert needed("engine.device=cpu", "engine.actors=3") == "4 CPUs"
-    assert needed("engine.actors=[2, 9]", "engine.tensor_parallel_size=4", "finetune.workers=6") == "3 CPUs and 8 GPUs"
+    assert needed("engine.actors=[2, 9]", "engine.tensor_parallel_size=4", "finetune.workers=6") == "6 CPUs and 8 GPUs"
     assert needed("engine.actors=all") == "2 CPUs and 1 GPUs"
     assert needed("engine.device=cpu", "engine.reserve_gpus=true", "engine.actors=3") == "4 CPUs and 3 GPUs"
 

@@ -42,6 +42,7 @@ WORK = {
     "rollouts/errors": "errors",
     "rollouts/grader_errors": "grader errors",
     "rollouts/resumed_questions": "resumed",
+    "rollouts/units_done_again": "units done again",
     "rollouts/generated_tokens": "generated tokens",
     "rollouts/engine_start_s": "engine start, s",
     "examples/questions_with_examples": "questions with examples",

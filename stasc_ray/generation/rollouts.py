@@ -202,7 +202,7 @@ def pipeline(job: Job, units: Sequence[Unit], actor: "type[RolloutActor] | None"
             max_restarts=MAX_RESTARTS,
             max_task_retries=-1,
             num_cpus=settings.cpus_per_actor,
-            num_gpus=cluster.gpus_per_engine(settings, job.on_cuda),
+            num_gpus=cluster.reserved_gpus(settings, job.on_cuda),
         )
         .map_batches(functools.partial(grade_and_write, job=job), batch_size=None, batch_format="pyarrow")
     )
@@ -248,6 +248,9 @@ class RolloutActor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rollouts of one unit, ungraded."""
+        if self.job.lease:
+            self.job.lease.check()
+        (Path(self.job.destination) / f".{batch['unit'][0]}.{uuid.uuid4().hex}.begun").touch()
         try:
             rows = asyncio.run(self._roll_out_all(batch.to_pylist()))
         except RuntimeError:
@@ -367,6 +370,14 @@ def summarize(rows: Sequence[Row]) -> Row:
         "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
         "messages": failures[:3] or [""],  # an empty list would have no Arrow type
     }
+
+
+def done_again(destination: Path, units: Sequence[Unit]) -> int:
+    """How often an engine had begun a unit that another one, or a later attempt of the run, then did; forgets it."""
+    begun = list(destination.glob(".*.begun"))
+    for mark in begun:
+        mark.unlink(missing_ok=True)
+    return max(0, len(begun) - len(units))
 
 
 def read_summary(file: Path) -> Row:

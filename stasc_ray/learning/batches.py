@@ -82,7 +82,7 @@ def batches(ids: Sequence[str], batch_size: int, epochs: int, seed: str, start: 
 
 
 def deal(batch: np.ndarray, lengths: np.ndarray, workers: int, capacity_tokens: int, *, stacked: bool) -> list[list[list[int]]]:
-    """Deal a global batch to the workers and cut each share into forward passes of at most `capacity_tokens`.
+    """Deal a global batch to the workers and cut each share into forward passes of at most `capacity_tokens` or one example.
 
     Examples go longest first to the worker with the fewest tokens so far, so that no worker waits long for another.
     A pass's examples are to be packed into one sequence or, with `stacked`, put side by side.

@@ -101,7 +101,7 @@ def pack(examples: Sequence[Mapping[str, Any]], max_length_tokens: int) -> list[
         ValueError: one example alone is longer than `max_length_tokens`.
     """
     groups = pack_lengths([len(example["input_ids"]) for example in examples], max_length_tokens)
-    return [_concatenate([examples[index] for index in group]) for group in groups]
+    return [concatenate([examples[index] for index in group]) for group in groups]
 
 
 def pack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -153,7 +153,8 @@ def stack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return groups
 
 
-def _concatenate(examples: Sequence[Mapping[str, Any]]) -> Packed:
+def concatenate(examples: Sequence[Mapping[str, Any]]) -> Packed:
+    """Encoded examples one after another, as `pack` describes."""
     labels = [np.array(example["labels"], np.int64) for example in examples]
     for label in labels:
         label[0] = IGNORED

@@ -90,6 +90,7 @@ def finetune(
         "finetune": config.finetune.model_dump(mode="json"),
         "model_card": dict(model_card or {}),
         "lease": lease,
+        "on_cuda": on_cuda,
     }
     trained = _fit(settings, encoded, config, on_cuda)
     losses = trained.pop("losses")
@@ -221,7 +222,7 @@ def _fit(settings: dict[str, Any], encoded: "Dataset", config: config.Config, on
 def _scaling(config: config.Config, on_cuda: bool) -> "ScalingConfig":
     from ray.train import ScalingConfig
 
-    by_gpu = cluster.gpus_per_engine(config.engine, on_cuda) > 0
+    by_gpu = cluster.reserved_gpus(config.engine, on_cuda) > 0
     resources = {"CPU": 1, "GPU": 1} if by_gpu else {"CPU": 1}
     return ScalingConfig(
         num_workers=config.finetune.workers,

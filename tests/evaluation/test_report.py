@@ -85,6 +85,7 @@ def _measuring_lines(k: int, clock: float, rows: dict[str, list[dict[str, Any]]]
         "duration_s": 24.0 - k,
         "engine_start_s": 6.5,
         "resumed_questions": 0,
+        "units_done_again": k,
     }
     measured = _measure(rows["dev"], "dev") | _measure(rows["test"], "test") | {"duration_s": 1.2}
     return [_line("rollouts", k, clock, done), _line("evaluation", k, clock + 1, measured)]

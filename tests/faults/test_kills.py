@@ -35,6 +35,10 @@ def test_a_killed_worker_costs_work_in_flight_only(cluster: RayCluster, tmp_path
         kill_one(run, title)
         run.finish()
     check_run(tmp_path / "run")
+    lines = store.RunFolder(tmp_path / "run").metrics()
+    again = sum(line.get("rollouts/units_done_again", 0) for line in lines)
+    in_flight = 2  # engine.concurrent_batches=1, and one that waits
+    assert (1 if title == ENGINE else 0) <= again <= in_flight
 
 
 @pytest.mark.parametrize(("moment", "title"), [(FaultyRun.generating, ENGINE), (FaultyRun.training, TRAINER)])

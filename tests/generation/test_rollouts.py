@@ -106,7 +106,10 @@ def test_only_what_has_no_file_is_done_again_and_half_files_are_never_read(first
     assert [summary["unit"] for summary in summaries] == ["train-000001"]
     after = {file.name: file.stat().st_mtime_ns for file in destination.glob("*.parquet")}
     assert {name for name in before if before[name] != after[name]} == {"train-000001.parquet"}
-    assert not list(destination.glob(".*"))
+    assert not list(destination.glob(".*.partial"))
+    again = {name: len(list(destination.glob(f".{name}.*.begun"))) for name in ("train-000000", "train-000001")}
+    assert again == {"train-000000": 1, "train-000001": 2}
+    assert rollouts.done_again(destination, units) == 1 and not list(destination.glob(".*"))
     assert set(read(destination)) == set(content)
 
 
