@@ -254,6 +254,7 @@ class Bare:
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
+        # OpenMP's threads keep spinning here, other than in stasc_ray's engines: alone on a machine that is the faster.
         import torch
         from vllm import LLM
 

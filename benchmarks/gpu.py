@@ -7,6 +7,7 @@ between its stages; and the share of its time in which the GPU did nothing. With
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -36,9 +37,10 @@ QWEN_1_5B = {
     "tie_word_embeddings": True,
 }
 QUESTION_WORDS, ANSWER_WORDS = 12, 200
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
-"""Dense bfloat16 operations per second, from NVIDIA's data sheets, by a part of the device's name."""
+PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
+"""Dense bfloat16 operations per second, from NVIDIA's data sheets, by a part of the device's name; the first that fits counts."""
 MARKS = ("<!-- gpu table: written by benchmarks/gpu.py -->", "<!-- end of the gpu table -->")
+ROWS = ("generation", "training", "run")
 CONFIG = Path(__file__).with_suffix(".toml")
 
 
@@ -78,6 +80,9 @@ def make_model(folder: Path, shape: Mapping[str, Any], device: str) -> None:
         model: Any = LlamaForCausalLM(LlamaConfig(**shape, eos_token_id=1, pad_token_id=1, bos_token_id=None))
     model.to(torch.bfloat16).save_pretrained(folder)
     fast.save_pretrained(folder)
+    del model
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the engines want the memory
 
 
 def sentence(words: int, generator: random.Random, vocabulary: int) -> str:
@@ -120,33 +125,34 @@ def make_work(folder: Path, shape: Mapping[str, Any], number: int, device: str) 
 # --- what is measured --------------------------------------------------------------------------------------------
 
 
-def generation(work: dict[str, Any], pairs: int) -> list[dict[str, dict[str, float]]]:
-    """Both turns through Ray Data and by one bare engine, in turn."""
-    found = []
-    for number in range(pairs):
-        sides = {"ours": ("ours_generation", speed.__file__), "against": ("bare_vllm", baselines.__file__)}
-        order = sorted(sides, reverse=number % 2 == 0)
-        found.append({side: baselines.in_process(sides[side][0], work, sides[side][1]) for side in order})
-    return found
+def generation(work: dict[str, Any], first: str) -> dict[str, dict[str, float]]:
+    """Both turns through Ray Data and by one bare engine."""
+    sides = {"ours": ("ours_generation", speed.__file__), "against": ("bare_vllm", baselines.__file__)}
+    order = sorted(sides, key=lambda side: side != first)
+    return {side: baselines.in_process(sides[side][0], work, sides[side][1]) for side in order}
 
 
-def utilization(tokens_per_s: float, shape: Mapping[str, Any], length: int, peak: float) -> float:
-    """Model-FLOPs utilization of training: 6 operations a weight and token, and a layer's 6 x T x width for causal attention."""
+def utilization(tokens_per_s: float, shape: Mapping[str, Any], length: int, trained: float, peak: float) -> float:
+    """Model-FLOPs utilization of training: 6 operations a weight and token, and a layer's 6 x T x width for causal attention.
+
+    The output layer works on the `trained` share of the tokens only. The rate includes the first steps, in which CUDA warms up.
+    """
     width, heads, kv = shape["hidden_size"], shape["num_attention_heads"], shape["num_key_value_heads"]
     layer = width * width * (2 + 2 * kv / heads) + 3 * width * shape["intermediate_size"]
-    weights = shape["num_hidden_layers"] * layer + shape["vocab_size"] * width
+    weights = shape["num_hidden_layers"] * layer + trained * shape["vocab_size"] * width
     return tokens_per_s * (6 * weights + 6 * length * width * shape["num_hidden_layers"]) / peak
 
 
 def watch_gpu(found: list[float], done: threading.Event) -> None:
-    """The GPU's busy share in percent, twice a second."""
+    """The GPU's busy share in percent, twice a second; nothing where nvidia-smi has no number for it."""
     query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--id=0"]
     while not done.wait(0.5):
-        found.append(float(subprocess.run(query, capture_output=True, text=True, check=True).stdout))
+        with contextlib.suppress(OSError, ValueError):
+            found.append(float(subprocess.run(query, capture_output=True, text=True, check=False).stdout))
 
 
 def whole_run(work: dict[str, Any], shape: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A run of two iterations: the seconds of its second one, part by part, and the GPU's idle share over the whole run."""
+    """A run of three iterations: the seconds of its second one, part by part, and the GPU's idle share over the whole run."""
     overrides = [f"model.path={work['model']!r}"]
     for split, number in (("train", 500), ("dev", 100), ("test", 100)):
         file = folder / f"{split}.jsonl"
@@ -163,30 +169,49 @@ def whole_run(work: dict[str, Any], shape: Mapping[str, Any], folder: Path) -> d
     finally:
         done.set()
         watching.join()
-    return {**speed.stage_seconds(folder / "run", 2), "gpu_idle_share": sum(share == 0 for share in busy) / len(busy)}
+    idle = sum(share == 0 for share in busy) / len(busy) if busy else float("nan")
+    return {**speed.stage_seconds(folder / "run", 2), "gpu_idle_share": idle}
+
+
+def measured(row: str, work: dict[str, Any], first: str, peak: float, folder: Path) -> dict[str, Any]:
+    """One measurement of a row."""
+    if row == "generation":
+        return generation(work, first)
+    if row == "training":
+        trained = baselines.in_process("ours_training", work, speed.__file__)
+        length = 2 * (QUESTION_WORDS + ANSWER_WORDS)  # attention looks back within an example, not over a packed sequence
+        return {**trained, "mfu": utilization(trained["tokens_per_s"], QWEN_1_5B, length, ANSWER_WORDS / length, peak)}
+    with tempfile.TemporaryDirectory(dir=folder) as run:
+        return whole_run(work, QWEN_1_5B, Path(run))
 
 
 def table(found: Mapping[str, Any]) -> Iterator[str]:
-    """Markdown lines."""
+    """Markdown lines, of the rows that were measured."""
     yield "| what | found | target |"
     yield "|---|---|---|"
+    if found.get("generation"):
+        yield _generation_row(found)
+    for training in found.get("training", []):
+        rate = f"{training['tokens_per_s']:,.0f} tokens/s, {training['mfu']:.2f} MFU"
+        yield f"| fine-tuning, packed to 4,096 tokens, bfloat16 | {rate} | >= 0.40 |"
+    for run in found.get("run", []):
+        names = [name for name in run if name not in ("wall", "gpu_idle_share") and "tokens" not in name]
+        parts = ", ".join(f"{name} {run[name]:.1f}" for name in names)
+        yield f"| iteration 2 of a run, seconds | {run['wall']:.1f}: {parts} | printed |"
+        yield f"| GPU idle, share of the whole run | {run['gpu_idle_share']:.2f} | printed |"
+
+
+def _generation_row(found: Mapping[str, Any]) -> str:
     ratios = [pair["ours"]["tokens_per_s"] / pair["against"]["tokens_per_s"] for pair in found["generation"]]
     ours, bare = (statistics.median(pair[side]["tokens_per_s"] for pair in found["generation"]) for side in ("ours", "against"))
-    yield f"| two-turn generation over bare `vllm.LLM` | {ours:,.0f} / {bare:,.0f} tokens/s = {speed.spread(ratios)} | >= 0.95 |"
-    training = found["training"]
-    rate = f"{training['tokens_per_s']:,.0f} tokens/s, {training['mfu']:.2f} MFU"
-    yield f"| fine-tuning, packed to 4,096 tokens, bfloat16 | {rate} | >= 0.40 |"
-    run = found["run"]
-    names = [name for name in run if name not in ("wall", "gpu_idle_share") and "tokens" not in name]
-    parts = ", ".join(f"{name} {run[name]:.1f}" for name in names)
-    yield f"| iteration 2 of a run, seconds | {run['wall']:.1f}: {parts} | printed |"
-    yield f"| GPU idle, share of the whole run | {run['gpu_idle_share']:.2f} | printed |"
+    return f"| two-turn generation over bare `vllm.LLM` | {ours:,.0f} / {bare:,.0f} tokens/s = {speed.spread(ratios)} | >= 0.95 |"
 
 
 def main() -> None:
     """Measure on the CUDA device that is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--folder", type=Path, help="for model, questions and figures; default: one that goes away")
     parser.add_argument("--write", type=Path, help="Markdown file with the marks, e.g. docs/performance.md")
@@ -203,13 +228,13 @@ def main() -> None:
     with speed.work_folder(arguments.folder) as folder:
         folder.mkdir(parents=True, exist_ok=True)
         work = make_work(folder, QWEN_1_5B, arguments.questions, "cuda")
-        found: dict[str, Any] = {"generation": generation(work, arguments.pairs)}
-        trained = baselines.in_process("ours_training", work, speed.__file__)
-        length = 2 * (QUESTION_WORDS + ANSWER_WORDS)  # attention looks back within an example, not over a packed sequence
-        found["training"] = {**trained, "mfu": utilization(trained["tokens_per_s"], QWEN_1_5B, length, peak)}
-        with tempfile.TemporaryDirectory(dir=folder) as run:
-            found["run"] = whole_run(work, QWEN_1_5B, Path(run))
-        store.write_atomically(folder / "gpu.json", json.dumps(found, indent=1))
+        results = folder / "gpu.json"
+        found: dict[str, list[Any]] = json.loads(results.read_text()) if results.exists() else {}
+        for row in arguments.rows:
+            kept, times = found.setdefault(row, []), arguments.pairs if row == "generation" else 1
+            while len(kept) < times:  # kept as they come: a lent GPU's time may end
+                kept.append(measured(row, work, ("ours", "against")[len(kept) % 2], peak, folder))
+                store.write_atomically(results, json.dumps(found, indent=1))
     lines = [f"{name}; {speed.machine()} Commit {speed.commit()}.", "", *table(found)]
     print("\n".join(lines))
     if arguments.write:
