@@ -52,7 +52,7 @@ def warm_actor(questions: str) -> type[rollouts.RolloutActor]:
             super().__init__(job)
             rows = pq.ParquetFile(questions).read_row_group(0).slice(0, baselines.WARM_UP)
             rows = rows.append_column("initial_from", pa.repeat("current", len(rows)))
-            super().__call__(rows.append_column("unit", pa.repeat("warm-up", len(rows))))
+            super().__call__(rollouts.as_one_row(rows.append_column("unit", pa.repeat("warm-up", len(rows)))))
             self.begun = Path(job.destination) / "begun"
 
         def __call__(self, batch: Any) -> Any:

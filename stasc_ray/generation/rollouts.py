@@ -197,7 +197,7 @@ def pipeline(job: Job, units: Sequence[Unit], actor: "type[RolloutActor] | None"
             actor or RolloutActor,
             fn_constructor_args=(job,),
             compute=pool,
-            batch_size=None,
+            batch_size=1,  # a unit; Ray Data asks for a number where GPUs are reserved, and would join units that have fewer rows
             batch_format="pyarrow",
             max_restarts=MAX_RESTARTS,
             max_task_retries=-1,
@@ -209,7 +209,7 @@ def pipeline(job: Job, units: Sequence[Unit], actor: "type[RolloutActor] | None"
 
 
 def read_unit(batch: pa.Table) -> pa.Table:
-    """The rows of one unit, with the unit's name and `initial_from` beside them."""
+    """The rows of one unit, with the unit's name and `initial_from` beside them, in one row (see `as_one_row`)."""
     (unit,) = batch.to_pylist()
     try:
         file = pq.ParquetFile(unit["source"])
@@ -222,7 +222,21 @@ def read_unit(batch: pa.Table) -> pa.Table:
         ) from error
     columns = [*QUESTION_SCHEMA.names, *(["initial", "initial_finish", "initial_tokens"] if unit["row_group"] is None else [])]
     table = table.select(columns).append_column("unit", pa.repeat(unit["name"], len(table)))
-    return table.append_column("initial_from", pa.repeat(unit["initial_from"], len(table)))
+    return as_one_row(table.append_column("initial_from", pa.repeat(unit["initial_from"], len(table))))
+
+
+def as_one_row(table: pa.Table) -> pa.Table:
+    """A whole table as the bytes of one row, which Ray Data neither cuts nor joins with another."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return pa.table({"table": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
+
+
+def from_one_row(batch: pa.Table) -> pa.Table:
+    """The table that `as_one_row` took."""
+    (data,) = batch["table"]
+    return pa.ipc.open_stream(data.as_buffer()).read_all()
 
 
 class RolloutActor:
@@ -247,12 +261,13 @@ class RolloutActor:
         self.node = ray.get_runtime_context().get_node_id()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Rollouts of one unit, ungraded."""
+        """Rollouts of one unit (`as_one_row`), ungraded."""
+        table = from_one_row(batch)
         if self.job.lease:
             self.job.lease.check()
-        (Path(self.job.destination) / f".{batch['unit'][0]}.{uuid.uuid4().hex}.begun").touch()
+        (Path(self.job.destination) / f".{table['unit'][0]}.{uuid.uuid4().hex}.begun").touch()
         try:
-            rows = asyncio.run(self._roll_out_all(batch.to_pylist()))
+            rows = asyncio.run(self._roll_out_all(table.to_pylist()))
         except RuntimeError:
             if not self.engine.alive:
                 # vLLM cannot be mended in place. The end of this process lets Ray start the actor anew and run its units again.

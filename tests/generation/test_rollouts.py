@@ -186,7 +186,7 @@ def wordy_actor() -> Any:
             pass
 
         def __call__(self, batch: Any) -> Any:
-            rows = [row | answered for row in batch.to_pylist()]
+            rows = [row | answered for row in rollouts.from_one_row(batch).to_pylist()]
             return pa.Table.from_pylist(rows, schema=pa.schema([*rollouts.ROLLOUT_SCHEMA, *beside]))
 
     return Wordy
