@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faulty_runs import CONTROLLER, ENGINE, GRADER, TRAINER, FaultyRun, check_run, faulty_run, kill_node_with, kill_one
+from faulty_runs import BUSY_ENGINE, CONTROLLER, ENGINE, GRADER, TRAINER, FaultyRun, check_run, faulty_run, kill_node_with, kill_one
 from ray_cluster import RayCluster, ray_cluster
 
 from stasc_ray import store
@@ -23,7 +23,7 @@ def cluster() -> Iterator[RayCluster]:
 @pytest.mark.parametrize(
     ("moment", "title"),
     [
-        pytest.param(FaultyRun.generating, ENGINE, id="an engine's actor in generation"),
+        pytest.param(FaultyRun.generating, BUSY_ENGINE, id="an engine's actor in generation"),
         pytest.param(FaultyRun.generating, GRADER, id="a Ray Data worker in grading"),
         pytest.param(FaultyRun.training, TRAINER, id="a Ray Train worker in training"),
         pytest.param(FaultyRun.exporting, TRAINER, id="a Ray Train worker in export"),
@@ -38,7 +38,7 @@ def test_a_killed_worker_costs_work_in_flight_only(cluster: RayCluster, tmp_path
     lines = store.RunFolder(tmp_path / "run").metrics()
     again = sum(line.get("rollouts/units_done_again", 0) for line in lines)
     in_flight = 2  # engine.concurrent_batches=1, and one that waits
-    assert again <= in_flight  # an engine that was killed between two units costs none
+    assert (1 if title == BUSY_ENGINE else 0) <= again <= in_flight
 
 
 @pytest.mark.parametrize(("moment", "title"), [(FaultyRun.generating, ENGINE), (FaultyRun.training, TRAINER)])
