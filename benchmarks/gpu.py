@@ -24,7 +24,7 @@ import baselines  # pyright: ignore[reportMissingImports]
 import speed  # pyright: ignore[reportMissingImports]
 
 from stasc_ray import cluster, config, store
-from stasc_ray.generation import rollouts
+from stasc_ray.generation import unit_files
 
 QWEN_1_5B = {
     "num_hidden_layers": 28,
@@ -103,7 +103,7 @@ def make_work(folder: Path, shape: Mapping[str, Any], number: int, device: str) 
     if not (model / "config.json").exists():
         make_model(model, shape, device)
     settings = config.load_config(CONFIG, [f"model.path={str(model)!r}"])
-    rollouts.write_questions(questions(number, "train", shape["vocab_size"]), train, settings.engine.batch_size)
+    unit_files.write_questions(questions(number, "train", shape["vocab_size"]), train, settings.engine.batch_size)
     generator = random.Random(0)
     with examples.open("w") as lines:
         for row in questions(number, "train", shape["vocab_size"]):

@@ -10,7 +10,7 @@ are, one for 16 engines. Prompts are not rendered, so a tokenizer's CPU time is 
 Two sweeps. Over engines: efficiency, the time the engines needed for their tokens over the time they were there, 1 if none ever
 waited for work. Over questions: the driver's memory and time. The driver sees units but never a question, so a unit holds one
 question here and is answered at once: 3,125 units stand for the 100,000 questions that they hold at QUESTIONS_PER_UNIT, and
-rollouts.MAX_UNITS for the million.
+unit_files.MAX_UNITS for the million.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import config
-from stasc_ray.generation import rollouts
+from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.generation.requests import Sample
 
 RATES = {"1.5B on one A100": 9_600, "7B on one A100": 2_400, "14B on one A100": 1_200}
@@ -136,10 +136,10 @@ def simulate(engines: int, units: int, per_unit: int, corrections: int, tokens_p
     """Run one size; returns the figures of one row."""
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
         questions = Path(folder) / "train.parquet"
-        rollouts.write_questions([question(number) for number in range(units * per_unit)], questions, per_unit)
+        unit_files.write_questions([question(number) for number in range(units * per_unit)], questions, per_unit)
         destination = Path(folder) / "rollouts"
         destination.mkdir()
-        plan = rollouts.question_units(questions, "train")
+        plan = unit_files.question_units(questions, "train")
         job = make_job(destination, engines, per_unit, corrections)
         started, cpu = time.time(), time.process_time()
         answered = sum(row["questions"] for row in rollouts.pipeline(job, plan, make_actor(tokens_per_s)).iter_rows())
@@ -186,8 +186,8 @@ def plot(found: dict[str, list[dict[str, Any]]], file: Path, title: str) -> None
 
 
 def units_of(questions: int) -> int:
-    """As `rollouts.write_questions` cuts them."""
-    return math.ceil(questions / max(QUESTIONS_PER_UNIT, math.ceil(questions / rollouts.MAX_UNITS)))
+    """As `unit_files.write_questions` cuts them."""
+    return math.ceil(questions / max(QUESTIONS_PER_UNIT, math.ceil(questions / unit_files.MAX_UNITS)))
 
 
 def question(number: int) -> dict[str, Any]:

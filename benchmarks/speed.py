@@ -27,7 +27,7 @@ import baselines  # pyright: ignore[reportMissingImports]
 import pyarrow.parquet as pq
 
 from stasc_ray import cluster, config, store
-from stasc_ray.generation import rollouts
+from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.learning import train_loop
 from stasc_ray.tasks import prompts, sandbox
 
@@ -52,7 +52,7 @@ def warm_actor(questions: str) -> type[rollouts.RolloutActor]:
             super().__init__(job)
             rows = pq.ParquetFile(questions).read_row_group(0).slice(0, baselines.WARM_UP)
             rows = rows.append_column("initial_from", pa.repeat("current", len(rows)))
-            super().__call__(rollouts.as_one_row(rows.append_column("unit", pa.repeat("warm-up", len(rows)))))
+            super().__call__(unit_files.as_one_row(rows.append_column("unit", pa.repeat("warm-up", len(rows)))))
             self.begun = Path(job.destination) / "begun"
 
         def __call__(self, batch: Any) -> Any:
@@ -73,7 +73,7 @@ def ours_generation(work: Work) -> dict[str, float]:
         old.unlink()
     with cluster.connect(None, Path(work["folder"]) / "logs", worker_niceness=0):
         job = rollouts.Job(work["model"], "base", settings, {"train": turns}, str(destination), on_cuda=work["on_cuda"])
-        units = rollouts.question_units(Path(work["train"]), "train")
+        units = unit_files.question_units(Path(work["train"]), "train")
         rows = list(rollouts.pipeline(job, units, warm_actor(work["train"])).iter_rows())
         seconds = time.time() - float((destination / "begun").read_text())
     tokens = sum(row["initial_tokens"] + row["correction_tokens"] for row in rows)
@@ -141,7 +141,7 @@ class Bench:
         for split in QUESTIONS:
             rows = sandbox.questions(split, getattr(self.settings.questions, split).limit, seed=self.settings.seed)
             work[split] = str(self.folder / f"{split}.parquet")
-            rollouts.write_questions(rows, Path(work[split]), self.settings.engine.batch_size)
+            unit_files.write_questions(rows, Path(work[split]), self.settings.engine.batch_size)
         return work
 
     def ours(self, name: str, **more: Any) -> dict[str, float]:

@@ -31,7 +31,7 @@ import study_report  # pyright: ignore[reportMissingImports]
 
 from stasc_ray import cluster, config, passes, store
 from stasc_ray.display import Display
-from stasc_ray.generation import rollouts
+from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.generation.requests import request_seed
 from stasc_ray.learning import finetune
 from stasc_ray.serving import correcting
@@ -163,7 +163,7 @@ def harvest(run_folder: Path) -> list[dict[str, Any]]:
 
 def answer_tokens(run: store.RunFolder, iteration: int) -> dict[str, float]:
     """Mean tokens of an initial answer and of a correction, over the test questions."""
-    files = rollouts.unit_files(run.files(run.stage(iteration, "rollouts")), "test")
+    files = unit_files.of_split(run.files(run.stage(iteration, "rollouts")), "test")
     rows = [row for file in files for row in pq.read_table(file, columns=["initial_tokens", "correction_tokens"]).to_pylist()]
     initial = [sum(row["initial_tokens"]) / max(len(row["initial_tokens"]), 1) for row in rows]
     correction = [statistics.mean([count for counts in row["correction_tokens"] for count in counts] or [0]) for row in rows]
@@ -229,7 +229,7 @@ def assistant(text: str) -> prompts.Message:
 def right_answers(files: Sequence[str], threshold: float) -> list[tuple[str, str]]:
     """(id, text) of the train answers that were right, equal texts of a question once."""
     kept: dict[tuple[str, str], None] = {}
-    for file in rollouts.unit_files(map(Path, files), "train"):
+    for file in unit_files.of_split(map(Path, files), "train"):
         for row in pq.read_table(file).to_pylist():
             kept |= {
                 (row["id"], text): None for text, r in zip(row["initial"], row["initial_rewards"], strict=True) if r >= threshold
@@ -289,7 +289,7 @@ def write_questions(work: Path, settings: config.Config) -> dict[str, Path]:
     rows = questions.load_questions(settings.questions, settings.seed).rows
     files = {split: work / f"{split}.parquet" for split in ("train", "dev", "test")}
     for split, file in files.items():
-        rollouts.write_questions([row for row in rows if row["split"] == split], file, settings.engine.batch_size)
+        unit_files.write_questions([row for row in rows if row["split"] == split], file, settings.engine.batch_size)
     return files
 
 
@@ -307,7 +307,7 @@ def roll_out(
 ) -> list[str]:
     """One pass; returns its files."""
     job = rollouts.Job(model, destination.name, settings, turns, str(destination), on_cuda=False)
-    units = [unit for split, file in files.items() for unit in rollouts.question_units(file, split)]
+    units = [unit for split, file in files.items() for unit in unit_files.question_units(file, split)]
     summary = passes.collect(Display(), job, units, destination.name)
     passes.check_errors(summary, settings.engine.max_error_fraction, str(destination))
     return [str(destination / f"{unit.name}.parquet") for unit in units]
@@ -315,7 +315,7 @@ def roll_out(
 
 def measured(files: Sequence[str], settings: config.Config, split: str) -> dict[str, Any]:
     """Metrics of one split."""
-    found = passes.measure(rollouts.unit_files(map(Path, files), split), settings)
+    found = passes.measure(unit_files.of_split(map(Path, files), split), settings)
     return _of_split({f"{split}/{name}": value for name, value in found.items()}, split)
 
 

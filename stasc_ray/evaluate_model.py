@@ -9,7 +9,7 @@ from typing import Any
 
 from stasc_ray import config, passes, store
 from stasc_ray.display import Display
-from stasc_ray.generation import rollouts
+from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.tasks import questions
 
 DEFAULTS = {
@@ -59,7 +59,7 @@ def evaluate(settings: config.Config, folder: Path, on_cuda: bool, rounds: int, 
     skipped = loaded.skipped_bad_rows + len(loaded.rows) - len(rows)
     display.note(f"questions: {len(rows)}; {loaded.dropped_duplicates} duplicates dropped, {skipped} bad rows skipped")
     file = folder / "questions" / "test.parquet"
-    rollouts.write_questions(rows, file, settings.engine.batch_size)
+    unit_files.write_questions(rows, file, settings.engine.batch_size)
     held_out = passes.turns(settings)["test"]
     job = rollouts.Job(
         model=passes.base_model(settings),
@@ -69,7 +69,7 @@ def evaluate(settings: config.Config, folder: Path, on_cuda: bool, rounds: int, 
         destination=str(folder / "rollouts"),
         on_cuda=on_cuda,
     )
-    units = rollouts.question_units(file, "test")
+    units = unit_files.question_units(file, "test")
     summary = passes.collect(display, job, units, "answers and corrections")
     passes.check_errors(summary, settings.engine.max_error_fraction, job.destination)
     files = [f"{job.destination}/{unit.name}.parquet" for unit in units]

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from stasc_ray import config, models
 from stasc_ray.display import Display
 from stasc_ray.evaluation import metrics
-from stasc_ray.generation import rollouts
+from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.tasks import rewards, sandbox
 
 
@@ -71,11 +71,11 @@ def turns(settings: config.Config) -> dict[str, rollouts.Turns]:
     return {"train": train, "dev": held_out, "test": held_out}
 
 
-def collect(display: Display, job: rollouts.Job, units: Sequence[rollouts.Unit], what: str) -> dict[str, Any]:
+def collect(display: Display, job: rollouts.Job, units: Sequence[unit_files.Unit], what: str) -> dict[str, Any]:
     """Run what is missing of a pass and add up its units, those of earlier attempts included."""
     started = time.monotonic()
     destination = Path(job.destination)
-    done = rollouts.written(destination, units)
+    done = unit_files.written(destination, units)
     earlier = [rollouts.read_summary(destination / f"{unit.name}.parquet") for unit in done]
     resumed = sum(summary["questions"] for summary in earlier)
     total = _count_rows(units)
@@ -133,7 +133,7 @@ def measure(files: Sequence[str], settings: config.Config, correction_round: int
     return metrics.summarize(plan.flat_map(score).take_all(), settings.evaluation.bootstrap_samples, settings.seed)
 
 
-def _count_rows(units: Sequence[rollouts.Unit]) -> int:
+def _count_rows(units: Sequence[unit_files.Unit]) -> int:
     """Each file's footer is read once: it grows with its units."""
     metadata = functools.cache(pq.read_metadata)
     groups = (

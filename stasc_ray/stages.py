@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from stasc_ray import config, passes, tracking
 from stasc_ray.display import Bar, Display
-from stasc_ray.generation import rollouts
+from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.learning import examples, finetune
 from stasc_ray.store import RunFolder, iteration_name, now
 from stasc_ray.tasks import questions
@@ -60,7 +60,7 @@ def prepare_questions(run: Run) -> None:
     run.folder.fresh_stage(folder)
     by_split = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
     for split, split_rows in by_split.items():
-        rollouts.write_questions(split_rows, folder / f"{split}.parquet", run.settings.engine.batch_size)
+        unit_files.write_questions(split_rows, folder / f"{split}.parquet", run.settings.engine.batch_size)
     counts = {split: len(split_rows) for split, split_rows in by_split.items()}
     skipped = loaded.skipped_bad_rows + len(loaded.rows) - len(rows)
     dropped = {"dropped_duplicates": loaded.dropped_duplicates, "skipped_bad_rows": skipped}
@@ -111,7 +111,7 @@ def keep_improvements(run: Run, iteration: int) -> None:
     started = time.monotonic()
     run.folder.fresh_stage(folder)
     source = "base" if run.settings.algorithm.initial_answers_from == "base" and iteration > 1 else "current"
-    files = rollouts.unit_files(run.folder.files(run.folder.stage(iteration - 1, "rollouts")), "train", source)
+    files = unit_files.of_split(run.folder.files(run.folder.stage(iteration - 1, "rollouts")), "train", source)
     summary = examples.write_examples(files, folder, run.settings, iteration)
     seen = ", ".join(f"{name.replace('_to_', '->')} {summary[name]}" for name in ("c_to_c", "c_to_i", "i_to_c", "i_to_i"))
     if summary["kept"] == 0:
@@ -176,7 +176,7 @@ def evaluate(run: Run, iteration: int) -> None:
     rolled_out = run.folder.files(run.folder.stage(iteration, "rollouts"))
     for split in ("dev", "test"):
         for prefix, source in ((split, "current"), (f"{split}/fixed", "base")):
-            files = rollouts.unit_files(rolled_out, split, source)
+            files = unit_files.of_split(rolled_out, split, source)
             if files:
                 values = passes.measure(files, settings)
                 found |= {f"{prefix}/{name}": value for name, value in values.items()}
@@ -226,16 +226,16 @@ def table_rows(folder: RunFolder) -> list[dict[str, Any]]:
     return [row for _, row in sorted(rows.items()) if "evaluation/dev/r_y2" in row]
 
 
-def _units(run: Run, iteration: int, learn: bool) -> list[rollouts.Unit]:
+def _units(run: Run, iteration: int, learn: bool) -> list[unit_files.Unit]:
     settings, questions_folder = run.settings, run.folder.questions
     fixed = settings.algorithm.initial_answers_from == "base" and iteration > 0
     base = run.folder.files(run.folder.stage(0, "rollouts")) if fixed else []
     units = []
     for split in SPLITS if learn else SPLITS[1:]:
         if split != "train" or not fixed:
-            units += rollouts.question_units(questions_folder / f"{split}.parquet", split)
+            units += unit_files.question_units(questions_folder / f"{split}.parquet", split)
         if fixed:
-            units += rollouts.given_units(base, split)
+            units += unit_files.given_units(base, split)
     return units
 
 

@@ -17,7 +17,7 @@ from stasc_ray.evaluation.charts import number
 from stasc_ray.evaluation.record import chosen_iteration, read_run
 from stasc_ray.evaluation.report import write_report
 from stasc_ray.evaluation.transcripts import TRANSITIONS, choose
-from stasc_ray.generation.rollouts import ROLLOUT_SCHEMA
+from stasc_ray.generation.unit_files import ROLLOUT_SCHEMA
 
 # per iteration: chance of a right first answer, of repairing a wrong one, of keeping a right one
 SKILL = {0: (0.36, 0.15, 0.88), 1: (0.49, 0.28, 0.90), 2: (0.58, 0.44, 0.93), 3: (0.60, 0.43, 0.95)}

@@ -13,7 +13,7 @@ import pytest
 from faulty_runs import CONFIG, SMALL, check_run
 
 from stasc_ray import store
-from stasc_ray.generation import rollouts
+from stasc_ray.generation import unit_files
 
 ONE_ENGINE = [*SMALL, "engine.actors=1", "questions.train.limit=120"]
 
@@ -37,15 +37,15 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 
 def test_a_unit_that_was_cut_short_is_done_again(tmp_path: Path) -> None:
-    units = [rollouts.Unit(f"train-{number:06d}", "questions.parquet", number, "current") for number in range(3)]
+    units = [unit_files.Unit(f"train-{number:06d}", "questions.parquet", number, "current") for number in range(3)]
     for unit in units[:2]:
         pq.write_table(pa.table({"id": ["a", "b"]}), tmp_path / f"{unit.name}.parquet")
     whole = (tmp_path / "train-000001.parquet").read_bytes()
     (tmp_path / "train-000001.parquet").write_bytes(whole[:-20])
-    assert rollouts.written(tmp_path, units) == units[:1]
+    assert unit_files.written(tmp_path, units) == units[:1]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["train-000000.parquet"]
     (tmp_path / "train-000002.parquet").touch()
-    assert rollouts.written(tmp_path, units) == units[:1]
+    assert unit_files.written(tmp_path, units) == units[:1]
 
 
 def test_garbage_in_a_commit_mark_or_a_manifest_names_the_file(tmp_path: Path) -> None:

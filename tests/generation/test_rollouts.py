@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stasc_ray import config, store
-from stasc_ray.generation import rollouts
+from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.tasks import sandbox
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def job(folder: Path, turns: rollouts.Turns, version: str = "base") -> rollouts.
 
 def question_file(folder: Path, rows: list[dict[str, Any]]) -> Path:
     file = folder / "train.parquet"
-    rollouts.write_questions([{**row, "split": "train"} for row in rows], file, unit_size=8)
+    unit_files.write_questions([{**row, "split": "train"} for row in rows], file, unit_size=8)
     return file
 
 
@@ -63,7 +63,7 @@ def first_pass(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dic
     folder = tmp_path_factory.mktemp("pass")
     questions = sandbox.questions("train", 20, seed=3)
     questions[5] = {**questions[5], "id": "long", "question": "What is 1 + " + "1 + " * 100 + "1?"}
-    units = rollouts.question_units(question_file(folder / "questions", questions), "train")
+    units = unit_files.question_units(question_file(folder / "questions", questions), "train")
     assert [unit.name for unit in units] == ["train-000000", "train-000001", "train-000002"]
     summaries = list(rollouts.roll_out(job(folder / "rollouts", rollouts.Turns(2, 3, WARM, WARM)), units))
     return folder, questions, summaries
@@ -101,7 +101,7 @@ def test_only_what_has_no_file_is_done_again_and_half_files_are_never_read(first
     content = read(destination)
     (destination / ".train-000001.abc.partial").write_bytes(lost.read_bytes()[:100])
     lost.unlink()
-    units = rollouts.question_units(folder / "questions" / "train.parquet", "train")
+    units = unit_files.question_units(folder / "questions" / "train.parquet", "train")
     summaries = list(rollouts.roll_out(job(destination, rollouts.Turns(2, 3, WARM, WARM)), units))
     assert [summary["unit"] for summary in summaries] == ["train-000001"]
     after = {file.name: file.stat().st_mtime_ns for file in destination.glob("*.parquet")}
@@ -115,7 +115,7 @@ def test_only_what_has_no_file_is_done_again_and_half_files_are_never_read(first
 
 def test_given_initial_answers_are_kept_and_corrected_in_rounds(first_pass: Any, tmp_path: Path) -> None:
     folder, *_ = first_pass
-    units = rollouts.given_units(sorted((folder / "rollouts").glob("*.parquet")), "train")
+    units = unit_files.given_units(sorted((folder / "rollouts").glob("*.parquet")), "train")
     assert [unit.name for unit in units] == ["train-fixed-000000", "train-fixed-000001", "train-fixed-000002"]
     turns = rollouts.Turns(2, 2, WARM, WARM, chained=True)
     list(rollouts.roll_out(job(tmp_path / "fixed", turns, version="iteration_01"), units))
@@ -129,7 +129,7 @@ def test_given_initial_answers_are_kept_and_corrected_in_rounds(first_pass: Any,
         else:
             assert [len(rounds) for rounds in row["corrections"]] == [2, 2]
     files = list((tmp_path / "fixed").glob("*.parquet"))
-    assert rollouts.unit_files(files, "train", "base") and not rollouts.unit_files(files, "train")
+    assert unit_files.of_split(files, "train", "base") and not unit_files.of_split(files, "train")
 
 
 # Ray gets classes made in a function by value, so that its workers need not import this file.
@@ -154,7 +154,7 @@ def test_an_engine_that_always_dies_ends_the_pass(tmp_path: Path, monkeypatch: p
     import ray
 
     monkeypatch.setattr(rollouts, "MAX_RESTARTS", 2)
-    units = rollouts.question_units(question_file(tmp_path, [{"id": "a", "question": "1+1", "answers": ["2"]}]), "train")
+    units = unit_files.question_units(question_file(tmp_path, [{"id": "a", "question": "1+1", "answers": ["2"]}]), "train")
     turns = rollouts.Turns(1, 1, WARM, WARM)
     with pytest.raises(ray.exceptions.RayError, match="died"):
         rollouts.pipeline(job(tmp_path, turns), units, dying_actor(tmp_path / "starts")).materialize()
@@ -186,8 +186,8 @@ def wordy_actor() -> Any:
             pass
 
         def __call__(self, batch: Any) -> Any:
-            rows = [row | answered for row in rollouts.from_one_row(batch).to_pylist()]
-            return pa.Table.from_pylist(rows, schema=pa.schema([*rollouts.ROLLOUT_SCHEMA, *beside]))
+            rows = [row | answered for row in unit_files.from_one_row(batch).to_pylist()]
+            return pa.Table.from_pylist(rows, schema=pa.schema([*unit_files.ROLLOUT_SCHEMA, *beside]))
 
     return Wordy
 
@@ -196,15 +196,15 @@ def test_many_questions_make_larger_units_not_more(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(rollouts, "MAX_UNITS", 4)
     rows = [{"id": str(i), "question": "1+1", "answers": ["2"], "split": "train"} for i in range(10)]
     for unit_size, expected in ((5, 2), (2, 4)):
-        rollouts.write_questions(rows, tmp_path / "train.parquet", unit_size)
-        assert len(rollouts.question_units(tmp_path / "train.parquet", "train")) == expected
+        unit_files.write_questions(rows, tmp_path / "train.parquet", unit_size)
+        assert len(unit_files.question_units(tmp_path / "train.parquet", "train")) == expected
 
 
 def test_a_unit_is_one_file_however_long_its_texts(tmp_path: Path) -> None:
     """300 MB in one unit: more than twice the block size at which Ray Data would split it."""
     rows = [{"id": str(i), "question": "1+1", "answers": ["2"], "split": "train"} for i in range(300)]
-    rollouts.write_questions(rows, tmp_path / "train.parquet", unit_size=len(rows))
-    (unit,) = rollouts.question_units(tmp_path / "train.parquet", "train")
+    unit_files.write_questions(rows, tmp_path / "train.parquet", unit_size=len(rows))
+    (unit,) = unit_files.question_units(tmp_path / "train.parquet", "train")
     destination = tmp_path / "rollouts"
     destination.mkdir()
     (summary,) = rollouts.pipeline(job(destination, rollouts.Turns(1, 1, WARM, WARM)), [unit], wordy_actor()).take_all()
