@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=400)
     parser.add_argument("--pairs", type=int, default=3, help="how often both are measured, in turn")
     parser.add_argument("--in-flight", type=int, default=16)
+    parser.add_argument("--served-first", action="store_true", help="in the first pair; from then on they take turns")
     parser.add_argument("--part", choices=["direct", "served"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
@@ -46,8 +47,9 @@ def main() -> None:
         return
     pairs = []
     with run_folder(arguments.run, arguments.size) as folder:
-        for _ in range(arguments.pairs):
-            pair: dict[str, Any] = {part: in_own_process(part, folder, arguments) for part in ("direct", "served")}
+        for number in range(arguments.pairs):
+            order = sorted(("direct", "served"), reverse=arguments.served_first != bool(number % 2))
+            pair: dict[str, Any] = {part: in_own_process(part, folder, arguments) for part in order}
             pair["throughput_ratio"] = pair["served"]["questions_per_s"] / pair["direct"]["questions_per_s"]
             pair["added_p50_ms_per_turn"] = (pair["served"]["p50_ms_at_1"] - pair["direct"]["p50_ms_at_1"]) / 2
             print(json.dumps(pair), flush=True)

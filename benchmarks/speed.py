@@ -75,7 +75,8 @@ def ours_generation(work: Work) -> dict[str, float]:
         job = rollouts.Job(work["model"], "base", settings, {"train": turns}, str(destination), on_cuda=work["on_cuda"])
         units = unit_files.question_units(Path(work["train"]), "train")
         rows = list(rollouts.pipeline(job, units, warm_actor(work["train"])).iter_rows())
-        seconds = time.time() - float((destination / "begun").read_text())
+        ended = max(file.stat().st_mtime for file in destination.glob("*.parquet"))
+        seconds = ended - float((destination / "begun").read_text())
     tokens = sum(row["initial_tokens"] + row["correction_tokens"] for row in rows)
     return {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds, "start_s": rows[0]["engine_start_s"]}
 
@@ -120,7 +121,7 @@ class Bench:
         overrides = [f"questions.{split}.limit={limit // share}" for split, limit in QUESTIONS.items()]
         if quick:
             overrides += ["algorithm.iterations=3", "engine.kv_cache_gb=0.25"]
-        self.overrides = overrides
+        self.overrides, self.has_examples = overrides, False
         self.settings = config.load_config(DEMO, overrides)
         self.work = self._work()
 
@@ -161,21 +162,21 @@ class Bench:
             print(f"{row} {len(kept)}/{times}: {json.dumps(kept[-1])}", flush=True)
         return kept
 
-    def pair(self, row: str, ours: str, theirs: str, times: int) -> None:
-        """Both sides, taking turns at being first."""
+    def pair(self, row: str, ours: str, theirs: str, times: int, **more: Any) -> None:
+        """Both sides, taking turns at being first; `more` is for theirs."""
 
         def one() -> Pair:
-            sides = [("ours", self.ours, ours), ("against", self.theirs, theirs)]
-            if len(self.found[row]) % 2:
-                sides.reverse()
-            return {side: run(name) for side, run, name in sides}
+            sides = {"ours": lambda: self.ours(ours), "against": lambda: self.theirs(theirs, **more)}
+            order = sorted(sides, reverse=len(self.found[row]) % 2 == 0)
+            return {side: sides[side]() for side in order}
 
         self.measured(row, one, times)
 
     def write_examples(self) -> None:
         """Training messages of real lengths: two corrections of each question, as the sandbox model wrote them."""
-        if not list((self.folder / "rollouts").glob("train-*.parquet")):
-            self.ours("ours_generation")
+        if self.has_examples:
+            return
+        self.ours("ours_generation")
         rows = [
             row for file in sorted((self.folder / "rollouts").glob("train-*.parquet")) for row in pq.read_table(file).to_pylist()
         ]
@@ -186,6 +187,7 @@ class Bench:
                     if text.strip():
                         messages = prompts.training_messages(row, row["initial"][0], text, texts)
                         lines.write(json.dumps({"messages": messages}) + "\n")
+        self.has_examples = True
 
 
 def generation(bench: Bench) -> None:
@@ -195,7 +197,7 @@ def generation(bench: Bench) -> None:
 
 def ray_data_llm(bench: Bench) -> None:
     """The same against chained processors of ray.data.llm."""
-    bench.pair("ray_data_llm", "ours_generation", "ray_data_llm", min(bench.pairs, 3))
+    bench.pair("ray_data_llm", "ours_generation", "ray_data_llm", bench.pairs)
 
 
 def training(bench: Bench) -> None:
@@ -216,25 +218,32 @@ def training(bench: Bench) -> None:
 
 
 def hf_trainer(bench: Bench) -> None:
-    """Ray Train against Hugging Face's Trainer."""
+    """Ray Train against Hugging Face's Trainer, with as many threads."""
     bench.write_examples()
-    bench.pair("hf_trainer", "ours_training", "hf_trainer", bench.pairs)
+    bench.pair("hf_trainer", "ours_training", "hf_trainer", bench.pairs, threads=train_loop.cpu_threads(1))
 
 
 def iteration(bench: Bench) -> None:
-    """The demo's iterations 2 and 3, stage by stage, and one iteration the reference's way from the same model."""
+    """The demo's iterations 2 and 3, stage by stage; then, from the same model, the bare rates and the reference's way."""
+    bench.write_examples()
 
     def one() -> Pair:
         with tempfile.TemporaryDirectory() as temporary:
             run = Path(temporary) / "demo"
             command = [sys.executable, "-m", "stasc_ray.cli", "run", str(DEMO), "--run-dir", str(run), *bench.overrides]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
             stages = {f"iteration_{number}": stage_seconds(run, number) for number in (2, 3)}
-            model = run / "iteration_01" / "model"
-            reference = bench.theirs("reference_whole", model=str(model), folder=temporary)
-        return {**stages, "reference": reference}
+            model = str(run / "iteration_01" / "model")
+            rates = {
+                "generation": bench.theirs("bare_vllm", model=model)["tokens_per_s"],
+                "training": bench.theirs("bare_torch", model=model)["tokens_per_s"],
+            }
+            reference = bench.theirs("reference_whole", model=model, folder=temporary)
+        return {**stages, "bare": rates, "reference": reference}
 
-    bench.measured("iteration", one, 1 if bench.quick else 2)
+    bench.measured("iteration", one, 1 if bench.quick else 3)
 
 
 def stage_seconds(run: Path, number: int) -> dict[str, float]:
@@ -245,11 +254,16 @@ def stage_seconds(run: Path, number: int) -> dict[str, float]:
     train, generate = of["finetune"], of["rollouts"]
     wall = of["publish"]["time"] - before
     parts = {
-        "engine start": generate["rollouts/engine_start_s"],
-        "generation": generate["rollouts/duration_s"] - generate["rollouts/engine_start_s"],
+        "selection": of["examples"]["examples/duration_s"],
         "trainer start": train["finetune/start_s"],
         "training": train["finetune/train_s"],
         "export": train["finetune/export_s"],
+    }
+    parts["trainer end"] = train["finetune/duration_s"] - sum(train[f"finetune/{name}_s"] for name in ("start", "train", "export"))
+    parts |= {
+        "engine start": generate["rollouts/engine_start_s"],
+        "generation": generate["rollouts/duration_s"] - generate["rollouts/engine_start_s"],
+        "evaluation": of["evaluation"]["evaluation/duration_s"],
     }
     return {
         "wall": wall,
@@ -266,6 +280,7 @@ def serving(bench: Bench) -> None:
     def one() -> Any:
         command = [sys.executable, str(Path(__file__).with_name("serve.py")), "--pairs", "1"]
         command += ["--questions", "20" if bench.quick else "400"]
+        command += ["--served-first"] if len(bench.found["serving"]) % 2 else []
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         return json.loads(done.stdout.splitlines()[0])
 
@@ -321,9 +336,11 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
             sides = f"{statistics.median(ours):,.0f} tokens/s | {other}: {statistics.median(against):,.0f} tokens/s"
             yield f"| {what} | {sides} | {spread(ratios)} | {target} |"
     if pairs := found.get("training"):
-        rates = [pair["all_cores"]["tokens_per_s"] for pair in pairs if "all_cores" in pair]
-        yield f"| that bare loop with a thread on every core | | {statistics.median(rates):,.0f} tokens/s | | printed |"
-    if found.get("iteration") and found.get("generation") and found.get("training"):
+        rates = [pair["all_cores"]["tokens_per_s"] for pair in pairs]
+        ratios = [pair["ours"]["tokens_per_s"] / rate for pair, rate in zip(pairs, rates, strict=True)]
+        other = f"that bare loop with a thread on every core: {statistics.median(rates):,.0f} tokens/s"
+        yield f"| the same, a core left for Ray | | {other} | {spread(ratios)} | printed |"
+    if found.get("iteration"):
         yield from _iteration_rows(found)
     if pairs := found.get("serving"):
         ours, against = ([pair[side]["questions_per_s"] for pair in pairs] for side in ("served", "direct"))
@@ -339,11 +356,13 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _iteration_rows(found: Mapping[str, Any]) -> Iterator[str]:
-    generated = statistics.median(pair["against"]["tokens_per_s"] for pair in found["generation"])
-    trained = statistics.median(pair["against"]["tokens_per_s"] for pair in found["training"])
+    rates = [one["bare"] for one in found["iteration"]]
     for number in (2, 3):
         runs = [one[f"iteration_{number}"] for one in found["iteration"]]
-        bare = [run["generated_tokens"] / generated + run["trained_on_tokens"] / trained for run in runs]
+        bare = [
+            run["generated_tokens"] / rate["generation"] + run["trained_on_tokens"] / rate["training"]
+            for run, rate in zip(runs, rates, strict=True)
+        ]
         walls = [run["wall"] for run in runs]
         sides = f"{statistics.median(walls):.0f} s | bare generation and bare training: {statistics.median(bare):.0f} s"
         ratios = [wall / other for wall, other in zip(walls, bare, strict=True)]
@@ -389,11 +408,13 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """Of the working tree; with `+` where it has changes."""
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=DEMO.parent, capture_output=True, text=True, check=False
-    )
-    return told.stdout.strip()
+    """The last one that changed what is measured; with `+` where it has changes."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments, "--", "stasc_ray", "benchmarks", "jobs"]
+        return subprocess.run(command, cwd=DEMO.parents[2], capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else "")
 
 
 def write_between_marks(file: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
@@ -429,9 +450,13 @@ def main() -> None:
     with work_folder(arguments.folder) as folder:
         results = arguments.results or folder / "speed.json"
         bench = Bench(folder, results.resolve(), arguments.quick, arguments.pairs or (1 if arguments.quick else 5))
-        for row in ROWS:
-            if row.__name__ in arguments.rows:
+        failed = []
+        for row in (row for row in ROWS if row.__name__ in arguments.rows):
+            try:
                 row(bench)
+            except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # the other rows are worth having
+                failed.append(row.__name__)
+                print(f"{row.__name__}: {error}", file=sys.stderr, flush=True)
         lines = [f"{machine()} Commit {bench.found['about']['commit']}.", "", *table(bench.found)]
         if bench.found.get("iteration"):
             lines += ["", *where_it_goes(bench.found)]
@@ -439,6 +464,8 @@ def main() -> None:
     print(text)
     if arguments.write:
         write_between_marks(arguments.write, text)
+    if failed:
+        raise SystemExit(f"these rows failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -21,12 +21,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pyarrow.parquet as pq
+import speed  # pyright: ignore[reportMissingImports]
 import study_report  # pyright: ignore[reportMissingImports]
 
 from stasc_ray import cluster, config, passes, store
@@ -39,9 +41,11 @@ from stasc_ray.tasks import prompts, questions
 
 CONFIG = Path(__file__).with_name("study.toml")
 VARIANTS = ("EIE", "EIF", "ENE", "ENF", "FIE", "FIF", "FNE", "FNF")
-VOTERS = (1, 2, 3, 5, 9)
-"""How many samples vote in self-consistency."""
+VOTERS = (1, 3, 5, 9)
+"""How many samples vote in self-consistency; of two that differ the first would win."""
 FEWER_SEEDS = 3
+PATIENCE_S = 3600
+"""For one cell."""
 MOST_REPEATS = 4
 
 
@@ -87,8 +91,8 @@ PARTS = ("variants", "baselines", "samples", "filters")
 # --- running -----------------------------------------------------------------------------------------------------
 
 
-def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence[str]) -> None:
-    """Run the cells that have no file yet, `parallel` at a time, each on a core of its own."""
+def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence[str]) -> bool:
+    """Run the cells that have no file yet, `parallel` at a time, each on a core of its own; returns whether all have one now."""
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     done = [file for cell in wanted if (file := folder / "cells" / f"{cell.name}.json").exists()]
     if other := [file.name for file in done if json.loads(file.read_text())["sizes"] != list(sizes)]:
@@ -98,26 +102,30 @@ def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence
     for core in sorted(os.sched_getaffinity(0))[:parallel]:
         cores.put(core)
 
-    def one(cell: Cell) -> None:
+    def one(cell: Cell) -> bool:
         core, started = cores.get(), time.monotonic()
         try:
             command = [sys.executable, __file__, "cell", "--folder", str(folder), "--name", cell.name, "--sizes", *sizes]
+            own_core = partial(os.sched_setaffinity, 0, {core})
             with (folder / f"{cell.name}.log").open("w") as log:
                 status = subprocess.run(
-                    command, stdout=log, stderr=log, check=False, preexec_fn=lambda: os.sched_setaffinity(0, {core})
+                    command, stdout=log, stderr=log, check=False, preexec_fn=own_core, timeout=PATIENCE_S
                 ).returncode
+        except subprocess.TimeoutExpired:
+            status = f"time-out after {PATIENCE_S} s"
         finally:
             cores.put(core)
         told = f"{time.monotonic() - started:.0f} s" if status == 0 else f"ended with {status}, see {cell.name}.log"
         print(f"{cell.name}: {told}", flush=True)
+        return status == 0
 
     with ThreadPoolExecutor(parallel) as pool:
-        list(pool.map(one, missing))
+        return all(pool.map(one, missing))
 
 
 def run_cell(folder: Path, cell: Cell, sizes: Sequence[str]) -> None:
     """Run one cell and keep its figures; what it wrote otherwise goes away."""
-    started = time.monotonic()
+    started, commit = time.monotonic(), speed.commit()
     work = folder / "work" / cell.name
     settings = config.load_config(CONFIG, overrides(cell, sizes))
     if cell.kind == "run":
@@ -132,9 +140,9 @@ def run_cell(folder: Path, cell: Cell, sizes: Sequence[str]) -> None:
             iterations = (
                 self_consistency(work, settings) if cell.kind == "consistency" else single_turn(work, settings, cell, folder)
             )
-    found = {**vars(cell), "sizes": list(sizes), "seconds": time.monotonic() - started, "iterations": iterations}
+    found = {**vars(cell), "sizes": list(sizes), "commit": commit, "seconds": time.monotonic() - started, "iterations": iterations}
     store.write_atomically(folder / "cells" / f"{cell.name}.json", json.dumps(found, indent=1))
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def overrides(cell: Cell, sizes: Sequence[str]) -> list[str]:
@@ -151,6 +159,8 @@ def harvest(run_folder: Path) -> list[dict[str, Any]]:
         at = found.setdefault(line["iteration"], {"iteration": line["iteration"]})
         if line["stage"] == "evaluation":
             at |= {split: _of_split(names, split) for split in ("dev", "test")}
+            if "test/fixed/r_y2" in names:  # M0's answers corrected, as the paper measures the F variants
+                at["fixed"] = {split: _of_split(names, f"{split}/fixed") for split in ("dev", "test")}
             at["answer_tokens"] = answer_tokens(run, line["iteration"])
         elif line["stage"] == "examples":
             at["examples"] = names
@@ -193,8 +203,9 @@ def single_turn(work: Path, settings: config.Config, cell: Cell, folder: Path) -
     model, found = passes.base_model(settings), []
     for number in range(settings.algorithm.iterations + 1):
         learn = number < settings.algorithm.iterations
-        answered = generate(work, settings, model, files, number, train=learn and cell.kind == "rft")
+        answered, generated_tokens = generate(work, settings, model, files, number, train=learn and cell.kind == "rft")
         found.append({"iteration": number, **{split: measured(answered, settings, split) for split in ("dev", "test")}})
+        found[-1]["generated_tokens"] = generated_tokens
         if not learn:
             break
         if cell.kind == "rft":
@@ -205,7 +216,9 @@ def single_turn(work: Path, settings: config.Config, cell: Cell, folder: Path) -
             {"id": f"{id}/{place}", "messages": [*prompts.initial_messages(rows[id], settings.prompts), assistant(text)]}
             for place, (id, text) in enumerate(texts)
         ]
-        examples = within(examples, budgets[number + 1], settings) if number + 1 in budgets else examples
+        if number + 1 not in budgets:  # ENE's filter kept nothing here
+            break
+        examples = within(examples, budgets[number + 1], settings)
         summary = finetune.finetune(
             ray.data.from_items(examples),
             base_model=model,
@@ -270,17 +283,19 @@ def self_consistency(work: Path, settings: config.Config) -> list[dict[str, Any]
     """M0 answers each test question max(VOTERS) times; the share that the commonest of the first k gets right."""
     files = write_questions(work, settings)
     most = rollouts.Turns(max(VOTERS), 0, settings.sampling.initial, settings.sampling.correction)
-    answered = roll_out(work / "votes", settings, passes.base_model(settings), {"test": files["test"]}, {"test": most})
-    rows = [row for file in answered for row in pq.read_table(file).to_pylist() if row["initial"]]
+    answered, _ = roll_out(work / "votes", settings, passes.base_model(settings), {"test": files["test"]}, {"test": most})
+    rows = [row for file in answered for row in pq.read_table(file).to_pylist()]
     marker = settings.prompts.answer_marker
 
     def right(row: dict[str, Any], k: int) -> float:
+        if not row["initial"]:  # a failed question is a wrong one, as in a run
+            return 0.0
         keys = [correcting.vote_key(text, row["choices"], marker) for text in row["initial"][:k]]
         commonest = Counter(keys).most_common(1)[0][0]
         return row["initial_rewards"][keys.index(commonest)]
 
     accuracy = {str(k): statistics.mean(right(row, k) for row in rows) for k in VOTERS}
-    tokens = statistics.mean(statistics.mean(row["initial_tokens"]) for row in rows)
+    tokens = statistics.mean(statistics.mean(row["initial_tokens"]) for row in rows if row["initial"])
     return [{"iteration": 0, "votes": accuracy, "answer_tokens": {"initial": tokens}}]
 
 
@@ -293,8 +308,10 @@ def write_questions(work: Path, settings: config.Config) -> dict[str, Path]:
     return files
 
 
-def generate(work: Path, settings: config.Config, model: str, files: Mapping[str, Path], number: int, *, train: bool) -> list[str]:
-    """Dev and test as a run measures them and, if asked, the train questions' first answers; returns the rollout files."""
+def generate(
+    work: Path, settings: config.Config, model: str, files: Mapping[str, Path], number: int, *, train: bool
+) -> tuple[list[str], int]:
+    """Dev and test as a run measures them and, if asked, the train questions' first answers; rollout files, generated tokens."""
     algorithm, turns = settings.algorithm, passes.turns(settings)
     as_many = algorithm.n_initial * (1 + algorithm.n_corrections)
     turns["train"] = rollouts.Turns(as_many, 0, settings.sampling.initial, settings.sampling.correction)
@@ -304,13 +321,13 @@ def generate(work: Path, settings: config.Config, model: str, files: Mapping[str
 
 def roll_out(
     destination: Path, settings: config.Config, model: str, files: Mapping[str, Path], turns: Mapping[str, rollouts.Turns]
-) -> list[str]:
-    """One pass; returns its files."""
+) -> tuple[list[str], int]:
+    """One pass; returns its files and its generated tokens."""
     job = rollouts.Job(model, destination.name, settings, turns, str(destination), on_cuda=False)
     units = [unit for split, file in files.items() for unit in unit_files.question_units(file, split)]
     summary = passes.collect(Display(), job, units, destination.name)
     passes.check_errors(summary, settings.engine.max_error_fraction, str(destination))
-    return [str(destination / f"{unit.name}.parquet") for unit in units]
+    return [str(destination / f"{unit.name}.parquet") for unit in units], summary["generated_tokens"]
 
 
 def measured(files: Sequence[str], settings: config.Config, split: str) -> dict[str, Any]:
@@ -333,14 +350,20 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     if arguments.what == "report":
-        study_report.write(folder / "cells", arguments.output)
+        expected = Counter(cell.part for part in PARTS for cell in cells(part, arguments.seeds))
+        study_report.write(folder / "cells", arguments.output, expected)
         return
     everything = {cell.name: cell for part in PARTS for cell in cells(part, max(arguments.seeds, 100))}
     if arguments.what == "cell":
         run_cell(folder, everything[arguments.name], arguments.sizes)
         return
-    for part in arguments.parts:  # one after another: a baseline's budget is what a variant spent
-        run_all(folder, list(cells(part, arguments.seeds)), arguments.parallel, arguments.sizes)
+    started = time.monotonic()
+    parts = [run_all(folder, list(cells(part, arguments.seeds)), arguments.parallel, arguments.sizes) for part in arguments.parts]
+    print(
+        f"took {(time.monotonic() - started) / 60:.0f} min"
+    )  # parts one after another: a baseline's budget is what a variant spent
+    if not all(parts):
+        raise SystemExit("some cells failed; the same command runs them again")
 
 
 if __name__ == "__main__":

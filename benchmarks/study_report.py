@@ -40,8 +40,8 @@ Cells = dict[str, dict[str, list[Cell]]]
 """part -> label -> one cell per seed"""
 
 
-def write(folder: Path, output: Path) -> None:
-    """Write the page, and its plots beside it."""
+def write(folder: Path, output: Path, expected: Mapping[str, int]) -> None:
+    """Write the page, and its plots beside it; `expected`: how many cells each part has when it is whole."""
     found: Cells = defaultdict(lambda: defaultdict(list))
     for file in sorted(folder.glob("*.json")):
         cell = json.loads(file.read_text())
@@ -57,7 +57,8 @@ def write(folder: Path, output: Path) -> None:
     plot_lines(found["variants"], plots["transitions"], title, "test", {"i_to_c": "i->c", "c_to_i": "c->i"})
     title = "Kept corrections by iteration: mean over seeds"
     plot_lines(found["variants"], plots["kept"], title, "examples", {"kept_i_to_c": "i->c", "kept_c_to_c": "c->c"})
-    output.write_text("\n".join(page(found, {name: file.name for name, file in plots.items()})) + "\n", encoding="utf-8")
+    lines = page(found, {name: file.name for name, file in plots.items()}, expected)
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 # --- figures -----------------------------------------------------------------------------------------------------
@@ -79,6 +80,11 @@ def first(cell: Cell) -> Mapping[str, Any]:
 
 
 Pick = Callable[[Cell], Mapping[str, Any]]
+
+
+def fixed(pick: Pick) -> Pick:
+    """The same iteration, measured as the paper measures the F variants: M0's answers corrected."""
+    return lambda cell: {**pick(cell), **({"test": found["test"]} if (found := pick(cell).get("fixed")) else {})}
 
 
 def values(cells: Sequence[Cell], pick: Pick, metric: str) -> list[float]:
@@ -116,10 +122,10 @@ def difference(one: Sequence[Cell], other: Sequence[Cell], pick: Pick, metric: s
 # --- the page ----------------------------------------------------------------------------------------------------
 
 
-def page(found: Cells, plots: Mapping[str, str]) -> Iterator[str]:
+def page(found: Cells, plots: Mapping[str, str], expected: Mapping[str, int]) -> Iterator[str]:
     """The lines of results.md."""
     variants, baselines = found["variants"], found["baselines"]
-    some = next(iter(variants.values()))
+    some = max(variants.values(), key=len)
     most = max(len(cell["iterations"]) for cells in variants.values() for cell in cells)
     yield "# Results on the sandbox task"
     yield ""
@@ -127,15 +133,23 @@ def page(found: Cells, plots: Mapping[str, str]) -> Iterator[str]:
     yield (
         f"Every run: `benchmarks/study.toml` ({', '.join(some[0]['sizes']) or 'as it is'}), {len(some)} seeds (each with its own "
         f"questions, sampling and order), mean ± 95% interval over seeds (Student's t). A run took "
-        f"{minutes(found)} on one CPU core."
+        f"{minutes(found)} on one CPU core, all of them {hours(found):.1f} core-hours. {commits(found)}"
     )
+    there = {part: sum(map(len, found[part].values())) for part in expected}
+    if fewer := [f"{part} {there[part]} of {number}" for part, number in expected.items() if there[part] < number]:
+        yield f"**Not whole yet**, cells that are there: {', '.join(fewer)}."
     yield "r(Y1): reward of the first answer, r(Y2): of the corrected one, both on test; the other names as in the README."
     yield ""
     yield "## The eight variants"
     yield ""
     yield "**The version a run publishes**, chosen on dev:"
     yield ""
-    yield from variant_table({"M0": (some, first), **{label: (cells, chosen) for label, cells in variants.items()}})
+    yield from variant_table({"M0": (some, first), **both_ways(variants, chosen)})
+    yield ""
+    yield (
+        "F rows are measured twice: as all others, the model's own first answers corrected, and *on M0's*, M0's answers corrected, "
+        "as they are trained and as the paper measures them."
+    )
     yield ""
     ended = [
         f"{label} with seed {cell['seed']}" for label, cells in variants.items() for cell in cells if len(cell["iterations"]) < most
@@ -143,7 +157,7 @@ def page(found: Cells, plots: Mapping[str, str]) -> Iterator[str]:
     early = f" Earlier than the others ended, because the filter kept nothing: {', '.join(ended)}." if ended else ""
     yield f"**The last iteration**, whatever dev says.{early}"
     yield ""
-    yield from variant_table({label: (cells, last) for label, cells in variants.items()})
+    yield from variant_table(both_ways(variants, last))
     yield ""
     yield f"![r(Y1) and r(Y2) by iteration]({plots['curves']})"
     yield ""
@@ -156,21 +170,46 @@ def page(found: Cells, plots: Mapping[str, str]) -> Iterator[str]:
     yield from answers(found)
     yield ""
     yield "Each comparison has its own 95% interval; of twenty that are nothing, one looks clear by chance."
+    yield ""
+    yield "## Does correction pay for its tokens?"
+    yield ""
     if baselines:
-        yield ""
-        yield "## Does correction pay for its tokens?"
-        yield ""
         yield from against_baselines(found)
+    else:
+        yield "Not run yet."
     for part, title in (("samples", "N_init x N_corr, variant ENE"), ("filters", "Other filters, from the current model")):
+        yield ""
+        yield f"## {title}"
+        yield ""
         if found[part]:
-            yield ""
-            yield f"## {title}"
-            yield ""
             yield from variant_table({label: (cells, chosen) for label, cells in found[part].items()})
+        else:
+            yield "Not run yet."
     yield ""
     yield "## The paper's own figures"
     yield ""
     yield from papers_table()
+
+
+def both_ways(variants: Mapping[str, Sequence[Cell]], pick: Pick) -> dict[str, tuple[Sequence[Cell], Pick]]:
+    """Rows of the variants; two for those with Fixed initialization."""
+    rows: dict[str, tuple[Sequence[Cell], Pick]] = {}
+    for label, cells in variants.items():
+        rows[label] = (cells, pick)
+        if label.startswith("F") and any("fixed" in one for cell in cells for one in cell["iterations"]):
+            rows[f"{label} on M0's"] = (cells, fixed(pick))
+    return rows
+
+
+def hours(found: Cells) -> float:
+    """Of all cells."""
+    return sum(cell["seconds"] for part in found.values() for cells in part.values() for cell in cells) / 3600
+
+
+def commits(found: Cells) -> str:
+    """What the cells were measured at."""
+    names = sorted({cell.get("commit", "unknown") for part in found.values() for cells in part.values() for cell in cells})
+    return f"Commit{'s' if len(names) > 1 else ''} {', '.join(names)}."
 
 
 def minutes(found: Cells) -> str:
@@ -214,13 +253,12 @@ def answers(found: Cells) -> Iterator[str]:
     yield f"- **Evolving or fixed initial answers?** {across(0, 'E', 'F')}."
     yield f"- **Fine-tuning from the current model or from M0?** {across(2, 'E', 'F')}."
     fallen = {
-        label: statistics.mean(values(cells, chosen, "r_y2")) - statistics.mean(values(cells, last, "r_y2"))
-        for label, cells in variants.items()
+        label: [chosen(cell)["test"]["r_y2"] - last(cell)["test"]["r_y2"] for cell in cells] for label, cells in variants.items()
     }
-    worst = max(fallen, key=lambda label: fallen[label])
+    worst = max(fallen, key=lambda label: statistics.mean(fallen[label]))
     yield (
-        f"- **Where does it collapse?** The largest fall from the chosen to the last iteration is {worst}'s, {fallen[worst]:.3f} "
-        "of r(Y2); the first table is what choosing on dev keeps, the second what it would have cost not to."
+        f"- **Where does it collapse?** The largest fall of r(Y2) from the chosen to the last iteration is {worst}'s, "
+        f"{told(fallen[worst])}; the first table is what choosing on dev keeps, the second what it would have cost not to."
     )
     broken = {label: statistics.mean(values(cells, last, "c_to_i")) for label, cells in variants.items()}
     most, least = max(broken, key=lambda label: broken[label]), min(broken, key=lambda label: broken[label])
@@ -228,6 +266,12 @@ def answers(found: Cells) -> Iterator[str]:
         f"- **Who breaks right answers?** c->i in the last iteration is largest for {most} ({broken[most]:.3f}) "
         f"and smallest for {least} ({broken[least]:.3f})."
     )
+    if (samples := found["samples"]) and {"1x5", "3x1"} <= set(samples):
+        best = max(samples, key=lambda label: statistics.mean(values(samples[label], chosen, "r_y2")))
+        yield (
+            f"- **More initial answers or more corrections?** With six generated answers a question, 1 x 5 against 3 x 1: "
+            f"{difference(samples['1x5'], samples['3x1'], chosen)}. The highest mean of all is {best}'s (N_init x N_corr)."
+        )
     for label, cells in found["filters"].items():
         if label.startswith("share-") and "ENE" in variants:
             share = label.removeprefix("share-")
@@ -262,17 +306,30 @@ def against_baselines(found: Cells) -> Iterator[str]:
     yield ""
     yield (
         "RFT generates as many first answers per question and iteration as ENE generates answers and corrections. RFT and gold "
-        "may train on as many tokens an iteration as ENE of that seed; the version is the one whose *first* answer is best on dev."
+        "may train on as many tokens an iteration as ENE of that seed (what they found to train on is in the table); the version is "
+        "the one whose *first* answer is best on dev."
     )
-    if cells := baselines.get("rft"):
-        ours = {cell["seed"]: chosen(cell)["test"] for cell in variants[best]}
+    ours = variants.get("ENE", [])
+    others: dict[str, tuple[Sequence[Cell], Callable[[Cell], float]]] = {
+        "RFT's first answer (one turn)": (baselines.get("rft", []), lambda cell: chosen_first(cell)["test"]["r_y1"]),
+        "the first answer after gold answers (one turn)": (
+            baselines.get("gold", []),
+            lambda cell: chosen_first(cell)["test"]["r_y1"],
+        ),
+        "M0's vote of three (three first answers)": (
+            baselines.get("consistency", []),
+            lambda cell: cell["iterations"][0]["votes"]["3"],
+        ),
+    }
+    for name, (cells, read) in others.items():
+        by_seed = {cell["seed"]: read(cell) for cell in cells}
         for metric, what in (("r_y2", "corrected answer (two turns)"), ("r_y1", "first answer (one turn)")):
-            pairs = [ours[cell["seed"]][metric] - chosen_first(cell)["test"]["r_y1"] for cell in cells if cell["seed"] in ours]
+            pairs = [chosen(cell)["test"][metric] - by_seed[cell["seed"]] for cell in ours if cell["seed"] in by_seed]
             mean, half = interval(pairs)
-            verdict = "better" if mean > half else "worse" if -mean > half else "not told apart from it"
-            yield ""
-            against = f"{best}'s {what} against RFT's first answer (one turn): {mean:+.3f} ± {half:.3f}"
-            yield f"{against}: **{verdict}** at equal training budget."
+            if not math.isnan(half):
+                verdict = "better" if mean > half else "worse" if -mean > half else "not told apart from it"
+                yield ""
+                yield f"ENE's {what} against {name}: {mean:+.3f} ± {half:.3f}: **{verdict}**."
 
 
 def chosen_first(cell: Cell) -> Mapping[str, Any]:

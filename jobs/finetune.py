@@ -7,48 +7,57 @@ Reads Parquet files of rows {id, messages: [{role, content}, ...]}; only the las
 The same command again continues from the last checkpoint, which lies beside the output until it is whole.
 """
 
-import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Annotated
 
-from stasc_ray import cluster, config, passes
+import typer
+
+from stasc_ray import cluster, config, passes, preflight, store
+from stasc_ray.cli import Address, ConfigFile, Debug, Overrides
+from stasc_ray.errors import errors_for_people, naming_logs
+from stasc_ray.learning.examples import read_examples
 from stasc_ray.learning.finetune import finetune
 
 
-def main() -> None:
-    """Parse the command line, train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
-    parser.add_argument("--examples", type=Path, required=True, help="folder with Parquet files")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the model, new or of an unfinished call")
-    parser.add_argument("--address", help="Ray cluster to join; default: RAY_ADDRESS, else a local Ray")
-    arguments = parser.parse_intermixed_args()
-    settings = config.load_config(arguments.config, arguments.overrides)
-    output = cluster.run_folder(settings, arguments.output)
-    state = output.with_name(f"{output.name}.training")
-    files = [str(file) for file in sorted(arguments.examples.resolve().glob("*.parquet"))]
-    if not files:
-        parser.error(f"--examples: expected Parquet files in {arguments.examples}, found none")
-    if output.exists() and not state.exists():
-        parser.error(f"--output: expected a new folder, found {output}")
-    state.mkdir(parents=True, exist_ok=True)
-    with cluster.connect(arguments.address, state / "logs"):
-        import ray
-
-        found = finetune(
-            ray.data.read_parquet(files),
-            base_model=passes.base_model(settings),
-            output=output,
-            config=settings,
-            iteration=1,
-            storage=state,
-            on_cuda=cluster.on_cuda(settings),
-        )
-    shutil.rmtree(state)
-    print(json.dumps(found))
+def main(
+    config_file: ConfigFile,
+    examples: Annotated[Path, typer.Option(help="Folder with Parquet files of examples.")],
+    output: Annotated[Path, typer.Option(help="Folder for the model, new or of an unfinished call; every node sees it.")],
+    overrides: Overrides = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune the config's model on examples; prints what `finetune.finetune` returns as JSON."""
+    with errors_for_people(debug):
+        settings = config.load_config(config_file, overrides or [])
+        passes.check_config(settings)
+        output = cluster.run_folder(settings, output)
+        state = output.with_name(f"{output.name}.training")
+        files = [str(file) for file in sorted(examples.resolve().glob("*.parquet"))]
+        if not files:
+            raise ValueError(f"--examples: expected Parquet files in {examples}, found none")
+        if output.exists() and not state.exists():
+            raise ValueError(f"--output: expected a new folder, found {output}")
+        logs = state / "logs"
+        with store.hold_lease(state / "lease") as lease, naming_logs(logs), cluster.connect(address, logs):
+            cuda = cluster.on_cuda(settings.engine)
+            for lack in preflight.check(settings, state, passes.base_model(settings), cuda, generation=False):
+                typer.echo(lack, err=True)
+            found = finetune(
+                read_examples(files),
+                base_model=passes.base_model(settings),
+                output=output,
+                config=settings,
+                iteration=1,
+                storage=state,
+                on_cuda=cuda,
+                lease=lease,
+            )
+        shutil.rmtree(state)
+        typer.echo(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -7,37 +7,44 @@ Reads the config's train, dev and test questions. Writes OUTPUT/questions/, OUTP
 same command again continues where it stopped.
 """
 
-import argparse
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from stasc_ray import cluster, config, passes, preflight, stages, store, tracking
+from stasc_ray.cli import Address, ConfigFile, Debug, Overrides
 from stasc_ray.display import Display
+from stasc_ray.errors import errors_for_people, naming_logs
 
 
-def main() -> None:
-    """Parse the command line, generate."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
-    parser.add_argument("--output", type=Path, required=True, help="folder that every node sees")
-    parser.add_argument("--address", help="Ray cluster to join; default: RAY_ADDRESS, else a local Ray")
-    arguments = parser.parse_intermixed_args()
-    settings = config.load_config(arguments.config, arguments.overrides)
-    passes.check_config(settings)
-    folder = cluster.run_folder(settings, arguments.output)
-    with (
-        store.open_run(folder, settings) as opened,
-        cluster.connect(arguments.address, opened.logs),
-        tracking.sinks(settings, folder) as track,
-    ):
-        cuda = cluster.on_cuda(settings, training=False)
-        preflight.check(settings, folder, passes.base_model(settings), cuda, training=False)
-        passes.check_models(settings)
-        run = stages.Run(opened, settings, cuda, Display(), track)
-        stages.prepare_questions(run)
-        stages.answer_and_correct(run, 0, learn=True)
-    print(f"rollouts: {opened.stage(0, 'rollouts')}")
+def main(
+    config_file: ConfigFile,
+    output: Annotated[Path, typer.Option(help="Folder that every node sees.")],
+    overrides: Overrides = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Generate initial answers and corrections of the config's questions."""
+    with errors_for_people(debug):
+        settings = config.load_config(config_file, overrides or [])
+        passes.check_config(settings)
+        folder = cluster.run_folder(settings, output)
+        with (
+            store.open_run(folder, settings) as opened,
+            naming_logs(opened.logs),
+            cluster.connect(address, opened.logs),
+            tracking.sinks(settings, folder) as track,
+        ):
+            cuda, display = cluster.on_cuda(settings.engine), Display()
+            for lack in preflight.check(settings, folder, passes.base_model(settings), cuda, training=False):
+                display.note(lack)
+            passes.check_models(settings)
+            run = stages.Run(opened, settings, cuda, display, track)
+            stages.prepare_questions(run)
+            stages.answer_and_correct(run, 0, learn=True)
+        typer.echo(f"rollouts: {opened.stage(0, 'rollouts')}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -56,9 +56,10 @@ def run(
             cluster.connect(address, opened.logs),
             tracking.sinks(settings, folder) as track,
         ):
-            cuda = cluster.on_cuda(settings)
+            cuda = cluster.on_cuda(settings.engine)
             display.note(describe(settings, folder, cuda, time.monotonic() - started))
-            preflight.check(settings, folder, passes.base_model(settings), cuda)
+            for lack in preflight.check(settings, folder, passes.base_model(settings), cuda):
+                display.note(lack)
             passes.check_models(settings)
             opened.write_environment(cluster.environment())
             found = algorithm.stasc(stages.Run(opened, settings, cuda, display, track))
@@ -97,9 +98,10 @@ def evaluate(
             naming_logs(folder / "logs"),
             cluster.connect(address, folder / "logs"),
         ):
-            cuda = cluster.on_cuda(settings, training=False)
-            preflight.check(settings, folder, passes.base_model(settings), cuda, training=False)
-            found = evaluate_model.evaluate(settings, folder, cuda, rounds, Display())
+            cuda, display = cluster.on_cuda(settings.engine), Display()
+            for lack in preflight.check(settings, folder, passes.base_model(settings), cuda, training=False):
+                display.note(lack)
+            found = evaluate_model.evaluate(settings, folder, cuda, rounds, display)
         typer.echo(evaluate_model.as_text(found))
 
 

@@ -10,13 +10,17 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stasc_ray import config
 
 LOCAL_START_ATTEMPTS = 3
+IDLE_WORKERS = 4
+"""Processes, with what they have imported, that a local Ray keeps for the next tasks; by default none while all CPUs are taken."""
+NODE_GROUP = "ray.io/node-group"
+"""The label that Ray gives a node whose RAY_NODE_TYPE_NAME is set."""
 
 
 @contextlib.contextmanager
@@ -68,7 +72,8 @@ def _start_local(logs: Path, worker_niceness: int) -> Path:
     session = Path(tempfile.mkdtemp(prefix="stasc-"))
     # At least 2 CPUs: one for an engine, one to read and grade.
     cpus = max(2, cores())
-    options: dict[str, Any] = {"_temp_dir": str(session), "_system_config": {"worker_niceness": worker_niceness}}
+    system = {"worker_niceness": worker_niceness, "num_workers_soft_limit": IDLE_WORKERS}
+    options: dict[str, Any] = {"_temp_dir": str(session), "_system_config": system}
     for attempt in range(LOCAL_START_ATTEMPTS):
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, **options)
@@ -81,27 +86,11 @@ def _start_local(logs: Path, worker_niceness: int) -> Path:
     return session
 
 
-def on_cuda(settings: config.Config, *, training: bool = True) -> bool:
-    """Whether engines and trainers run on CUDA.
-
-    Raises:
-        ValueError: GPUs are to be reserved, and the cluster has, and can grow to, fewer than the engines or the trainer need.
-    """
-    gpus = int(capacity().get("GPU", 0))
-    wanted = settings.engine.device
-    cuda = wanted == "cuda" or (wanted == "auto" and gpus > 0)
-    if not reserved_gpus(settings.engine, cuda):
-        return False
-    for field, need in {
-        "engine.actors x engine.tensor_parallel_size": settings.engine.least_actors * settings.engine.tensor_parallel_size,
-        "finetune.workers": settings.finetune.least_workers if training else 0,
-    }.items():
-        if need > gpus:
-            raise ValueError(
-                f"{field}: expected at most the cluster's {gpus} GPUs, found {need}; lower it, add nodes, or set engine.device=cpu"
-                f"{' without engine.reserve_gpus' if settings.engine.reserve_gpus else ''}"
-            )
-    return cuda
+def on_cuda(engine: config.Engine) -> bool:
+    """Whether engines and trainers run on CUDA: as `engine.device` says; `auto`: if a running node has a GPU."""
+    if engine.device == "auto":
+        return any(node.get("GPU", 0) > 0 for node in nodes())
+    return engine.device == "cuda"
 
 
 def reserved_gpus(engine: config.Engine, cuda: bool) -> int:
@@ -109,33 +98,40 @@ def reserved_gpus(engine: config.Engine, cuda: bool) -> int:
     return engine.tensor_parallel_size if cuda or engine.reserve_gpus else 0
 
 
-def capacity() -> dict[str, float]:
-    """Each resource's amount: what the running nodes have or, on an autoscaling cluster, what it may grow to."""
+def nodes() -> list[dict[str, float]]:
+    """The resources of each running node."""
     import ray
-    from ray._private.state import state  # the only place that tells what an autoscaler may add
 
-    running, limits = ray.cluster_resources(), state.get_max_resources_from_cluster_config() or {}
-    return {name: max(running.get(name, 0), limits.get(name, 0)) for name in {*running, *limits}}
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def may_grow() -> bool:
+    """Whether an autoscaler may add nodes: KubeRay and `ray up` name each node's group. How many, Ray does not tell."""
+    import ray
+
+    return any(NODE_GROUP in node["Labels"] for node in ray.nodes() if node["Alive"])
 
 
 def pool_size(engine: config.Engine, cuda: bool) -> tuple[int, int]:
-    """The least and the most engines that generation runs at once on this cluster.
-
-    `engine.actors = "all"`: at least those that the running nodes have room for, at most those that it may grow to.
-    """
-    import ray
-
+    """The least and the most engines that generation runs at once; `engine.actors = "all"`: those that the running nodes hold."""
     if engine.actors == "all":
-        least, most = (max(1, _room(engine, resources, cuda)) for resources in (ray.cluster_resources(), capacity()))
-        return least, most
+        room = max(1, room_for_engines(engine, nodes(), cuda))
+        return room, room
     return engine.actors if isinstance(engine.actors, tuple) else (engine.actors, engine.actors)
 
 
-def _room(engine: config.Engine, resources: Mapping[str, float], cuda: bool) -> int:
-    """How many engines fit; one CPU is left to read and grade."""
-    cpus = int(resources.get("CPU", 0)) - 1
-    by_cpus, gpus = cpus // engine.cpus_per_actor, reserved_gpus(engine, cuda)
-    return min(by_cpus, int(resources.get("GPU", 0)) // gpus) if gpus else by_cpus
+def room_for_engines(engine: config.Engine, nodes: Sequence[Mapping[str, float]], cuda: bool) -> int:
+    """How many engines the nodes hold, each on one node; one CPU of the cluster is left to read and grade."""
+    found = places(nodes, engine.cpus_per_actor, reserved_gpus(engine, cuda))
+    left = sum(int(node.get("CPU", 0)) for node in nodes) - found * engine.cpus_per_actor
+    return found if left >= 1 else max(0, found - 1)
+
+
+def places(nodes: Sequence[Mapping[str, float]], cpus: int, gpus: int) -> int:
+    """How many processes with that many CPUs and GPUs the nodes hold."""
+    by_cpus = [int(node.get("CPU", 0)) // cpus for node in nodes]
+    by_gpus = [int(node.get("GPU", 0)) // gpus for node in nodes] if gpus else by_cpus
+    return sum(map(min, by_cpus, by_gpus))
 
 
 def run_folder(settings: config.Config, run_dir: Path | None) -> Path:

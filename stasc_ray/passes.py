@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from stasc_ray import config, models
+from stasc_ray import config, models, parquet
 from stasc_ray.display import Display
 from stasc_ray.evaluation import metrics
 from stasc_ray.generation import rollouts, unit_files
@@ -93,6 +91,9 @@ def collect(display: Display, job: rollouts.Job, units: Sequence[unit_files.Unit
     counts = {name: sum(summary[name] for summary in (*earlier, *fresh)) for name in names}
     if counts["questions"] != total:
         raise RuntimeError(f"rollouts in {destination}: expected {total} questions, found {counts['questions']}; delete the folder")
+    if fresh:
+        seconds = f"{duration_s:.0f} s, of which the engines took {start_s:.0f} s to start"
+        display.note(f"{what}: {total - resumed} questions in {seconds}")
     again = rollouts.done_again(destination, units)
     if again:
         display.note(f"{what}: {again} of {len(units)} units were begun again, since a process or node was lost")
@@ -135,7 +136,7 @@ def measure(files: Sequence[str], settings: config.Config, correction_round: int
 
 def _count_rows(units: Sequence[unit_files.Unit]) -> int:
     """Each file's footer is read once: it grows with its units."""
-    metadata = functools.cache(pq.read_metadata)
+    metadata = functools.cache(parquet.footer)
     groups = (
         metadata(unit.source) if unit.row_group is None else metadata(unit.source).row_group(unit.row_group) for unit in units
     )
@@ -143,7 +144,7 @@ def _count_rows(units: Sequence[unit_files.Unit]) -> int:
 
 
 def _score_file(item: dict[str, str], threshold: float, correction_round: int | None) -> list[dict[str, Any]]:
-    rows = pq.read_table(item["file"]).to_pylist()
+    rows = parquet.read(item["file"]).to_pylist()
     if correction_round is not None:
         taken = slice(correction_round - 1, correction_round)
         rows = [row | {name: [part[taken] for part in row[name]] for name in ("corrections", "correction_rewards")} for row in rows]

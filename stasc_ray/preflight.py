@@ -3,12 +3,13 @@
 import json
 import subprocess
 import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from stasc_ray import config
-from stasc_ray.cluster import capacity, versions
+from stasc_ray import cluster, config
+from stasc_ray.cluster import versions
 
 FULL_BYTES, LORA_BYTES = 16, 4
 """Per parameter on the trainer's GPUs: float32 weights, gradients and AdamW's two moments; an adapter needs the weights only."""
@@ -25,17 +26,24 @@ class Sight:
     """Memory of its smallest GPU, in GiB; None where Ray has none."""
 
 
-def check(settings: config.Config, run_folder: Path, model: str, cuda: bool, *, training: bool = True) -> None:
+def check(
+    settings: config.Config, run_folder: Path, model: str, cuda: bool, *, generation: bool = True, training: bool = True
+) -> list[str]:
     """Refuse a cluster on which this run cannot work.
 
     Args:
         model: path or Hub id of M0.
 
+    Returns:
+        What there is too little of now, on a cluster whose autoscaler may bring it.
+
     Raises:
-        ValueError: too few CPUs or too little memory for the engines or the trainer.
+        ValueError: too few CPUs or GPUs, or too little memory, for the engines or the trainer.
         RuntimeError: a node without the run folder or the model, or with other versions of Python, Ray, vLLM or this package.
     """
-    _check_cpus(settings, cuda, training)
+    lacking = list(lack_of_room(settings, cluster.nodes(), cuda, generation=generation, training=training))
+    if lacking and not cluster.may_grow():
+        raise ValueError(lacking[0])
     is_folder = Path(model).is_dir()
     token = run_folder / f".seen-by-every-node-{uuid.uuid4().hex}"
     token.touch()
@@ -50,26 +58,41 @@ def check(settings: config.Config, run_folder: Path, model: str, cuda: bool, *, 
         problem = too_small(settings, parameters(Path(model)), min(sizes), training=training)
         if problem:
             raise ValueError(problem)
+    return [f"{text}. Waiting for the autoscaler, up to engine.start_timeout_s" for text in lacking]
 
 
-def _check_cpus(settings: config.Config, cuda: bool, training: bool) -> None:
-    resources, actors = capacity(), settings.engine.least_actors
-    there, cpus = resources.get("CPU", 0), actors * settings.engine.cpus_per_actor + 1
-    if cpus > there:
-        raise ValueError(
-            f"engine.actors x engine.cpus_per_actor + 1 (to read and grade): expected at most the cluster's {there:.0f} CPUs, "
-            f"found {cpus}; lower engine.actors or engine.cpus_per_actor"
+def lack_of_room(
+    settings: config.Config, nodes: Sequence[Mapping[str, float]], cuda: bool, *, generation: bool, training: bool
+) -> Iterator[str]:
+    """What these nodes (their resources) are too small for."""
+    engine, finetune = settings.engine, settings.finetune
+    gpus = cluster.reserved_gpus(engine, cuda)
+    on_cpus = f", or set engine.device=cpu{' without engine.reserve_gpus' if engine.reserve_gpus else ''}" if gpus else ""
+    room = cluster.room_for_engines(engine, nodes, cuda)
+    if generation and engine.least_actors > room:
+        each = f"{engine.cpus_per_actor} CPU(s)" + (f" and {gpus} GPU(s)" if gpus else "")
+        yield (
+            f"engine.actors: expected at most the {room} engine(s) that the cluster's {_amounts(nodes)} have room for ({each} "
+            f"each, on one node, and a CPU to read and grade), found {engine.least_actors}; lower it or what each takes, add "
+            f"nodes{on_cpus}"
         )
-    if training and settings.finetune.least_workers > there:
-        raise ValueError(
-            f"finetune.workers: expected at most the cluster's {there:.0f} CPUs, found {settings.finetune.least_workers}; lower it"
+    room = cluster.places(nodes, 1, 1 if gpus else 0)
+    if training and finetune.least_workers > room:
+        yield (
+            f"finetune.workers: expected at most the {room} worker(s) that the cluster's {_amounts(nodes)} have room for, found "
+            f"{finetune.least_workers}; lower it, add nodes{on_cpus}"
         )
-    memory_gb = resources.get("memory", 0) / 2**30
-    if not cuda and actors * settings.engine.kv_cache_gb > memory_gb:
-        raise ValueError(
+    memory_gb, actors = sum(node.get("memory", 0) for node in nodes) / 2**30, engine.least_actors
+    if generation and not cuda and actors * engine.kv_cache_gb > memory_gb:
+        yield (
             f"engine.kv_cache_gb: expected actors x kv_cache_gb below the cluster's {memory_gb:.1f} GiB, found "
-            f"{actors} x {settings.engine.kv_cache_gb:g}; lower one of them"
+            f"{actors} x {engine.kv_cache_gb:g}; lower one of them"
         )
+
+
+def _amounts(nodes: Sequence[Mapping[str, float]]) -> str:
+    cpus, gpus = (int(sum(node.get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
+    return f"{len(nodes)} node(s) with {cpus} CPUs and {gpus} GPUs"
 
 
 def _ask_every_node(token: str, model: str | None) -> dict[str, Sight]:
@@ -124,7 +147,8 @@ def _check_sight(name: str, sight: Sight, run_folder: Path, model: str) -> None:
         )
     ours = versions()
     if sight.versions != ours:
-        differing = {key: (sight.versions.get(key), value) for key, value in ours.items() if sight.versions.get(key) != value}
+        pairs = {one: (sight.versions.get(one), ours.get(one)) for one in sorted({*ours, *sight.versions})}
+        differing = {one: pair for one, pair in pairs.items() if pair[0] != pair[1]}
         raise RuntimeError(
             f"node {name}: expected the driver's versions, found (node, driver) {differing}; use one image for all nodes"
         )

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from stasc_ray import config, passes, tracking
+from stasc_ray import config, parquet, passes, tracking
 from stasc_ray.display import Bar, Display
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.learning import examples, finetune
@@ -122,8 +120,6 @@ def keep_improvements(run: Run, iteration: int) -> None:
 
 def fine_tune(run: Run, iteration: int) -> None:
     """Algorithm 1, step 4: M_iteration from M0 (Fixed) or M_{iteration-1} (Evolving) on the kept corrections."""
-    import ray
-
     folder = run.folder.stage(iteration, "model")
     state = run.folder.iteration(iteration) / "training"
     run.folder.check_lease()
@@ -142,7 +138,7 @@ def fine_tune(run: Run, iteration: int) -> None:
     files = [str(file) for file in run.folder.files(run.folder.stage(iteration, "examples"))]
     with _training_progress(run, iteration, state / "progress.json"):
         summary = finetune.finetune(
-            ray.data.read_parquet(files),
+            examples.read_examples(files),
             base_model=start,
             output=built,
             config=run.settings,
@@ -288,7 +284,7 @@ def _training_progress(run: Run, iteration: int, file: Path) -> Iterator[None]:
     """Show a bar fed by the progress file that rank 0 writes, while the block trains."""
     stop = threading.Event()
     batch_size, epochs = run.settings.finetune.batch_size, run.settings.finetune.epochs
-    examples = sum(pq.read_metadata(file).num_rows for file in run.folder.files(run.folder.stage(iteration, "examples")))
+    examples = sum(parquet.footer(file).num_rows for file in run.folder.files(run.folder.stage(iteration, "examples")))
     steps = -(-examples // batch_size) * epochs
     with run.display.progress(f"{iteration_name(iteration)}: fine-tuning", steps, 0, "steps") as bar:
         watcher = threading.Thread(target=_follow, args=(file, bar, stop), name="training-progress", daemon=True)

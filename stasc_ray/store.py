@@ -92,6 +92,8 @@ class RunFolder:
         mark = self.committed(folder)
         if mark is None:
             raise FileNotFoundError(f"{folder}: expected a finished stage (with {COMMIT_MARK}), found none; `stasc run` makes it")
+        if not isinstance(mark.get("files"), list):
+            raise ValueError(f"{folder / COMMIT_MARK}: expected `files`, found {sorted(mark)}; restore it or delete its stage")
         return [folder / name for name in mark["files"]]
 
     def commit(self, folder: Path, mark: Mapping[str, Any]) -> None:
@@ -127,8 +129,8 @@ class RunFolder:
         if not self.metrics_file.is_file():
             return []
         lines = []
-        for text in self.metrics_file.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # the half line of a killed attempt
+        for text in self.metrics_file.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):  # the half line of a killed attempt
                 lines.append(json.loads(text))
         return lines
 
@@ -353,7 +355,11 @@ def now() -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Raises ValueError where the file holds something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also what is no UTF-8
         raise ValueError(f"{path}: expected JSON, found something else ({error}); restore it or delete its stage") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}; restore it or delete its stage")
+    return found

@@ -17,6 +17,7 @@ from stasc_ray import store
 
 CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "demo.toml"
 ENGINE, GRADER, TRAINER, CONTROLLER = "RolloutActor", "grade_and_write", "ray::RayTrainWorker", "ray::TrainController"
+VLLM_CHILD = "VLLM::EngineCore"
 BUSY_ENGINE = "RolloutActor)).submit"  # an engine that answers a unit: between two it costs nothing to kill one
 SMALL = [
     "questions.train.limit=240",

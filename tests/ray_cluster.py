@@ -74,11 +74,48 @@ class RayCluster:
         """For `--address` of `stasc submit`."""
         return f"http://{HOST}:{self.dashboard_port}"
 
-    def start_head(self, cpus: int) -> None:
+    def start_head(self, cpus: int, *more: str) -> None:
         """Start the head and wait until the Jobs API answers."""
         head = ["--head", f"--port={self.port}", f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1"]
         head += [f"--dashboard-port={self.dashboard_port}", f"--ray-client-server-port={free_port()}"]
-        self._start(*head, until=lambda: self._get("/api/version") is not None)
+        self._start(*head, *more, until=lambda: self._get("/api/version") is not None)
+
+    def start_growing_head(self, worker_cpus: int, most: int) -> None:
+        """A head without CPUs and Ray's own autoscaler, which adds nodes on this machine as it would rent them elsewhere."""
+        from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+        nothing: dict[str, Any] = {name: {} for name in ("auth", "docker", "file_mounts")}
+        commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+        nothing |= {f"{name}_commands": [] for name in commands}
+        nothing |= {name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")}
+        worker = {"resources": {"CPU": worker_cpus}, "node_config": {}, "min_workers": 0, "max_workers": most}
+        settings = {
+            **nothing,
+            "cluster_name": "growing",
+            "provider": {
+                "type": "fake_multinode",
+                "launch_multiple": True,
+                "head_node_id": FAKE_HEAD_NODE_ID,
+                "gcs_address": self.address,
+            },
+            "head_node_type": "head",
+            "available_node_types": {"head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, "worker": worker},
+            "max_workers": most,
+            "upscaling_speed": 10.0,
+            "idle_timeout_minutes": 5,
+            "file_mounts_sync_continuously": False,
+        }
+        file = self.folder / "autoscaling.json"
+        file.write_text(json.dumps(settings))
+        self.environment |= {
+            "RAY_FAKE_CLUSTER": "1",
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+            "RAY_NODE_TYPE_NAME": "head",  # as KubeRay and `ray up` set it
+        }
+        self.start_head(0, f"--autoscaling-config={file}")
 
     def add_node(self, cpus: int, gpus: int = 0) -> Node:
         """A further node with CPUs of its own, and GPUs that it only declares; returns when it has joined."""
@@ -123,6 +160,17 @@ class RayCluster:
         """End every process of every node."""
         for node in reversed(self.nodes):
             node.kill()
+
+
+@contextmanager
+def growing_cluster(worker_cpus: int, most: int) -> Iterator[RayCluster]:
+    """A head that adds up to `most` nodes when there is work, ended with the block."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rc-", ignore_cleanup_errors=True))
+        cluster = RayCluster(Path(folder))
+        stack.callback(cluster.stop)
+        cluster.start_growing_head(worker_cpus, most)
+        yield cluster
 
 
 @contextmanager

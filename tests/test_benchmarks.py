@@ -24,16 +24,13 @@ def test_a_ratio_is_taken_within_a_pair_and_its_range_is_shown() -> None:
     measured = [pair | {"all_cores": {"tokens_per_s": 150}} for pair in pairs((90, 100), (50, 100), (190, 200))]
     row, all_cores = list(speed.table({"training": measured}))[2:]
     assert row.startswith("| fine-tuning | 90 tokens/s | a bare torch loop on tensors made before, as many threads: 100 tokens/s")
-    assert "| 0.90 (0.50 to 0.95" in row and "| 150 tokens/s |" in all_cores
+    assert "| 0.90 (0.50 to 0.95" in row and "150 tokens/s | 0.60 (0.33 to 1.27" in all_cores
 
 
 def test_an_iteration_is_compared_with_the_same_tokens_at_the_bare_rates() -> None:
     run = {"wall": 100.0, "generated_tokens": 2000.0, "trained_on_tokens": 3000.0}
-    found = {
-        "generation": pairs((1, 40)),
-        "training": [pairs((1, 100))[0] | {"all_cores": {"tokens_per_s": 100}}],
-        "iteration": [{"iteration_2": run, "iteration_3": run, "reference": {"seconds": 250.0}}],
-    }
+    bare = {"generation": 40.0, "training": 100.0}
+    found = {"iteration": [{"iteration_2": run, "iteration_3": run, "bare": bare, "reference": {"seconds": 250.0}}]}
     lines = [line for line in speed.table(found) if line.startswith("| iteration")]
     assert "bare generation and bare training: 80 s | 1.25" in lines[0]  # 2000 / 40 + 3000 / 100
     assert "the reference's way: 250 s | 2.50" in lines[2]
@@ -111,11 +108,12 @@ def test_the_results_page_is_made_of_cell_files_alone(tmp_path: Path) -> None:
     (tmp_path / "cells").mkdir()
     for one in cells:
         (tmp_path / "cells" / f"{one['part']}-{one['label']}-{one['seed']}.json").write_text(json.dumps(one))
-    study_report.write(tmp_path / "cells", tmp_path / "results.md")
+    study_report.write(tmp_path / "cells", tmp_path / "results.md", {"variants": 40, "baselines": 2, "samples": 27})
     page = (tmp_path / "results.md").read_text()
     # Chosen on dev: 0.8 and 0.9 there, 0.7 and 0.8 on test; t for one degree of freedom is 12.706.
     assert "| ENE | 2 | 0.300 ± 0.000 | 0.750 ± 0.635 |" in page
     assert "ENE against EIE: +0.350 ± 0.635 (2 seeds; not clear from this many)" in page
-    assert "The largest fall from the chosen to the last iteration is ENE's, 0.100" in page
+    assert "The largest fall of r(Y2) from the chosen to the last iteration is ENE's, 0.100 ± 1.271" in page
+    assert "**Not whole yet**, cells that are there: variants 4 of 40, samples 0 of 27." in page
     assert "ENE's corrected answer (two turns) against RFT's first answer (one turn): +0.450 ± 0.635" in page
     assert {file.name for file in tmp_path.glob("*.png")} == {f"results-{name}.png" for name in ("curves", "transitions", "kept")}

@@ -10,19 +10,24 @@ def engine(*overrides: str) -> config.Engine:
 
 
 @pytest.mark.parametrize(
-    ("resources", "cuda", "overrides", "expected"),
+    ("nodes", "cuda", "overrides", "expected"),
     [
-        ({"CPU": 64, "GPU": 8}, True, [], 8),
-        ({"CPU": 64, "GPU": 8}, True, ["engine.tensor_parallel_size=4"], 2),
-        ({"CPU": 5, "GPU": 8}, True, [], 4),  # one CPU is left to read and grade
-        ({"CPU": 9}, False, ["engine.cpus_per_actor=4"], 2),
-        ({"CPU": 64}, True, [], 0),
-        ({"CPU": 64, "GPU": 8}, False, [], 63),
-        ({"CPU": 64, "GPU": 8}, False, ["engine.reserve_gpus=true", "engine.tensor_parallel_size=4"], 2),
+        ([{"CPU": 64, "GPU": 8}], True, [], 8),
+        ([{"CPU": 64, "GPU": 8}], True, ["engine.tensor_parallel_size=4"], 2),
+        ([{"CPU": 64, "GPU": 6}] * 2, True, ["engine.tensor_parallel_size=4"], 2),  # not 3: no engine spans two nodes
+        ([{"CPU": 64, "GPU": 2}] * 8, True, ["engine.tensor_parallel_size=4"], 0),
+        ([{"CPU": 64}, {"CPU": 2, "GPU": 8}], True, [], 2),  # the CPUs of the one are of no use to the GPUs of the other
+        ([{"CPU": 5, "GPU": 8}], True, [], 4),  # one CPU is left to read and grade
+        ([{"CPU": 5, "GPU": 8}, {"CPU": 1}], True, [], 5),
+        ([{"CPU": 9}], False, ["engine.cpus_per_actor=4"], 2),
+        ([{"CPU": 64}], True, [], 0),
+        ([], False, [], 0),
+        ([{"CPU": 64, "GPU": 8}], False, [], 63),
+        ([{"CPU": 64, "GPU": 8}], False, ["engine.reserve_gpus=true", "engine.tensor_parallel_size=4"], 2),
     ],
 )
-def test_room_for_engines(resources: dict[str, float], cuda: bool, overrides: list[str], expected: int) -> None:
-    assert cluster._room(engine(*overrides), resources, cuda) == expected
+def test_room_for_engines(nodes: list[dict[str, float]], cuda: bool, overrides: list[str], expected: int) -> None:
+    assert cluster.room_for_engines(engine(*overrides), nodes, cuda) == expected
 
 
 def test_a_fixed_pool_and_a_growing_one() -> None:

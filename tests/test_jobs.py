@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ray_cluster import RayCluster, ray_cluster
+from ray_cluster import RayCluster, growing_cluster, ray_cluster
 
 from stasc_ray import cluster, config, jobs
 from stasc_ray.tasks import prompts
@@ -143,7 +143,7 @@ def test_a_stopped_job_and_one_that_fails_have_their_own_exit_status(three_nodes
     assert again.stdout.startswith(f"{job.removesuffix('1')}2: uploaded")
     stasc("jobs", "stop", f"{job.removesuffix('1')}2", *at)
     failed = stasc("submit", str(DEMO), *at, *SMALL, f"storage={tmp_path}", "name=failed", "engine.device=cuda")
-    assert failed.returncode == 1 and "expected at most the cluster's 0 GPUs" in failed.stdout
+    assert failed.returncode == 1 and "expected at most the 0 engine(s)" in failed.stdout
     unknown = stasc("jobs", "logs", "nothing", *at)
     assert unknown.returncode == 1 and "expected one of this cluster's (stasc-" in unknown.stderr
     shutil.rmtree(tmp_path)
@@ -192,13 +192,25 @@ def test_gpus_that_are_only_declared_are_scheduled_as_real_ones(tmp_path: Path) 
     with ray_cluster(3, 3, gpus=1) as found:
         command = ["run", str(DEMO), "--address", found.address, *SMALL, "engine.device=cpu", "engine.reserve_gpus=true"]
         refused = stasc(*command, "engine.actors=3", "--run-dir", str(tmp_path / "refused"))
-        assert refused.returncode == 1 and "expected at most the cluster's 2 GPUs, found 3" in refused.stderr
+        assert refused.returncode == 1 and "expected at most the 2 engine(s)" in refused.stderr and "found 3;" in refused.stderr
         assert "engine.device=cpu without engine.reserve_gpus" in refused.stderr
         done = stasc(*command, "engine.actors=all", "finetune.workers=2", "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {line["rollouts/engine_nodes"] for line in lines if line["stage"] == "rollouts"} == {2}
     assert {line["finetune/workers"] for line in lines if line["stage"] == "finetune"} == {2}
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+def test_a_cluster_without_workers_grows_for_a_run(tmp_path: Path) -> None:
+    with growing_cluster(worker_cpus=2, most=2) as found:
+        command = ["run", str(DEMO), "--address", found.address, *SMALL, "engine.actors=[2, 3]", "--run-dir", str(tmp_path / "run")]
+        done = stasc(*command, "engine.start_timeout_s=300", "finetune.start_timeout_s=300")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "expected at most the 0 engine(s)" in done.stdout and "Waiting for the autoscaler" in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["rollouts/engine_nodes"] for line in lines if line["stage"] == "rollouts"} == {2}
 
 
 @pytest.mark.cluster

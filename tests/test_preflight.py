@@ -50,6 +50,30 @@ def test_each_thing_a_node_lacks_is_one_message(tmp_path: Path) -> None:
         (preflight.Sight(False, True, cluster.versions(), None), "storage: expected node n1 to see the run folder"),
         (preflight.Sight(True, False, cluster.versions(), None), "model.path: expected node n1 to see m"),
         (preflight.Sight(True, True, cluster.versions() | {"ray": "1.0"}, None), r"found \(node, driver\) {'ray': \('1.0'"),
+        (preflight.Sight(True, True, cluster.versions() | {"other": "1.0"}, None), r"{'other': \('1.0', None\)}"),
     ):
         with pytest.raises(RuntimeError, match=expected):
             preflight._check_sight("n1", sight, tmp_path, "m")
+
+
+ON_CPUS = "engine.device=cpu"
+ROOM = {"memory": 64.0 * 2**30}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "overrides", "expected"),
+    [
+        ([{"CPU": 3.0} | ROOM], [ON_CPUS, "engine.actors=2"], None),
+        ([{"CPU": 2.0}], [ON_CPUS, "engine.actors=2"], "at most the 1 engine(s) that the cluster's 1 node(s) with 2 CPUs"),
+        ([{"CPU": 9.0, "GPU": 1.0}], ["engine.actors=2"], "(1 CPU(s) and 1 GPU(s) each, on one node"),
+        ([{"CPU": 9.0, "GPU": 1.0}], ["finetune.workers=[2, 4]"], "finetune.workers: expected at most the 1 worker(s)"),
+        ([{"CPU": 9.0, "memory": 2.0**30}], [ON_CPUS, "engine.kv_cache_gb=4"], "below the cluster's 1.0 GiB, found 1 x 4"),
+    ],
+)
+def test_a_cluster_without_room(nodes: list[dict[str, float]], overrides: list[str], expected: str | None) -> None:
+    given = settings(*overrides)
+    cuda = given.engine.device != "cpu"
+    found = list(preflight.lack_of_room(given, nodes, cuda, generation=True, training=True))
+    assert not found if expected is None else expected in found[0]
+    if cuda:
+        assert found[0].endswith("add nodes, or set engine.device=cpu")

@@ -229,6 +229,6 @@ def test_bad_input_costs_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_gpu_that_is_not_there_and_questions_that_are_not_there(tmp_path: Path) -> None:
     done = stasc("engine.device=cuda", folder=tmp_path / "gpu")
-    assert done.returncode == 1 and "expected at most the cluster's 0 GPUs" in done.stderr, done.stderr
+    assert done.returncode == 1 and "engine.actors: expected at most the 0 engine(s)" in done.stderr, done.stderr
     done = stasc('questions.train.source="missing.jsonl"', folder=tmp_path / "questions")
     assert done.returncode == 1 and "missing.jsonl" in done.stderr and "Traceback" not in done.stderr

@@ -84,7 +84,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also what is no UTF-8
         raise ValueError(f"{path}: expected JSON, found: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object, found a {type(found).__name__}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stasc_ray import cluster, config, models, store
+from stasc_ray import cluster, config, models, parquet, store
 from stasc_ray.generation import engine
 from stasc_ray.generation.requests import Request, Sample, request_seed
 from stasc_ray.generation.unit_files import ROLLOUT_SCHEMA, Row, Unit, from_one_row, read_unit, written
@@ -273,7 +273,7 @@ def done_again(destination: Path, units: Sequence[Unit]) -> int:
 def read_summary(file: Path) -> Row:
     """`summarize` of a file that an earlier attempt wrote."""
     columns = ["initial_from", "error", "grader_errors", "initial_tokens", "correction_tokens", "prompt_tokens"]
-    return summarize(pq.read_table(file, columns=columns).to_pylist())
+    return summarize(parquet.read(file, columns).to_pylist())
 
 
 def _grade(row: Row, grade: rewards.Grader) -> None:

@@ -129,7 +129,7 @@ def encode_examples(examples: "Dataset", source: Mapping[str, Any], max_length_t
     """
     return examples.map_batches(
         _encode_batch,  # type: ignore[arg-type]
-        batch_size=256,
+        batch_size=None,  # a number would bundle many files of examples for one task
         batch_format="pyarrow",
         fn_kwargs={"source": dict(source), "max_length_tokens": max_length_tokens},
     ).materialize()
@@ -257,8 +257,10 @@ def _train_environment(start_timeout_s: float) -> Iterator[None]:
     import ray
 
     wanted = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_timeout_s)}
-    if len(ray.nodes()) == 1:  # a laptop: notice the end at once, and start one process less
-        wanted |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    # Ray takes one report of the workers, and notices their end, at each check: by default every 2 s, which checkpoints wait for.
+    wanted["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    if len(ray.nodes()) == 1:  # a laptop: start one process less
+        wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     before = {name: os.environ.get(name) for name in wanted}
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)

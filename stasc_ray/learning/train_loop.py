@@ -140,7 +140,7 @@ def _capacity(finetune: Mapping[str, Any], device: Any) -> int:
     if not finetune["packing"]:
         return 0
     longest = finetune["max_length_tokens"]
-    return longest if device.type == "cuda" else min(longest, CPU_CAPACITY_TOKENS)
+    return longest if device.type == "cuda" else CPU_CAPACITY_TOKENS
 
 
 def _stacks(device: Any) -> bool:

@@ -181,12 +181,5 @@ def build(args: BuildArguments) -> Any:
         raise ValueError("args: expected api_keys_file (made by `stasc keys add`), or insecure: true to answer everybody")
     settings = config.with_overrides(store.read_config(Path(args.run)), args.overrides)
     keys_file = Path(args.api_keys_file) if args.api_keys_file else None
-    return endpoint(Path(args.run), settings, on_cuda=on_cuda(settings), api_keys_file=keys_file, loopback_only=False)
-
-
-def on_cuda(settings: config.Config) -> bool:
-    """Whether the engines run on CUDA. `engine.device = "cuda"` is believed: an autoscaler may bring the GPUs later."""
-    import ray
-
-    device = settings.engine.device
-    return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)
+    cuda = cluster.on_cuda(settings.engine)
+    return endpoint(Path(args.run), settings, on_cuda=cuda, api_keys_file=keys_file, loopback_only=False)

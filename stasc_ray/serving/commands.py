@@ -29,6 +29,9 @@ def serve(
         Path | None, typer.Option(help="File made by `stasc keys add`; requests need one of its keys.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Listen at another address without keys.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return once it answers; the cluster keeps it until `serve shutdown`.")
+    ] = False,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join; default: RAY_ADDRESS, else a local Ray that ends with the command.")
     ] = None,
@@ -43,6 +46,8 @@ def serve(
         run_folder = run_folder.resolve()
         settings = config.with_overrides(store.read_config(run_folder), overrides or [])
         check_open(host, api_keys_file, insecure)
+        if detach and not (address or os.environ.get("RAY_ADDRESS")):
+            raise ValueError("--detach: expected --address or RAY_ADDRESS, found neither; a local Ray ends with this command")
         check_version(store.RunFolder(run_folder), version)
         started = time.monotonic()
         writable = os.access(run_folder, os.W_OK)  # a cluster may mount it read-only for serving
@@ -50,9 +55,20 @@ def serve(
         with (
             naming_logs(logs),
             cluster.connect(address, logs, worker_niceness=WORKER_NICENESS),
-            serving(run_folder, settings, host, port, api_keys_file, loopback_only=host in LOOPBACK_HOSTS and not api_keys_file),
+            serving(
+                run_folder,
+                settings,
+                host,
+                port,
+                api_keys_file,
+                loopback_only=host in LOOPBACK_HOSTS and not api_keys_file,
+                detach=detach,
+            ),
         ):
-            typer.echo(f"{settings.name} answers at http://{host}:{port} after {time.monotonic() - started:.0f} s; Ctrl-C stops it")
+            how = "`serve shutdown --address http://HEAD:8265` stops it" if detach else "Ctrl-C stops it"
+            typer.echo(f"{settings.name} answers at http://{host}:{port} after {time.monotonic() - started:.0f} s; {how}")
+            if detach:
+                return
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
                     time.sleep(3600)
@@ -61,9 +77,16 @@ def serve(
 
 @contextlib.contextmanager
 def serving(
-    run_folder: Path, settings: Any, host: str, port: int, api_keys_file: Path | None, *, loopback_only: bool
+    run_folder: Path,
+    settings: Any,
+    host: str,
+    port: int,
+    api_keys_file: Path | None,
+    *,
+    loopback_only: bool,
+    detach: bool = False,
 ) -> Iterator[None]:
-    """The endpoint for the length of the block, on the Ray that this process is connected to; drains at the end.
+    """The endpoint for the length of the block, or beyond it, on the Ray that this process is connected to; drains at the end.
 
     Raises:
         RuntimeError: no version of the run can be served.
@@ -71,6 +94,7 @@ def serving(
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
+    from stasc_ray import cluster
     from stasc_ray.serving import app, proxy
 
     # Serve's own limit is the last resort behind ours, which answers in the one error shape.
@@ -82,14 +106,18 @@ def serving(
         controller_options=proxy.CONTROLLER_OPTIONS,
     )
     application = app.endpoint(
-        run_folder, settings, on_cuda=app.on_cuda(settings), api_keys_file=api_keys_file, loopback_only=loopback_only
+        run_folder, settings, on_cuda=cluster.on_cuda(settings.engine), api_keys_file=api_keys_file, loopback_only=loopback_only
     )
     try:
         ray_serve.run(application, name=app.APP, route_prefix="/")
         yield
+    except BaseException:
+        detach = False  # what did not come up does not stay
+        raise
     finally:
-        ray_serve.delete(app.APP)
-        ray_serve.shutdown()
+        if not detach:
+            ray_serve.delete(app.APP)
+            ray_serve.shutdown()
 
 
 def check_open(host: str, api_keys_file: Path | None, insecure: bool) -> None:

@@ -38,6 +38,22 @@ FIELDS: dict[str, set[str]] = {
 }
 
 
+CLOUD_FIELDS: dict[str, set[str]] = {  # the nodes': EC2's RunInstances, Compute Engine's instances.insert
+    "aws": {"type", "region", "availability_zone", "cache_stopped_nodes", "InstanceType", "ImageId", "BlockDeviceMappings"}
+    | {"DeviceName", "Ebs", "VolumeSize", "VolumeType", "InstanceMarketOptions", "MarketType"},
+    "gcp": {"type", "region", "availability_zone", "project_id", "cache_stopped_nodes", "machineType", "disks", "boot"}
+    | {"autoDelete", "initializeParams", "diskSizeGb", "sourceImage", "scheduling", "provisioningModel"}
+    | {"instanceTerminationAction", "onHostMaintenance"},
+}
+CLAIM_FIELDS = {"apiVersion", "kind", "metadata", "name", "spec", "accessModes", "resources", "requests", "storage"}
+COMPOSE_FIELDS: dict[str, set[str]] = {
+    "service": {"image", "network_mode", "shm_size", "ulimits", "restart", "stop_grace_period", "environment", "secrets"}
+    | {"volumes", "profiles", "command", "deploy"},
+    "ulimits": {"nofile"},
+    "deploy": {"resources", "reservations", "devices", "driver", "count", "capabilities"},
+}
+
+
 def load(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
 
@@ -205,6 +221,12 @@ def test_rayservice_serves_an_application_that_exists() -> None:
     assert serve["http_options"]["request_timeout_s"] < manifest["spec"]["rayClusterDeletionDelaySeconds"]
 
 
+def test_the_claims_of_storage_use_known_fields() -> None:
+    claims = list(yaml.safe_load_all((CLUSTER / "kuberay" / "storage.yaml").read_text()))
+    assert {key[-1] for claim in claims for key in keys(claim)} == CLAIM_FIELDS
+    assert all(claim["apiVersion"] == "v1" and claim["kind"] == "PersistentVolumeClaim" for claim in claims)
+
+
 # --- ray up ------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +250,18 @@ def test_ray_up_files_match_rays_schema_and_no_typo_does(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
+def test_the_clouds_own_fields_are_known_and_no_typo_is(path: Path) -> None:
+    """Ray passes these on as they are; its schema knows none of them, and AWS takes a misspelt spot market for none."""
+    manifest, known = load(path), CLOUD_FIELDS[path.stem]
+    blocks = {"provider": manifest["provider"]} | {
+        name: node_type["node_config"] for name, node_type in manifest["available_node_types"].items()
+    }
+    paths = list(keys(blocks))
+    assert {key[-1] for key in paths} - known == set(blocks)
+    assert [key for key in paths if len(key) > 1 and key[-1] + key[-1][-1] in known] == []
+
+
+@pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
 def test_ray_up_keeps_work_off_the_head_and_the_token_on_every_node(path: Path) -> None:
     manifest = load(path)
     types = manifest["available_node_types"]
@@ -242,20 +276,11 @@ def test_ray_up_keeps_work_off_the_head_and_the_token_on_every_node(path: Path) 
 
 def test_compose_services_use_known_fields_and_rays_options() -> None:
     compose = load(COMPOSE)
-    fields = {
-        "image",
-        "network_mode",
-        "shm_size",
-        "ulimits",
-        "restart",
-        "stop_grace_period",
-        "environment",
-        "secrets",
-        "volumes",
-    }
     assert set(compose) == {"name", "x-ray", "services", "secrets"}
     for service in compose["services"].values():
-        assert set(service) <= fields | {"profiles", "command", "deploy"}
+        assert set(service) <= COMPOSE_FIELDS["service"]
+        for block in ("ulimits", "deploy"):
+            assert {key[-1] for key in keys(service.get(block, {}))} <= COMPOSE_FIELDS[block]
         assert service["environment"]["RAY_AUTH_MODE"] == "token"
         assert service["environment"]["RAY_AUTH_TOKEN_PATH"] == f"/run/secrets/{service['secrets'][0]}"
         assert set(service["secrets"]) <= set(compose["secrets"])

@@ -2,9 +2,9 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,8 +16,7 @@ SBATCH = ROOT / "cluster" / "slurm" / "stasc.sbatch"
 
 def test_sbatch_is_clean_bash() -> None:
     subprocess.run(["bash", "-n", SBATCH], check=True)
-    if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", SBATCH], check=True)
+    subprocess.run([Path(sys.executable).with_name("shellcheck"), SBATCH], check=True)
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", SBATCH.read_text(), re.MULTILINE))
     assert options["ntasks-per-node"] == "1" and {"requeue", "exclusive"} <= set(options)
     assert re.fullmatch(r"B:USR1@\d+", options["signal"]) and options["open-mode"] == "append"

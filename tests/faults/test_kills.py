@@ -6,7 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faulty_runs import BUSY_ENGINE, CONTROLLER, ENGINE, GRADER, TRAINER, FaultyRun, check_run, faulty_run, kill_node_with, kill_one
+from faulty_runs import (
+    BUSY_ENGINE,
+    CONTROLLER,
+    ENGINE,
+    GRADER,
+    TRAINER,
+    VLLM_CHILD,
+    FaultyRun,
+    check_run,
+    faulty_run,
+    kill_node_with,
+    kill_one,
+)
 from ray_cluster import RayCluster, ray_cluster
 
 from stasc_ray import store
@@ -39,6 +51,15 @@ def test_a_killed_worker_costs_work_in_flight_only(cluster: RayCluster, tmp_path
     again = sum(line.get("rollouts/units_done_again", 0) for line in lines)
     in_flight = 2  # engine.concurrent_batches=1, and one that waits
     assert (1 if title == BUSY_ENGINE else 0) <= again <= in_flight
+
+
+def test_a_killed_engine_process_of_vllm(tmp_path: Path) -> None:
+    """On GPUs vLLM's engine core is a child of the actor; the variable that vLLM reads makes it one on CPUs too."""
+    with ray_cluster(2, 2, VLLM_ENABLE_V1_MULTIPROCESSING="1") as own, faulty_run(own, tmp_path / "run") as run:
+        run.wait_until(run.generating)
+        kill_one(run, VLLM_CHILD)
+        run.finish()
+    check_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize(("moment", "title"), [(FaultyRun.generating, ENGINE), (FaultyRun.training, TRAINER)])

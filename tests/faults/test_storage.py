@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from faulty_runs import CONFIG, SMALL, check_run
 
-from stasc_ray import store
+from stasc_ray import parquet, store
 from stasc_ray.generation import unit_files
 
 ONE_ENGINE = [*SMALL, "engine.actors=1", "questions.train.limit=120"]
@@ -54,9 +55,25 @@ def test_garbage_in_a_commit_mark_or_a_manifest_names_the_file(tmp_path: Path) -
     (tmp_path / "versions" / "v0001.json").write_text('{"version": "v00')
     with pytest.raises(ValueError, match=r"v0001.json: expected JSON, found something else"):
         run.versions()
-    (tmp_path / store.COMMIT_MARK).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"_COMMITTED.json: expected JSON, .*restore it or delete its stage"):
-        run.committed(tmp_path)
+    for garbage in (b"", b"\x00\xff\xfe", b"[1]", b"{}"):
+        (tmp_path / store.COMMIT_MARK).write_bytes(garbage)
+        with pytest.raises(ValueError, match=r"_COMMITTED.json: expected .*restore it or delete its stage"):
+            run.files(tmp_path)
+    run.metrics_file.write_bytes(b'{"stage": "questions"}\n\xff\xfe\x00\n{"stage": "rollo')
+    assert run.metrics() == [{"stage": "questions"}]
+
+
+def test_a_committed_file_that_was_cut_short_is_named_whoever_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / "train-000000.parquet"
+    row = {"id": "a", "question": "1 + 1?", "answers": ["2"], "split": "train", "documents": None, "choices": None}
+    unit_files.write_questions([row], file, 1)
+    (unit,) = unit_files.question_units(file, "train")
+    file.write_bytes(file.read_bytes()[:-20])
+    named = rf"train-000000.parquet: expected a whole Parquet file.*delete its folder {tmp_path}, and the same command"
+    read_unit = partial(unit_files.read_unit, pa.Table.from_pylist([vars(unit)]))
+    for read in (partial(unit_files.question_units, file, "train"), read_unit, partial(parquet.read, file)):
+        with pytest.raises(ValueError, match=named):
+            read()
 
 
 @pytest.mark.cluster

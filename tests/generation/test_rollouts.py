@@ -193,7 +193,7 @@ def wordy_actor() -> Any:
 
 
 def test_many_questions_make_larger_units_not_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts, "MAX_UNITS", 4)
+    monkeypatch.setattr(unit_files, "MAX_UNITS", 4)
     rows = [{"id": str(i), "question": "1+1", "answers": ["2"], "split": "train"} for i in range(10)]
     for unit_size, expected in ((5, 2), (2, 4)):
         unit_files.write_questions(rows, tmp_path / "train.parquet", unit_size)
