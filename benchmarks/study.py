@@ -358,10 +358,9 @@ def main() -> None:
         run_cell(folder, everything[arguments.name], arguments.sizes)
         return
     started = time.monotonic()
+    # One after another: a baseline's budget is what a variant spent.
     parts = [run_all(folder, list(cells(part, arguments.seeds)), arguments.parallel, arguments.sizes) for part in arguments.parts]
-    print(
-        f"took {(time.monotonic() - started) / 60:.0f} min"
-    )  # parts one after another: a baseline's budget is what a variant spent
+    print(f"took {(time.monotonic() - started) / 60:.0f} min")
     if not all(parts):
         raise SystemExit("some cells failed; the same command runs them again")
 

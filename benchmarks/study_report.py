@@ -284,7 +284,8 @@ def against_baselines(found: Cells) -> Iterator[str]:
     best = max(variants, key=lambda label: statistics.mean(chosen(cell)["dev"]["r_y2"] for cell in variants[label]))
     yield "| | first answer, test | corrected answer, test | generated tokens an answer takes | trained on, tokens in all |"
     yield "|---|---|---|---|---|"
-    rows = {"M0": (variants[best], first), f"{best}, chosen on dev": (variants[best], chosen)}
+    rows = {"M0": (variants[best], first)}
+    rows |= {f"{label}, chosen on dev": (variants[label], chosen) for label in dict.fromkeys((best, "ENE")) if label in variants}
     for label, (cells, pick) in rows.items():
         tokens = [pick(cell)["answer_tokens"] for cell in cells]
         initial, correction = (statistics.mean(one[turn] for one in tokens) for turn in ("initial", "correction"))
@@ -306,8 +307,8 @@ def against_baselines(found: Cells) -> Iterator[str]:
     yield ""
     yield (
         "RFT generates as many first answers per question and iteration as ENE generates answers and corrections. RFT and gold "
-        "may train on as many tokens an iteration as ENE of that seed (what they found to train on is in the table); the version is "
-        "the one whose *first* answer is best on dev."
+        "may train on as many tokens an iteration as ENE of that seed (what they found to train on is in the table); their version "
+        "is the one whose *first* answer is best on dev."
     )
     ours = variants.get("ENE", [])
     others: dict[str, tuple[Sequence[Cell], Callable[[Cell], float]]] = {
