@@ -30,6 +30,7 @@ from typing import Any
 from stasc_ray import config
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.generation.requests import Sample
+from stasc_ray.tasks import questions
 
 RATES = {"1.5B on one A100": 9_600, "7B on one A100": 2_400, "14B on one A100": 1_200}
 """Generated tokens per second of one full engine. Assumptions, not measurements."""
@@ -77,32 +78,43 @@ def main() -> None:
     """Parse the command line, simulate each size, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--units", type=int, default=4, help=f"per engine in the sweep over engines, {QUESTIONS_PER_UNIT} each")
+    parser.add_argument(
+        "--units",
+        type=int,
+        nargs="+",
+        default=[4],
+        help=f"per engine, {QUESTIONS_PER_UNIT} questions each; one number, or one per size",
+    )
     parser.add_argument("--questions-sweep", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--corrections", type=int, default=5, help="corrections per question")
     parser.add_argument("--gpu", choices=sorted(RATES), default="14B on one A100")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument("--plot", type=Path, help="PNG file")
+    parser.add_argument("--load", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=4, type=int, metavar=("ENGINES", "UNITS", "PER_UNIT", "RATE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         engines, units, per_unit, rate = arguments.one
         print("\n" + json.dumps(one(engines, units, per_unit, arguments.corrections, rate)))
         return
+    if arguments.load:
+        print("\n" + json.dumps(load(arguments.load)))
+        return
     rate = RATES[arguments.gpu]
+    each = arguments.units * len(arguments.engines) if len(arguments.units) == 1 else arguments.units
     sizes = {
-        "engines": [(engines, engines * arguments.units, QUESTIONS_PER_UNIT, rate) for engines in arguments.engines],
+        "engines": [(n, n * units, QUESTIONS_PER_UNIT, rate) for n, units in zip(arguments.engines, each, strict=True)],
         "questions": [(4, units_of(questions), 1, AT_ONCE) for questions in arguments.questions_sweep],
     }
     found: dict[str, list[dict[str, Any]]] = {"engines": [], "questions": []}
     for sweep, wanted in sizes.items():
-        for size in wanted:  # each in a process of its own: a driver's memory never shrinks
-            command = [sys.executable, __file__, "--one", *map(str, size), "--corrections", str(arguments.corrections)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            found[sweep].append(json.loads(done.stdout.splitlines()[-1]))
+        for number, size in enumerate(wanted):
+            row = in_process("--one", *map(str, size), "--corrections", str(arguments.corrections))
             if sweep == "questions":
-                found[sweep][-1]["stands_for"] = arguments.questions_sweep[len(found[sweep]) - 1]
-            print(json.dumps(found[sweep][-1]), flush=True)
+                stands_for = arguments.questions_sweep[number]
+                row |= {"stands_for": stands_for, **in_process("--load", str(stands_for))}
+            found[sweep].append(row)
+            print(json.dumps(row), flush=True)
     machine = {"cores": os.cpu_count(), "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)}
     for rows in found.values():
         print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
@@ -113,6 +125,31 @@ def main() -> None:
         arguments.output.write_text(json.dumps({"machine": machine, "gpu": arguments.gpu, **found}, indent=2) + "\n")
     if arguments.plot:
         plot(found, arguments.plot, f"{arguments.gpu} ({rate:,} tokens/s), simulated on {machine['cores']} cores")
+
+
+def in_process(*arguments: str) -> dict[str, Any]:
+    """One measurement in a process of its own: a driver's memory never shrinks."""
+    done = subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def load(count: int) -> dict[str, float]:
+    """What a run does before its first pass: read, check and shuffle a JSONL file, write it unit by unit."""
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+        for split, rows in (("train", count), ("dev", 10), ("test", 10)):
+            with (Path(folder) / f"{split}.jsonl").open("w") as lines:
+                for number in range(rows):
+                    text = f"{split} question {number}: which of the following is true of the thing in question, and of what else?"
+                    lines.write(json.dumps({"question": text, "answers": ["yes"]}) + "\n")
+        given = [f"questions.{split}.source={folder}/{split}.jsonl" for split in ("train", "dev", "test")]
+        settings = config.load_config(None, given)
+        started = time.time()
+        rows = questions.load_questions(settings.questions, settings.seed).rows
+        for split in ("train", "dev", "test"):
+            of_split = [row for row in rows if row["split"] == split]
+            unit_files.write_questions(of_split, Path(folder) / f"{split}.parquet", QUESTIONS_PER_UNIT)
+        seconds = time.time() - started
+    return {"loading_s": seconds, "loading_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
 def one(engines: int, units: int, per_unit: int, corrections: int, tokens_per_s: float) -> dict[str, Any]:
@@ -135,11 +172,11 @@ def one(engines: int, units: int, per_unit: int, corrections: int, tokens_per_s:
 def simulate(engines: int, units: int, per_unit: int, corrections: int, tokens_per_s: float) -> dict[str, Any]:
     """Run one size; returns the figures of one row."""
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-        questions = Path(folder) / "train.parquet"
-        unit_files.write_questions([question(number) for number in range(units * per_unit)], questions, per_unit)
+        file = Path(folder) / "train.parquet"
+        unit_files.write_questions([question(number) for number in range(units * per_unit)], file, per_unit)
         destination = Path(folder) / "rollouts"
         destination.mkdir()
-        plan = unit_files.question_units(questions, "train")
+        plan = unit_files.question_units(file, "train")
         job = make_job(destination, engines, per_unit, corrections)
         started, cpu = time.time(), time.process_time()
         answered = sum(row["questions"] for row in rollouts.pipeline(job, plan, make_actor(tokens_per_s)).iter_rows())
@@ -169,11 +206,15 @@ def plot(found: dict[str, list[dict[str, Any]]], file: Path, title: str) -> None
     figure.suptitle(title, fontsize=10)
     panels = (
         (left, "engines", "engines", "efficiency", 0.95, "efficiency of the engines", 1.05),
-        (right, "questions", "questions", "driver_gb", 1.5, "driver's memory, GB at its peak", 1.7),
+        (right, "questions", "questions", "driver_gb", 1.5, "driver's memory, GB at its peak, in a pass", 1.7),
     )
     for axes, sweep, label, name, target, what, top in panels:
         at = [row["stands_for" if sweep == "questions" else "engines"] for row in found[sweep]]
         axes.plot(at, [row[name] for row in found[sweep]], marker="o", color="#1f6feb")
+        if sweep == "questions":
+            axes.plot(at, [row["loading_gb"] for row in found[sweep]], marker="s", color="#8c8c8c")
+            axes.annotate("while the questions are read in", (at[-1], found[sweep][-1]["loading_gb"]), (-4, -12), fontsize=8)
+            axes.texts[-1].set(ha="right", color="#666666", transform=axes.texts[-1].get_transform())
         axes.axhline(target, color="#888888", linestyle="--", linewidth=1)
         axes.annotate(f"target {target}", (0.02, target), xycoords=("axes fraction", "data"), va="top", color="#666666", fontsize=8)
         axes.set_xscale("log", base=2 if sweep == "engines" else 10)
