@@ -83,7 +83,7 @@ def main() -> None:
         type=int,
         nargs="+",
         default=[4],
-        help=f"per engine, {QUESTIONS_PER_UNIT} questions each; one number, or one per size",
+        help=f"per engine, {QUESTIONS_PER_UNIT} questions each; one for all sizes or one each",
     )
     parser.add_argument("--questions-sweep", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--corrections", type=int, default=5, help="corrections per question")
@@ -206,15 +206,14 @@ def plot(found: dict[str, list[dict[str, Any]]], file: Path, title: str) -> None
     figure.suptitle(title, fontsize=10)
     panels = (
         (left, "engines", "engines", "efficiency", 0.95, "efficiency of the engines", 1.05),
-        (right, "questions", "questions", "driver_gb", 1.5, "driver's memory, GB at its peak, in a pass", 1.7),
+        (right, "questions", "questions", "driver_gb", 1.5, "driver's memory, GB at its peak", 1.7),
     )
     for axes, sweep, label, name, target, what, top in panels:
         at = [row["stands_for" if sweep == "questions" else "engines"] for row in found[sweep]]
         axes.plot(at, [row[name] for row in found[sweep]], marker="o", color="#1f6feb")
         if sweep == "questions":
             axes.plot(at, [row["loading_gb"] for row in found[sweep]], marker="s", color="#8c8c8c")
-            axes.annotate("while the questions are read in", (at[-1], found[sweep][-1]["loading_gb"]), (-4, -12), fontsize=8)
-            axes.texts[-1].set(ha="right", color="#666666", transform=axes.texts[-1].get_transform())
+            axes.legend(["in a pass", "reading the questions in"], loc="center left", fontsize=8)
         axes.axhline(target, color="#888888", linestyle="--", linewidth=1)
         axes.annotate(f"target {target}", (0.02, target), xycoords=("axes fraction", "data"), va="top", color="#666666", fontsize=8)
         axes.set_xscale("log", base=2 if sweep == "engines" else 10)
