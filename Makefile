@@ -17,7 +17,7 @@ serve: setup  ## Answer with the demo's LATEST version at http://127.0.0.1:8000
 	$(BIN)/stasc serve runs/demo
 
 test: check  ## Lint, types, import contracts and the tests that CI runs
-	$(BIN)/python -m pytest -m "not served and not cluster and not gpu"
+	$(BIN)/python -m pytest -m "not served and not gpu and (not cluster or ci)"
 
 test-fast: setup  ## The tests that start no engine and no trainer
 	$(BIN)/python -m pytest -m "not slow and not cluster and not gpu and not browser"

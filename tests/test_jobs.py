@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ray_cluster import RayCluster, growing_cluster, ray_cluster
+import served_runs
+from ray_cluster import RayCluster, free_port, growing_cluster, ray_cluster
 
 from stasc_ray import cluster, config, jobs
 from stasc_ray.tasks import prompts
@@ -183,6 +185,32 @@ def test_generate_finetune_and_evaluate_as_jobs_of_their_own(three_nodes: RayClu
         "evaluate.py", "--model", str(tmp_path / "four"), "--data", str(tmp_path / "data.jsonl"), "engine.kv_cache_gb=0.25"
     )
     assert "questions 1, failed 0" in measured
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_an_endpoint_that_was_deployed_stays_when_its_job_has_ended(three_nodes: RayCluster, tmp_path: Path) -> None:
+    run, port = served_runs.make_run(tmp_path / "served"), free_port()
+    served_runs.publish(run, served_runs.make_model(tmp_path / "model"))
+    command = [sys.executable, str(ROOT / "jobs" / "serve.py"), str(run.path), "--port", str(port)]
+    for attempt in (1, 2):  # the second takes the place of the first
+        done = subprocess.run(
+            [*command, "--address", three_nodes.address],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env=three_nodes.environment,
+        )
+        assert done.returncode == 0 and "serve shutdown" in done.stdout, (attempt, done.stdout + done.stderr)
+        reply = httpx.post(f"http://127.0.0.1:{port}/v1/correct", json={"question": "What is 2 + 3?"}, timeout=60)
+        assert reply.status_code == 200 and reply.json()["model_version"] == "v0000", reply.text
+    shutdown = [str(Path(sys.executable).with_name("serve")), "shutdown", "--address", three_nodes.jobs_address, "--yes"]
+    subprocess.run(shutdown, check=True, env=three_nodes.environment, capture_output=True, timeout=120)
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://127.0.0.1:{port}/health", timeout=30)
+    refused = subprocess.run(command, capture_output=True, text=True, check=False, env=three_nodes.environment)
+    assert refused.returncode == 1 and "--detach: expected --address or RAY_ADDRESS" in refused.stderr
 
 
 @pytest.mark.cluster

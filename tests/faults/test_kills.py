@@ -35,9 +35,9 @@ def cluster() -> Iterator[RayCluster]:
 @pytest.mark.parametrize(
     ("moment", "title"),
     [
-        pytest.param(FaultyRun.generating, BUSY_ENGINE, id="an engine's actor in generation"),
+        pytest.param(FaultyRun.generating, BUSY_ENGINE, id="an engine's actor in generation", marks=pytest.mark.ci),
         pytest.param(FaultyRun.generating, GRADER, id="a Ray Data worker in grading"),
-        pytest.param(FaultyRun.training, TRAINER, id="a Ray Train worker in training"),
+        pytest.param(FaultyRun.training, TRAINER, id="a Ray Train worker in training", marks=pytest.mark.ci),
         pytest.param(FaultyRun.exporting, TRAINER, id="a Ray Train worker in export"),
     ],
 )
