@@ -45,18 +45,23 @@ def main(
             cuda = cluster.on_cuda(settings.engine)
             for lack in preflight.check(settings, state, passes.base_model(settings), cuda, generation=False):
                 typer.echo(lack, err=True)
+            # A call that was taken over may still train: it exports into a folder of its own, which only the lease's holder moves.
+            built = state / f"model.{lease.number:04d}"
             found = finetune(
                 read_examples(files),
                 base_model=passes.base_model(settings),
-                output=output,
+                output=built,
                 config=settings,
                 iteration=1,
                 storage=state,
                 on_cuda=cuda,
                 lease=lease,
             )
-        shutil.rmtree(state)
-        typer.echo(json.dumps(found))
+            lease.check()
+            shutil.rmtree(output, ignore_errors=True)
+            built.rename(output)
+            typer.echo(json.dumps(found))
+        shutil.rmtree(state, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The only caller of ray.init: join a cluster or start a local Ray, check that it can do the work, say what it consists of."""
+"""The only caller of ray.init: join a cluster or start a local Ray, say what it consists of and has room for."""
 
 import contextlib
 import importlib.metadata
@@ -72,7 +72,7 @@ def _start_local(logs: Path, worker_niceness: int) -> Path:
     session = Path(tempfile.mkdtemp(prefix="stasc-"))
     # At least 2 CPUs: one for an engine, one to read and grade.
     cpus = max(2, cores())
-    system = {"worker_niceness": worker_niceness, "num_workers_soft_limit": IDLE_WORKERS}
+    system = {"worker_niceness": worker_niceness, "num_workers_soft_limit": max(IDLE_WORKERS, cpus)}
     options: dict[str, Any] = {"_temp_dir": str(session), "_system_config": system}
     for attempt in range(LOCAL_START_ATTEMPTS):
         try:
@@ -106,7 +106,10 @@ def nodes() -> list[dict[str, float]]:
 
 
 def may_grow() -> bool:
-    """Whether an autoscaler may add nodes: KubeRay and `ray up` name each node's group. How many, Ray does not tell."""
+    """Whether an autoscaler may add nodes: KubeRay and `ray up` name each node's group. How many, Ray does not tell.
+
+    KubeRay names them without an autoscaler too: there a run waits in vain where it could have been refused.
+    """
     import ray
 
     return any(NODE_GROUP in node["Labels"] for node in ray.nodes() if node["Alive"])

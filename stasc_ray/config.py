@@ -169,7 +169,7 @@ class Engine(Section):
     """The vLLM engines and the actors that hold them."""
 
     actors: PositiveInt | Literal["all"] | tuple[PositiveInt, PositiveInt] = 1
-    """Number of actors, one engine each; `all`: as many as the cluster has room for; `[min, max]`: grows with the work."""
+    """Number of actors, one engine each; `all`: as many as the running nodes have room for; `[min, max]`: grows with the work."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where engines and training run; `auto` takes CUDA when Ray sees a GPU."""
     reserve_gpus: bool = False

@@ -30,11 +30,11 @@ def read(file: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 @contextlib.contextmanager
 def whole(file: str | Path) -> Iterator[None]:
-    """Say which file cannot be read, and what to do."""
+    """Say which file is cut short or garbage, and what to do. What the file system says goes on as it is."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except pa.ArrowInvalid as error:
         raise ValueError(
-            f"{file}: expected a whole Parquet file, found one that cannot be read ({error}); "
-            f"delete its folder {Path(file).parent}, and the same command makes it again"
+            f"{file}: expected a whole Parquet file, found one that cannot be read ({error}). A run's: delete "
+            "_COMMITTED.json beside it, and the same command makes the file again; your own: restore it"
         ) from error

@@ -55,10 +55,14 @@ def check(
         _check_sight(name, sight, run_folder, model)
     sizes = [sight.gpu_gb for sight in seen.values() if sight.gpu_gb]
     if cuda and sizes and is_folder:
-        problem = too_small(settings, parameters(Path(model)), min(sizes), training=training)
+        problem = too_small(settings, parameters(Path(model)), min(sizes), generation=generation, training=training)
         if problem:
             raise ValueError(problem)
-    return [f"{text}. Waiting for the autoscaler, up to engine.start_timeout_s" for text in lacking]
+    notes = [f"{text}. Waiting for the autoscaler (start_timeout_s)" for text in lacking]
+    if generation and settings.engine.actors == "all" and cluster.may_grow():
+        room = cluster.pool_size(settings.engine, cuda)[0]
+        notes.append(f"engine.actors = all: {room} on the nodes that run now; for more as the cluster grows, say [min, max]")
+    return notes
 
 
 def lack_of_room(
@@ -138,7 +142,7 @@ def _check_sight(name: str, sight: Sight, run_folder: Path, model: str) -> None:
     if not sight.run_folder:
         raise RuntimeError(
             f"storage: expected node {name} to see the run folder {run_folder}, found nothing there; "
-            f"use a folder that is mounted {everywhere} (storage=... or --run-dir)"
+            f"use a folder that is mounted {everywhere} (storage=..., --run-dir or --output)"
         )
     if not sight.model:
         raise RuntimeError(
@@ -167,12 +171,14 @@ def _elements(file: Path) -> int:
     return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
-def too_small(settings: config.Config, weights: int, gpu_gb: float, *, training: bool = True) -> str | None:
+def too_small(
+    settings: config.Config, weights: int, gpu_gb: float, *, generation: bool = True, training: bool = True
+) -> str | None:
     """Why GPUs of that size cannot hold this many weights, or None. Activations and KV cache need room on top of that."""
     engine, finetune = settings.engine, settings.finetune
     bytes_each = 4 if engine.dtype == "float32" else 2
     room_gb, need_gb = gpu_gb * engine.gpu_memory_utilization, weights * bytes_each / engine.tensor_parallel_size / 2**30
-    if need_gb >= room_gb:
+    if generation and need_gb >= room_gb:
         return (
             f"engine: expected the weights to fit into {room_gb:.1f} GiB (engine.gpu_memory_utilization of a GPU's {gpu_gb:.1f}), "
             f"found {need_gb:.1f} GiB per GPU; raise engine.tensor_parallel_size or take a smaller model"

@@ -246,7 +246,8 @@ def _commit(run: Run, folder: Path, stage: str, iteration: int, summary: Mapping
 def repair_metrics(folder: RunFolder) -> None:
     """Log the stages whose driver died between the commit mark and the line."""
     for mark in sorted(folder.path.glob("*/_COMMITTED.json")) + sorted(folder.path.glob("*/*/_COMMITTED.json")):
-        folder.log((folder.committed(mark.parent) or {})["line"])
+        if found := folder.committed(mark.parent):
+            folder.log(found["line"])
 
 
 def _metrics_of(folder: RunFolder, iteration: int, stage: str) -> dict[str, Any]:

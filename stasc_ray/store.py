@@ -81,7 +81,7 @@ class RunFolder:
     def committed(self, folder: Path) -> dict[str, Any] | None:
         """What a stage's commit mark holds; None where there is none."""
         mark = folder / COMMIT_MARK
-        return _read_json(mark) if mark.is_file() else None
+        return _read_json(mark, "line", "files") if mark.is_file() else None
 
     def files(self, folder: Path) -> list[Path]:
         """The Parquet files of a committed stage, as its mark lists them.
@@ -92,8 +92,6 @@ class RunFolder:
         mark = self.committed(folder)
         if mark is None:
             raise FileNotFoundError(f"{folder}: expected a finished stage (with {COMMIT_MARK}), found none; `stasc run` makes it")
-        if not isinstance(mark.get("files"), list):
-            raise ValueError(f"{folder / COMMIT_MARK}: expected `files`, found {sorted(mark)}; restore it or delete its stage")
         return [folder / name for name in mark["files"]]
 
     def commit(self, folder: Path, mark: Mapping[str, Any]) -> None:
@@ -132,7 +130,7 @@ class RunFolder:
         for text in self.metrics_file.read_bytes().splitlines():
             with contextlib.suppress(ValueError):  # the half line of a killed attempt
                 lines.append(json.loads(text))
-        return lines
+        return [line for line in lines if isinstance(line, dict) and {"stage", "iteration"} <= set(line)]
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Keep what the newest attempt ran on."""
@@ -141,7 +139,7 @@ class RunFolder:
 
     def versions(self) -> list[dict[str, Any]]:
         """Manifests of the published versions, oldest first."""
-        return [_read_json(file) for file in sorted((self.path / "versions").glob("v*.json"))]
+        return [_read_json(file, "version", "model") for file in sorted((self.path / "versions").glob("v*.json"))]
 
     def latest(self) -> str | None:
         """Name of the version that LATEST points to; None before the first publication."""
@@ -354,12 +352,15 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Raises ValueError where the file holds something else."""
+def _read_json(path: Path, *fields: str) -> dict[str, Any]:
+    """Raises ValueError where the file holds something else than an object with these fields."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also what is no UTF-8
         raise ValueError(f"{path}: expected JSON, found something else ({error}); restore it or delete its stage") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}; restore it or delete its stage")
+    if not isinstance(found, dict) or not set(fields) <= set(found):
+        what = sorted(found) if isinstance(found, dict) else type(found).__name__
+        raise ValueError(
+            f"{path}: expected a JSON object with {', '.join(fields) or 'fields'}, found {what}; restore it or delete its stage"
+        )
     return found

@@ -77,3 +77,4 @@ def test_a_cluster_without_room(nodes: list[dict[str, float]], overrides: list[s
     assert not found if expected is None else expected in found[0]
     if cuda:
         assert found[0].endswith("add nodes, or set engine.device=cpu")
+    assert not list(preflight.lack_of_room(given, nodes, cuda, generation=False, training=False))

@@ -15,6 +15,7 @@ import pytest
 from stasc_ray import config, store
 
 SETTINGS = config.Config()
+MARK = {"line": {"stage": "questions", "iteration": 0}, "files": []}
 
 
 def test_a_stage_counts_only_when_it_is_committed(tmp_path: Path) -> None:
@@ -22,8 +23,8 @@ def test_a_stage_counts_only_when_it_is_committed(tmp_path: Path) -> None:
         folder = run.fresh_stage(run.stage(1, "examples"))
         (folder / "half.parquet").write_text("half")
         assert run.committed(folder) is None
-        run.commit(folder, {"kept": 3})
-        assert run.committed(folder) == {"kept": 3}
+        run.commit(folder, MARK)
+        assert run.committed(folder) == MARK
         assert run.fresh_stage(folder) == folder
         assert list(folder.iterdir()) == []
 
@@ -33,7 +34,7 @@ def test_the_same_name_with_another_config_is_refused_and_names_the_fields(tmp_p
     with store.open_run(tmp_path / "run", changed):
         pass
     with store.open_run(tmp_path / "run", SETTINGS) as run:  # nothing had been done with the other one
-        run.commit(run.questions, {})
+        run.commit(run.questions, MARK)
     with store.open_run(tmp_path / "run", config.validate({"engine": {"actors": 2, "max_error_fraction": 0.5}})):
         pass  # how a run is carried out is not what it is
     with pytest.raises(ValueError, match="another config") as refused, store.open_run(tmp_path / "run", changed):
@@ -47,7 +48,7 @@ def test_the_same_name_with_another_config_is_refused_and_names_the_fields(tmp_p
 
 def test_what_a_killed_start_leaves_is_begun_anew(tmp_path: Path) -> None:
     with store.open_run(tmp_path / "run", SETTINGS) as run:
-        run.commit(run.stage(0, "rollouts"), {})
+        run.commit(run.stage(0, "rollouts"), MARK)
         (run.path / "config.json").unlink()  # --fresh deletes it first, and was killed right after
     with store.open_run(tmp_path / "run", SETTINGS) as run:
         assert run.committed(run.stage(0, "rollouts")) is None and store.read_config(run.path) == SETTINGS
@@ -103,7 +104,7 @@ def test_a_paused_driver_cannot_write_after_a_take_over(tmp_path: Path) -> None:
         os.utime(paused.lease.file, (0, time.time() - 10 * store.LEASE_TIMEOUT_S))
         with store.open_run(tmp_path / "run", SETTINGS) as successor:
             for write in (
-                lambda: paused.commit(paused.stage(1, "examples"), {}),
+                lambda: paused.commit(paused.stage(1, "examples"), MARK),
                 lambda: paused.log({"stage": "examples", "iteration": 1}),
                 lambda: paused.publish({"version": "v0001"}, move_latest=True),
                 lambda: paused.fresh_stage(paused.stage(1, "examples")),

@@ -121,6 +121,8 @@ class RolloutActor:
         import ray
 
         self.job = job
+        if not Path(job.destination).is_dir():  # this node may have come after the run had looked at all there were
+            raise FileNotFoundError(f"storage: expected a folder that every node sees, this one does not see {job.destination}")
         started = time.monotonic()
         settings = job.settings
         self.engine = engine.Engine(

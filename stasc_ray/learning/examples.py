@@ -19,6 +19,7 @@ from stasc_ray.tasks import prompts
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+READ_ROWS = 1024
 EXAMPLE_SCHEMA = pa.schema({"id": pa.string(), "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))})
 """One example; `id` is question/initial sample/correction sample, and only the last message is trained on."""
 
@@ -60,8 +61,10 @@ def read_examples(files: Sequence[str]) -> "Dataset":
 def _read(batch: pa.Table) -> Iterator[pa.Table]:
     for name in batch["file"].to_pylist():
         with parquet.whole(name), pq.ParquetFile(name) as file:
-            for rows in file.iter_batches(columns=EXAMPLE_SCHEMA.names):
-                yield pa.Table.from_batches([rows])
+            if missing := set(EXAMPLE_SCHEMA.names) - set(file.schema_arrow.names):
+                raise ValueError(f"{name}: expected the columns id and messages, found no {' and no '.join(sorted(missing))}")
+            for rows in file.iter_batches(batch_size=READ_ROWS, columns=EXAMPLE_SCHEMA.names):
+                yield pa.Table.from_batches([rows]).cast(EXAMPLE_SCHEMA)
 
 
 def _count(item: Mapping[str, str], settings: config.Config, iteration: int) -> dict[str, int]:

@@ -27,6 +27,7 @@ RESIZE_INTERVAL_S = 300.0
 """How often elastic workers may become more: each time the group starts anew from its last checkpoint."""
 ELASTIC_PLACE_TIMEOUT_S = 30.0
 """How long elastic workers wait for places that Ray had counted: right after a node was lost it still counts those."""
+ENCODE_ROWS = 256
 ENCODED = ("id", "input_ids", "labels", "trained_tokens", "no_target", "too_long")
 
 
@@ -128,21 +129,23 @@ def encode_examples(examples: "Dataset", source: Mapping[str, Any], max_length_t
         is left out has empty lists and 1 in its reason's column.
     """
     return examples.map_batches(
-        _encode_batch,  # type: ignore[arg-type]
+        _encode_block,  # type: ignore[arg-type]
         batch_size=None,  # a number would bundle many files of examples for one task
         batch_format="pyarrow",
         fn_kwargs={"source": dict(source), "max_length_tokens": max_length_tokens},
     ).materialize()
 
 
-def _encode_batch(batch: "pyarrow.Table", source: dict[str, Any], max_length_tokens: int) -> "pyarrow.Table":
+def _encode_block(block: "pyarrow.Table", source: dict[str, Any], max_length_tokens: int) -> "Iterator[pyarrow.Table]":
+    """Some rows at a time, since a block may hold a whole file."""
     import pyarrow as pa
 
     tokenizer = _tokenizer(tuple(sorted(source.items())))
-    rows = [_encode(tokenizer, row["id"], row["messages"], max_length_tokens) for row in batch.to_pylist()]
     integers = pa.list_(pa.int32())  # explicit, or Ray Data would make tensor columns out of equal lengths
     kinds = {"id": pa.string(), "input_ids": integers, "labels": integers}
-    return pa.table({name: pa.array([row[name] for row in rows], kinds.get(name, pa.int64())) for name in ENCODED})
+    for batch in block.to_batches(max_chunksize=ENCODE_ROWS):
+        rows = [_encode(tokenizer, row["id"], row["messages"], max_length_tokens) for row in batch.to_pylist()]
+        yield pa.table({name: pa.array([row[name] for row in rows], kinds.get(name, pa.int64())) for name in ENCODED})
 
 
 def _encode(tokenizer: Any, id: str, messages: list[dict[str, str]], max_length_tokens: int) -> dict[str, Any]:

@@ -108,11 +108,12 @@ def serving(
     application = app.endpoint(
         run_folder, settings, on_cuda=cluster.on_cuda(settings.engine), api_keys_file=api_keys_file, loopback_only=loopback_only
     )
+    was_there = app.APP in ray_serve.status().applications
     try:
         ray_serve.run(application, name=app.APP, route_prefix="/")
         yield
     except BaseException:
-        detach = False  # what did not come up does not stay
+        detach = detach and was_there  # what did not come up does not stay, and what answered before does
         raise
     finally:
         if not detach:

@@ -60,6 +60,7 @@ def test_a_killed_engine_process_of_vllm(tmp_path: Path) -> None:
         kill_one(run, VLLM_CHILD)
         run.finish()
     check_run(tmp_path / "run")
+    assert "were begun again, since a process or node was lost" in run.output.read_text()
 
 
 @pytest.mark.parametrize(("moment", "title"), [(FaultyRun.generating, ENGINE), (FaultyRun.training, TRAINER)])

@@ -1,5 +1,6 @@
 """What the storage can do to a run: a full disk, a read-only folder, files cut short, garbage. Nothing committed is lost."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from faulty_runs import CONFIG, SMALL, check_run
 
-from stasc_ray import parquet, store
+from stasc_ray import parquet, stages, store
 from stasc_ray.generation import unit_files
 
 ONE_ENGINE = [*SMALL, "engine.actors=1", "questions.train.limit=120"]
@@ -52,15 +53,21 @@ def test_a_unit_that_was_cut_short_is_done_again(tmp_path: Path) -> None:
 def test_garbage_in_a_commit_mark_or_a_manifest_names_the_file(tmp_path: Path) -> None:
     run = store.RunFolder(tmp_path)
     (tmp_path / "versions").mkdir()
-    (tmp_path / "versions" / "v0001.json").write_text('{"version": "v00')
-    with pytest.raises(ValueError, match=r"v0001.json: expected JSON, found something else"):
-        run.versions()
+    for garbage in ('{"version": "v00', "{}"):
+        (tmp_path / "versions" / "v0001.json").write_text(garbage)
+        with pytest.raises(
+            ValueError, match=r"v0001.json: expected JSON, found something else|expected a JSON object with version"
+        ):
+            run.versions()
+    run.questions.mkdir()
     for garbage in (b"", b"\x00\xff\xfe", b"[1]", b"{}"):
-        (tmp_path / store.COMMIT_MARK).write_bytes(garbage)
-        with pytest.raises(ValueError, match=r"_COMMITTED.json: expected .*restore it or delete its stage"):
-            run.files(tmp_path)
-    run.metrics_file.write_bytes(b'{"stage": "questions"}\n\xff\xfe\x00\n{"stage": "rollo')
-    assert run.metrics() == [{"stage": "questions"}]
+        (run.questions / store.COMMIT_MARK).write_bytes(garbage)
+        for read in (lambda: run.files(run.questions), lambda: stages.repair_metrics(run)):
+            with pytest.raises(ValueError, match=r"_COMMITTED.json: expected .*restore it or delete its stage"):
+                read()
+    line = {"stage": "questions", "iteration": 0}
+    run.metrics_file.write_bytes(json.dumps(line).encode() + b'\n\xff\xfe\x00\n1\n{"stage": "rollo')
+    assert run.metrics() == [line]
 
 
 def test_a_committed_file_that_was_cut_short_is_named_whoever_reads_it(tmp_path: Path) -> None:
@@ -69,7 +76,7 @@ def test_a_committed_file_that_was_cut_short_is_named_whoever_reads_it(tmp_path:
     unit_files.write_questions([row], file, 1)
     (unit,) = unit_files.question_units(file, "train")
     file.write_bytes(file.read_bytes()[:-20])
-    named = rf"train-000000.parquet: expected a whole Parquet file.*delete its folder {tmp_path}, and the same command"
+    named = r"train-000000.parquet: expected a whole Parquet file.*delete _COMMITTED.json beside it, and the same command"
     read_unit = partial(unit_files.read_unit, pa.Table.from_pylist([vars(unit)]))
     for read in (partial(unit_files.question_units, file, "train"), read_unit, partial(parquet.read, file)):
         with pytest.raises(ValueError, match=named):
