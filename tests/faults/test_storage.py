@@ -55,9 +55,7 @@ def test_garbage_in_a_commit_mark_or_a_manifest_names_the_file(tmp_path: Path) -
     (tmp_path / "versions").mkdir()
     for garbage in ('{"version": "v00', "{}"):
         (tmp_path / "versions" / "v0001.json").write_text(garbage)
-        with pytest.raises(
-            ValueError, match=r"v0001.json: expected JSON, found something else|expected a JSON object with version"
-        ):
+        with pytest.raises(ValueError, match=r"v0001.json: expected (JSON, found something|a JSON object with version)"):
             run.versions()
     run.questions.mkdir()
     for garbage in (b"", b"\x00\xff\xfe", b"[1]", b"{}"):
