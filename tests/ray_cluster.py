@@ -18,6 +18,7 @@ from typing import Any
 RAY = str(Path(sys.executable).with_name("ray"))
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 240
+HEAD_TYPE = "ray.head.default"  # as Ray's pretended cloud calls it
 
 
 class Node:
@@ -93,13 +94,14 @@ class RayCluster:
             **nothing,
             "cluster_name": "growing",
             "provider": {
-                "type": "fake_multinode",
+                "type": "external",  # not "fake_multinode", whose defaults are not in Ray's wheel
+                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
                 "launch_multiple": True,
                 "head_node_id": FAKE_HEAD_NODE_ID,
                 "gcs_address": self.address,
             },
-            "head_node_type": "head",
-            "available_node_types": {"head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, "worker": worker},
+            "head_node_type": HEAD_TYPE,
+            "available_node_types": {HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, "worker": worker},
             "max_workers": most,
             "upscaling_speed": 10.0,
             "idle_timeout_minutes": 5,
@@ -113,7 +115,7 @@ class RayCluster:
             "RAY_enable_autoscaler_v2": "1",
             "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
-            "RAY_NODE_TYPE_NAME": "head",  # as KubeRay and `ray up` set it
+            "RAY_NODE_TYPE_NAME": HEAD_TYPE,  # as KubeRay and `ray up` set it
         }
         self.start_head(0, f"--autoscaling-config={file}")
 

@@ -101,7 +101,7 @@ def canary(model_folder: Path, examples: Sequence[Mapping[str, Any]], device: An
 
     saved = AutoConfig.from_pretrained(model_folder).dtype or torch.float32
     model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    if device.type == "cuda" and 1.2 * model.get_memory_footprint() > torch.cuda.mem_get_info(device)[0]:
+    if torch.device(device).type == "cuda" and 1.2 * model.get_memory_footprint() > torch.cuda.mem_get_info(device)[0]:
         device = torch.device("cpu")  # float32 of a model that was trained in shards
     model.to(device)
     prompts = []
