@@ -53,7 +53,7 @@ ROLLOUT_SCHEMA = pa.schema(
 
 
 MAX_UNITS = 4096
-"""Of one split: a larger one gets larger units, since a unit costs the driver 23 kB and 19 ms, and its reader a look at the footer
+"""Of one split: a larger one gets larger units, since a unit costs the driver 21 kB and 17 ms, and its reader a look at the footer
 of all units (docs/scaling.md)."""
 
 
