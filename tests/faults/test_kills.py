@@ -50,7 +50,9 @@ def test_a_killed_worker_costs_work_in_flight_only(cluster: RayCluster, tmp_path
     lines = store.RunFolder(tmp_path / "run").metrics()
     again = sum(line.get("rollouts/units_done_again", 0) for line in lines)
     in_flight = 2  # engine.concurrent_batches=1, and one that waits
-    assert (1 if title == BUSY_ENGINE else 0) <= again <= in_flight
+    # At least none: a kill right before a unit begins, or as its result leaves, costs nothing. That units are done again, and
+    # counted, is the next test's: an engine whose child is gone fails the unit that it has begun.
+    assert again <= in_flight
 
 
 def test_a_killed_engine_process_of_vllm(tmp_path: Path) -> None:
