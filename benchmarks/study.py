@@ -1,7 +1,7 @@
 """How much the method learns, with error bars: all variants, baselines at equal budget, and the paper's questions, on the sandbox.
 
 python benchmarks/study.py run --folder runs/study                variants and baselines, five seeds; hours on two cores
-python benchmarks/study.py run --folder runs/study --parts samples filters
+python benchmarks/study.py run --folder runs/study --parts samples filters rates
 python benchmarks/study.py report --folder runs/study --output docs/results.md
 
 A cell is one run (variant, seed, ...); its figures go to cells/NAME.json, and a cell that has this file is not run again. Each cell
@@ -10,8 +10,10 @@ alone (study_report.py).
 """
 
 import argparse
+import itertools
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -22,13 +24,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pyarrow.parquet as pq
 import speed  # pyright: ignore[reportMissingImports]
+import study_figures  # pyright: ignore[reportMissingImports]
 import study_report  # pyright: ignore[reportMissingImports]
 
 from stasc_ray import cluster, config, passes, store
@@ -37,7 +39,7 @@ from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.generation.requests import request_seed
 from stasc_ray.learning import finetune
 from stasc_ray.serving import correcting
-from stasc_ray.tasks import prompts, questions
+from stasc_ray.tasks import prompts, questions, sandbox
 
 CONFIG = Path(__file__).with_name("study.toml")
 VARIANTS = ("EIE", "EIF", "ENE", "ENF", "FIE", "FIF", "FNE", "FNF")
@@ -46,7 +48,6 @@ VOTERS = (1, 3, 5, 9)
 FEWER_SEEDS = 3
 PATIENCE_S = 3600
 """For one cell."""
-MOST_REPEATS = 4
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Cell:
     seed: int
     overrides: tuple[str, ...] = ()
     kind: str = "run"
-    """run (`stasc run`), rft, gold or consistency."""
+    """run (`stasc run`); voting: the same, then votes; rft, gold, worked: see `single_turn`; consistency: M0's votes."""
 
     @property
     def name(self) -> str:
@@ -72,9 +73,10 @@ def cells(part: str, seeds: int) -> Iterator[Cell]:
         if part == "variants":
             yield from (Cell(part, variant, seed, (f"algorithm.variant={variant}",)) for variant in VARIANTS)
         elif part == "baselines":
-            yield from (Cell(part, kind, seed, kind=kind) for kind in ("rft", "gold", "consistency"))
+            yield from (Cell(part, kind, seed, kind=kind) for kind in ("rft", "gold", "worked", "consistency"))
+            yield Cell(part, "ENE", seed, ("algorithm.variant=ENE",), kind="voting")
         elif seed < FEWER_SEEDS and part == "samples":
-            for initial, corrections in product((1, 3, 5), repeat=2):
+            for initial, corrections in itertools.product((1, 3, 5), repeat=2):
                 values = ("algorithm.variant=ENE", f"algorithm.n_initial={initial}", f"algorithm.n_corrections={corrections}")
                 yield Cell(part, f"{initial}x{corrections}", seed, values)
         elif seed < FEWER_SEEDS and part == "filters":
@@ -83,9 +85,13 @@ def cells(part: str, seeds: int) -> Iterator[Cell]:
             for share in (0.2, 0.4):
                 values = (evolving, "algorithm.filter=non_decreasing", f"algorithm.keep_correct_share={share}")
                 yield Cell(part, f"share-{share}", seed, values)
+        elif seed < FEWER_SEEDS and part == "rates":
+            for variant, rate in itertools.product(("ENE", "EIE"), ("1e-4", "5e-4")):
+                values = (f"algorithm.variant={variant}", f"finetune.learning_rate={rate}")
+                yield Cell(part, f"{variant}-{rate}", seed, values)
 
 
-PARTS = ("variants", "baselines", "samples", "filters")
+PARTS = ("variants", "baselines", "samples", "filters", "rates")
 
 
 # --- running -----------------------------------------------------------------------------------------------------
@@ -128,18 +134,19 @@ def run_cell(folder: Path, cell: Cell, sizes: Sequence[str]) -> None:
     started, commit = time.monotonic(), speed.commit()
     work = folder / "work" / cell.name
     settings = config.load_config(CONFIG, overrides(cell, sizes))
-    if cell.kind == "run":
+    if cell.kind in ("run", "voting"):
         command = [sys.executable, "-m", "stasc_ray.cli", "run", str(CONFIG), "--run-dir", str(work), *overrides(cell, sizes)]
         status = subprocess.run(command, check=False).returncode
         if status not in (0, 3):  # 3: the filter kept nothing, which is a result
             raise SystemExit(status)
         iterations = harvest(work)
+        if cell.kind == "voting":
+            with cluster.connect(None, work / "logs"):
+                add_votes(work, settings, iterations)
     else:
         work.mkdir(parents=True, exist_ok=True)
         with cluster.connect(None, work / "logs"):
-            iterations = (
-                self_consistency(work, settings) if cell.kind == "consistency" else single_turn(work, settings, cell, folder)
-            )
+            iterations = single_turn(work, settings, cell, folder)
     found = {**vars(cell), "sizes": list(sizes), "commit": commit, "seconds": time.monotonic() - started, "iterations": iterations}
     store.write_atomically(folder / "cells" / f"{cell.name}.json", json.dumps(found, indent=1))
     shutil.rmtree(work, ignore_errors=True)
@@ -189,35 +196,34 @@ def _of_split(names: Mapping[str, Any], split: str) -> dict[str, Any]:
 
 
 def single_turn(work: Path, settings: config.Config, cell: Cell, folder: Path) -> list[dict[str, Any]]:
-    """Rejection-sampling fine-tuning on right first answers (rft), or on the gold answers (gold), iteration after iteration.
+    """One-turn learning, iteration after iteration, each from the model before; then the votes of the best on dev.
 
-    Per train question and iteration as many first answers are generated as a correcting run generates answers and corrections.
-    An iteration trains on as many tokens as ENE of the same seed did: examples come again, up to MOST_REPEATS times, where they are
-    few (gold answers are short, and right answers alike).
+    rft learns from its own right first answers, of which it generates as many per train question and iteration as a correcting run
+    generates answers and corrections; gold from the reference answers; worked from whole sums written out by the sandbox;
+    consistency does not learn. An iteration trains on as many tokens as ENE of the same seed did: examples come again where they
+    are few (gold answers are short, and right answers alike).
     """
     import ray
 
     files = write_questions(work, settings)
     rows = {row["id"]: row for row in pq.read_table(files["train"]).to_pylist()}
-    budgets = trained_tokens_of(folder, cell.seed)
-    model, found = passes.base_model(settings), []
+    budgets = {} if cell.kind == "consistency" else trained_tokens_of(folder, cell.seed)
+    model, found, learnt = passes.base_model(settings), [], {}
     for number in range(settings.algorithm.iterations + 1):
-        learn = number < settings.algorithm.iterations
+        learn = number + 1 in budgets and number < settings.algorithm.iterations  # not where ENE's filter kept nothing
         answered, generated_tokens = generate(work, settings, model, files, number, train=learn and cell.kind == "rft")
-        found.append({"iteration": number, **{split: measured(answered, settings, split) for split in ("dev", "test")}})
-        found[-1]["generated_tokens"] = generated_tokens
+        scores = {split: measured(answered, settings, split) for split in ("dev", "test")}
+        found.append({"iteration": number, **scores, "generated_tokens": generated_tokens, **learnt})
         if not learn:
             break
         if cell.kind == "rft":
             texts = right_answers(answered, settings.algorithm.threshold)
         else:
-            texts = [(id, f"{settings.prompts.answer_marker}{row['answers'][0]}") for id, row in rows.items()]
+            texts = [(id, gold_answer(row, settings, worked=cell.kind == "worked")) for id, row in rows.items()]
         examples = [
             {"id": f"{id}/{place}", "messages": [*prompts.initial_messages(rows[id], settings.prompts), assistant(text)]}
             for place, (id, text) in enumerate(texts)
         ]
-        if number + 1 not in budgets:  # ENE's filter kept nothing here
-            break
         examples = within(examples, budgets[number + 1], settings)
         summary = finetune.finetune(
             ray.data.from_items(examples),
@@ -229,9 +235,27 @@ def single_turn(work: Path, settings: config.Config, cell: Cell, folder: Path) -
             on_cuda=False,
         )
         model = str(work / f"model_{number + 1}")
-        found[-1]["next_trained_tokens"] = summary["trained_tokens"]
-        found[-1]["next_examples"] = len(examples)
+        learnt = {"trained_tokens": summary["trained_tokens"], "examples": {"kept": len(examples)}}
+    best = study_figures.chosen_first({"iterations": found})
+    of_best = str(work / f"model_{best['iteration']}") if best["iteration"] else passes.base_model(settings)
+    best |= vote(work / "votes", settings, of_best, files["test"])
     return found
+
+
+def add_votes(work: Path, settings: config.Config, iterations: list[dict[str, Any]]) -> None:
+    """To the published version of a run, and to the one with the best first answers on dev."""
+    run, cell = store.RunFolder(work), {"iterations": iterations}
+    for number in {pick(cell)["iteration"] for pick in (study_figures.chosen, study_figures.chosen_first)}:
+        model = str(run.stage(number, "model")) if number else passes.base_model(settings)
+        one = next(one for one in iterations if one["iteration"] == number)
+        one |= vote(work / f"votes_{number}", settings, model, run.questions / "test.parquet")
+
+
+def gold_answer(row: dict[str, Any], settings: config.Config, *, worked: bool) -> str:
+    """The reference answer alone, or the whole sum by columns."""
+    if worked:
+        return sandbox.column_addition([int(number) for number in re.findall(r"\d+", row["question"])])
+    return f"{settings.prompts.answer_marker}{row['answers'][0]}"
 
 
 def assistant(text: str) -> prompts.Message:
@@ -259,12 +283,12 @@ def within(examples: list[dict[str, Any]], tokens: int, settings: config.Config)
     ordered = sorted(examples, key=lambda one: request_seed(settings.seed, one["id"]))
     encoded = [encoding.encode(tokenizer, one["messages"], settings.finetune.max_length_tokens) for one in ordered]
     counts = [0 if isinstance(one, str) else int((one["labels"] != encoding.IGNORED).sum()) for one in encoded]
-    kept, left = [], tokens / settings.finetune.epochs
-    for repeat in range(MOST_REPEATS):
-        for example, count in zip(ordered, counts, strict=True):
-            if left > 0 and count:
-                left -= count
-                kept.append({**example, "id": f"{example['id']}/{repeat}"})
+    kept, left, place = [], tokens / settings.finetune.epochs, 0
+    while left > 0 and any(counts):
+        repeat, at = divmod(place, len(ordered))
+        place, left = place + 1, left - counts[at]
+        if counts[at]:
+            kept.append({**ordered[at], "id": f"{ordered[at]['id']}/{repeat}"})
     return kept
 
 
@@ -279,11 +303,14 @@ def trained_tokens_of(folder: Path, seed: int) -> dict[int, int]:
     return {one["iteration"]: one["trained_tokens"] for one in found if "trained_tokens" in one}
 
 
-def self_consistency(work: Path, settings: config.Config) -> list[dict[str, Any]]:
-    """M0 answers each test question max(VOTERS) times; the share that the commonest of the first k gets right."""
-    files = write_questions(work, settings)
+def vote(destination: Path, settings: config.Config, model: str, file: Path) -> dict[str, Any]:
+    """Self-consistency: the model answers each test question max(VOTERS) times.
+
+    Returns:
+        votes: {k: share of the questions that the commonest of the first k answers gets right}; vote_tokens: mean of one answer.
+    """
     most = rollouts.Turns(max(VOTERS), 0, settings.sampling.initial, settings.sampling.correction)
-    answered, _ = roll_out(work / "votes", settings, passes.base_model(settings), {"test": files["test"]}, {"test": most})
+    answered, _ = roll_out(destination, settings, model, {"test": file}, {"test": most})
     rows = [row for file in answered for row in pq.read_table(file).to_pylist()]
     marker = settings.prompts.answer_marker
 
@@ -296,7 +323,7 @@ def self_consistency(work: Path, settings: config.Config) -> list[dict[str, Any]
 
     accuracy = {str(k): statistics.mean(right(row, k) for row in rows) for k in VOTERS}
     tokens = statistics.mean(statistics.mean(row["initial_tokens"]) for row in rows if row["initial"])
-    return [{"iteration": 0, "votes": accuracy, "answer_tokens": {"initial": tokens}}]
+    return {"votes": accuracy, "vote_tokens": tokens}
 
 
 def write_questions(work: Path, settings: config.Config) -> dict[str, Path]:

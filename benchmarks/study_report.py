@@ -1,19 +1,36 @@
-"""docs/results.md and its plots from the study's cell files alone: tables with 95% intervals over seeds, and what follows.
+"""docs/results.md from the study's cell files alone.
 
-An interval is Student's t over the seeds. "A against B" takes the difference seed by seed, since both sides of a seed have the same
-questions.
+The words are results_page.md's; here are its tables and differences. Figures are study_figures.py's, plots study_plots.py's.
 """
 
-import json
-import math
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Student's t, 97.5%, by degrees of freedom (any table of it)."""
+from study_figures import (  # pyright: ignore[reportMissingImports]
+    BySeed,
+    Cell,
+    Cells,
+    Pick,
+    best_on_test,
+    by_seed,
+    chosen,
+    chosen_first,
+    first,
+    last,
+    matched,
+    on_base_answers,
+    read,
+    told,
+    told_difference,
+    trained_behind,
+    verdict,
+    votes,
+)
+from study_plots import plot_curves, plot_lines  # pyright: ignore[reportMissingImports]
+
+PAGE = Path(__file__).with_name("results_page.md")
+NOT_RUN = "Not run yet."
 METRICS = {
     "r(Y1)": "r_y1",
     "r(Y2)": "r_y2",
@@ -23,6 +40,7 @@ METRICS = {
     "CL": "cl",
     "CS": "cs",
     "RSS": "rss",
+    "changed": "changed",
 }
 PAPER = {  # arXiv 2503.08681v1, tables 1 and 2: test in-accuracy, the maximum over iterations
     "M0": (0.212, "0.138 to 0.164", 0.294, "0.348 to 0.356"),
@@ -35,370 +53,274 @@ PAPER = {  # arXiv 2503.08681v1, tables 1 and 2: test in-accuracy, the maximum o
     "ENF": (0.240, "0.222", 0.316, "0.356"),
     "ENE": (0.234, "0.228", 0.294, "0.356"),
 }
-Cell = dict[str, Any]
-Cells = dict[str, dict[str, list[Cell]]]
-"""part -> label -> one cell per seed"""
+ONE_TURN = {
+    "rft": "RFT: fine-tuned on its own right first answers",
+    "gold": "fine-tuned on the gold answers alone",
+    "worked": "fine-tuned on sums written out in full",
+}
+Group = Mapping[str, Sequence[Cell]]
+"""label -> its cells"""
+Rows = Mapping[str, tuple[Sequence[Cell], Pick]]
 
 
 def write(folder: Path, output: Path, expected: Mapping[str, int]) -> None:
     """Write the page, and its plots beside it; `expected`: how many cells each part has when it is whole."""
-    found: Cells = defaultdict(lambda: defaultdict(list))
-    for file in sorted(folder.glob("*.json")):
-        cell = json.loads(file.read_text())
-        found[cell["part"]][cell["label"]].append(cell)
-    if not found["variants"]:
+    found = read(folder)
+    variants = found["variants"]
+    if not variants:
         raise SystemExit(
             f"{folder}: expected cells of the variants (variants-ENE-0.json ...), found none; `study.py run` makes them"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     plots = {name: output.with_name(f"results-{name}.png") for name in ("curves", "transitions", "kept")}
-    plot_curves(found["variants"], plots["curves"])
+    plot_curves(variants, plots["curves"])
     title = "Transitions on test by iteration: mean over seeds"
-    plot_lines(found["variants"], plots["transitions"], title, "test", {"i_to_c": "i->c", "c_to_i": "c->i"})
+    plot_lines(variants, plots["transitions"], title, "test", {"i_to_c": "i->c", "c_to_i": "c->i"})
     title = "Kept corrections by iteration: mean over seeds"
-    plot_lines(found["variants"], plots["kept"], title, "examples", {"kept_i_to_c": "i->c", "kept_c_to_c": "c->c"})
-    lines = page(found, {name: file.name for name, file in plots.items()}, expected)
-    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    plot_lines(variants, plots["kept"], title, "examples", {"kept_i_to_c": "i->c", "kept_c_to_c": "c->c"})
+    parts = {name: "\n".join(lines) or NOT_RUN for name, lines in sections(found).items()}
+    output.write_text(PAGE.read_text(encoding="utf-8").format(**facts(found, expected), **parts), encoding="utf-8")
 
 
-# --- figures -----------------------------------------------------------------------------------------------------
-
-
-def chosen(cell: Cell) -> Mapping[str, Any]:
-    """The iteration with the best r(Y2) on dev, the earliest of equals: what a run publishes."""
-    return max(cell["iterations"], key=lambda one: (one["dev"]["r_y2"], -one["iteration"]))
-
-
-def last(cell: Cell) -> Mapping[str, Any]:
-    """The last iteration."""
-    return cell["iterations"][-1]
-
-
-def first(cell: Cell) -> Mapping[str, Any]:
-    """M0."""
-    return cell["iterations"][0]
-
-
-Pick = Callable[[Cell], Mapping[str, Any]]
-
-
-def fixed(pick: Pick) -> Pick:
-    """The same iteration, measured as the paper measures the F variants: M0's answers corrected."""
-    return lambda cell: {**pick(cell), **({"test": found["test"]} if (found := pick(cell).get("fixed")) else {})}
-
-
-def values(cells: Sequence[Cell], pick: Pick, metric: str) -> list[float]:
-    """A test metric, seed by seed; those that are not defined left out."""
-    return [value for cell in cells if (value := pick(cell)["test"][metric]) is not None]
-
-
-def interval(sample: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95% interval; not a number for fewer than two."""
-    if len(sample) < 2:
-        return (sample[0] if sample else math.nan), math.nan
-    half = T_975[min(len(sample) - 1, max(T_975))] * statistics.stdev(sample) / math.sqrt(len(sample))
-    return statistics.mean(sample), half
-
-
-def told(sample: Sequence[float], of: int | None = None) -> str:
-    """`0.712 ± 0.031`; with the number of seeds where only some of them have a value."""
-    mean, half = interval(sample)
-    if math.isnan(mean):
-        return "-"
-    fewer = f" (n = {len(sample)})" if of and len(sample) < of else ""
-    return (f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}") + fewer
-
-
-def difference(one: Sequence[Cell], other: Sequence[Cell], pick: Pick, metric: str = "r_y2") -> str:
-    """Seed by seed, in words."""
-    by_seed = {cell["seed"]: pick(cell)["test"][metric] for cell in other}
-    pairs = [pick(cell)["test"][metric] - by_seed[cell["seed"]] for cell in one if cell["seed"] in by_seed]
-    mean, half = interval(pairs)
-    if math.isnan(half):
-        return f"{len(pairs)} seed(s), too few to tell"
-    return f"{mean:+.3f} ± {half:.3f} ({len(pairs)} seeds; {'not clear from this many' if abs(mean) <= half else 'clear'})"
-
-
-# --- the page ----------------------------------------------------------------------------------------------------
-
-
-def page(found: Cells, plots: Mapping[str, str], expected: Mapping[str, int]) -> Iterator[str]:
-    """The lines of results.md."""
-    variants, baselines = found["variants"], found["baselines"]
-    some = max(variants.values(), key=len)
-    most = max(len(cell["iterations"]) for cells in variants.values() for cell in cells)
-    yield "# Results on the sandbox task"
-    yield ""
-    yield "Made by `python benchmarks/study.py report` from the study's cell files; only words on this page were typed in."
-    yield (
-        f"Every run: `benchmarks/study.toml` ({', '.join(some[0]['sizes']) or 'as it is'}), {len(some)} seeds (each with its own "
-        f"questions, sampling and order), mean ± 95% interval over seeds (Student's t). A run took "
-        f"{minutes(found)} on one CPU core, all of them {hours(found):.1f} core-hours. {commits(found)}"
-    )
+def facts(found: Cells, expected: Mapping[str, int]) -> dict[str, str]:
+    """What stands within sentences."""
+    variants = found["variants"]
+    some, every = widest(variants), [cell for part in found.values() for cells in part.values() for cell in cells]
     there = {part: sum(map(len, found[part].values())) for part in expected}
-    if fewer := [f"{part} {there[part]} of {number}" for part, number in expected.items() if there[part] < number]:
-        yield f"**Not whole yet**, cells that are there: {', '.join(fewer)}."
-    yield "r(Y1): reward of the first answer, r(Y2): of the corrected one, both on test; the other names as in the README."
-    yield ""
-    yield "## The eight variants"
-    yield ""
-    yield "**The version a run publishes**, chosen on dev:"
-    yield ""
-    yield from variant_table({"M0": (some, first), **both_ways(variants, chosen)})
-    yield ""
-    yield (
-        "F rows are measured twice: as all others, the model's own first answers corrected, and *on M0's*, M0's answers corrected, "
-        "as they are trained and as the paper measures them."
-    )
-    yield ""
-    ended = [
-        f"{label} with seed {cell['seed']}" for label, cells in variants.items() for cell in cells if len(cell["iterations"]) < most
-    ]
-    early = f" Earlier than the others ended, because the filter kept nothing: {', '.join(ended)}." if ended else ""
-    yield f"**The last iteration**, whatever dev says.{early}"
-    yield ""
-    yield from variant_table(both_ways(variants, last))
-    yield ""
-    yield f"![r(Y1) and r(Y2) by iteration]({plots['curves']})"
-    yield ""
-    yield f"![Transitions by iteration]({plots['transitions']})"
-    yield ""
-    yield f"![Examples kept by iteration]({plots['kept']})"
-    yield ""
-    yield "## The paper's questions, answered here"
-    yield ""
-    yield from answers(found)
-    yield ""
-    yield "Each comparison has its own 95% interval; of twenty that are nothing, one looks clear by chance."
-    yield ""
-    yield "## Does correction pay for its tokens?"
-    yield ""
-    if baselines:
-        yield from against_baselines(found)
-    else:
-        yield "Not run yet."
-    for part, title in (("samples", "N_init x N_corr, variant ENE"), ("filters", "Other filters, from the current model")):
-        yield ""
-        yield f"## {title}"
-        yield ""
-        if found[part]:
-            yield from variant_table({label: (cells, chosen) for label, cells in found[part].items()})
-        else:
-            yield "Not run yet."
-    yield ""
-    yield "## The paper's own figures"
-    yield ""
-    yield from papers_table()
+    fewer = [f"{part} {there[part]} of {number}" for part, number in expected.items() if there[part] < number]
+    return {
+        "sizes": ", ".join(some[0]["sizes"]) or "as it is",
+        "seeds": str(len(some)),
+        "minutes": f"{statistics.median(cell['seconds'] for cells in variants.values() for cell in cells) / 60:.1f}",
+        "hours": f"{sum(cell['seconds'] for cell in every) / 3600:.1f}",
+        "commits": ", ".join(sorted({cell["commit"] for cell in every})),
+        "unfinished": f"**Not whole yet**, cells that are there: {', '.join(fewer)}." if fewer else "",
+        "ended_early": ended_early(variants),
+        "matched": matched_difference(variants),
+        "natural_share": natural_share(variants.get("ENE", [])),
+    }
 
 
-def both_ways(variants: Mapping[str, Sequence[Cell]], pick: Pick) -> dict[str, tuple[Sequence[Cell], Pick]]:
+def sections(found: Cells) -> dict[str, Iterator[str]]:
+    """The tables and lists of the page."""
+    variants, filters, samples = found["variants"], found["filters"], found["samples"]
+    ene = {"ENE": variants["ENE"]} if "ENE" in variants else {}
+    return {
+        "chosen": score_table({"M0": (widest(variants), first), **both_ways(variants, chosen)}),
+        "last": score_table(both_ways(variants, last)),
+        "filters": pairs(variants, 1, "N", "I"),
+        "initial": pairs(variants, 0, "E", "F"),
+        "initial_on_base": pairs(variants, 0, "E", "F", on_base_answers(chosen)),
+        "starts": pairs(variants, 2, "E", "F"),
+        "other_filters": other_filters(filters, variants),
+        "samples_pairs": sample_pairs(samples),
+        "samples_best": best_samples(samples),
+        "samples": score_table({label: (cells, chosen) for label, cells in sorted(samples.items())}),
+        "collapse": collapse({**dict(sorted(variants.items())), **dict(sorted(found["rates"].items()))}),
+        "budget": budget(variants, found["baselines"]),
+        "verdicts": verdicts(ene, variants, found["baselines"]),
+        "paper": paper(variants),
+    }
+
+
+def widest(variants: Group) -> Sequence[Cell]:
+    """The variant with the most seeds."""
+    return max(variants.values(), key=len)
+
+
+# --- the variants ------------------------------------------------------------------------------------------------
+
+
+def both_ways(variants: Group, pick: Pick) -> dict[str, tuple[Sequence[Cell], Pick]]:
     """Rows of the variants; two for those with Fixed initialization."""
     rows: dict[str, tuple[Sequence[Cell], Pick]] = {}
-    for label, cells in variants.items():
+    for label, cells in sorted(variants.items()):
         rows[label] = (cells, pick)
-        if label.startswith("F") and any("fixed" in one for cell in cells for one in cell["iterations"]):
-            rows[f"{label} on M0's"] = (cells, fixed(pick))
+        if label.startswith("F"):
+            rows[f"{label} on M0's"] = (cells, on_base_answers(pick))
     return rows
 
 
-def hours(found: Cells) -> float:
-    """Of all cells."""
-    return sum(cell["seconds"] for part in found.values() for cells in part.values() for cell in cells) / 3600
-
-
-def commits(found: Cells) -> str:
-    """What the cells were measured at."""
-    names = sorted({cell.get("commit", "unknown") for part in found.values() for cells in part.values() for cell in cells})
-    return f"Commit{'s' if len(names) > 1 else ''} {', '.join(names)}."
-
-
-def minutes(found: Cells) -> str:
-    """Of the variants' runs."""
-    seconds = [cell["seconds"] for cells in found["variants"].values() for cell in cells]
-    return f"{statistics.median(seconds) / 60:.1f} minutes (median)"
-
-
-def variant_table(rows: Mapping[str, tuple[Sequence[Cell], Pick]]) -> Iterator[str]:
-    """One row per label, one column per metric."""
-    yield "| | seeds | " + " | ".join(METRICS) + " |"
-    yield "|---" * (len(METRICS) + 2) + "|"
+def score_table(rows: Rows) -> Iterator[str]:
+    """One row per label: which iterations, what they were trained on, one column per metric."""
+    if rows:
+        yield "| | seeds | iterations | trained on | " + " | ".join(METRICS) + " |"
+        yield "|---" * (len(METRICS) + 4) + "|"
     for label, (cells, pick) in rows.items():
-        yield (
-            f"| {label} | {len(cells)} | "
-            + " | ".join(told(values(cells, pick, metric), len(cells)) for metric in METRICS.values())
-            + " |"
-        )
+        scores = (mean(cells, pick, metric) for metric in METRICS.values())
+        yield f"| {label} | {len(cells)} | {iterations(cells, pick)} | {behind(cells, pick)} | " + " | ".join(scores) + " |"
 
 
-def answers(found: Cells) -> Iterator[str]:
-    """One sentence per question, computed."""
-    variants = found["variants"]
-    every = sorted(variants)
-
-    def across(place: int, one: str, other: str) -> str:
-        pairs = [(label, label[:place] + other + label[place + 1 :]) for label in every if label[place] == one]
-        parts = [
-            f"{mine} against {others}: {difference(variants[mine], variants[others], chosen)}"
-            for mine, others in pairs
-            if others in variants
-        ]
-        return "; ".join(parts) or "not run"
-
-    yield f"- **Non-decreasing or improving** (the paper's definitions)? r(Y2), chosen on dev: {across(1, 'N', 'I')}."
-    if found["filters"].get("both_correct") and "ENE" in variants:
-        yield (
-            "- **The reference's `both_correct`** against the paper's non-decreasing (ENE): "
-            f"{difference(found['filters']['both_correct'], variants['ENE'], chosen)}."
-        )
-    yield f"- **Evolving or fixed initial answers?** {across(0, 'E', 'F')}."
-    yield f"- **Fine-tuning from the current model or from M0?** {across(2, 'E', 'F')}."
-    fallen = {
-        label: [chosen(cell)["test"]["r_y2"] - last(cell)["test"]["r_y2"] for cell in cells] for label, cells in variants.items()
-    }
-    worst = max(fallen, key=lambda label: statistics.mean(fallen[label]))
-    yield (
-        f"- **Where does it collapse?** The largest fall of r(Y2) from the chosen to the last iteration is {worst}'s, "
-        f"{told(fallen[worst])}; the first table is what choosing on dev keeps, the second what it would have cost not to."
-    )
-    broken = {label: statistics.mean(values(cells, last, "c_to_i")) for label, cells in variants.items()}
-    most, least = max(broken, key=lambda label: broken[label]), min(broken, key=lambda label: broken[label])
-    yield (
-        f"- **Who breaks right answers?** c->i in the last iteration is largest for {most} ({broken[most]:.3f}) "
-        f"and smallest for {least} ({broken[least]:.3f})."
-    )
-    if (samples := found["samples"]) and {"1x5", "3x1"} <= set(samples):
-        best = max(samples, key=lambda label: statistics.mean(values(samples[label], chosen, "r_y2")))
-        yield (
-            f"- **More initial answers or more corrections?** With six generated answers a question, 1 x 5 against 3 x 1: "
-            f"{difference(samples['1x5'], samples['3x1'], chosen)}. The highest mean of all is {best}'s (N_init x N_corr)."
-        )
-    for label, cells in found["filters"].items():
-        if label.startswith("share-") and "ENE" in variants:
-            share = label.removeprefix("share-")
-            yield f"- **`keep_correct_share = {share}`** against ENE without it: {difference(cells, variants['ENE'], chosen)}."
+def mean(cells: Sequence[Cell], pick: Pick, metric: str = "r_y2") -> str:
+    """With its interval."""
+    return told(list(by_seed(cells, pick, metric).values()), len(cells))
 
 
-def against_baselines(found: Cells) -> Iterator[str]:
+def iterations(cells: Sequence[Cell], pick: Pick) -> str:
+    """Seed by seed."""
+    return " ".join(str(pick(cell)["iteration"]) for cell in cells)
+
+
+def behind(cells: Sequence[Cell], pick: Pick) -> str:
+    """Mean of the trained tokens."""
+    return f"{statistics.mean(trained_behind(cell, pick(cell)) for cell in cells):,.0f}"
+
+
+def ended_early(variants: Group) -> str:
+    """Runs whose filter kept nothing."""
+    most = max(len(cell["iterations"]) for cells in variants.values() for cell in cells)
+    ended = [
+        f"{label} with seed {cell['seed']}" for label, cells in variants.items() for cell in cells if len(cell["iterations"]) < most
+    ]
+    return f" Earlier than the others ended, because the filter kept nothing: {', '.join(ended)}." if ended else ""
+
+
+# --- the paper's questions ---------------------------------------------------------------------------------------
+
+
+def pairs(variants: Group, place: int, one: str, other: str, pick_other: Pick = chosen) -> Iterator[str]:
+    """Each variant with this letter against the one that differs in it alone."""
+    for label in sorted(variants):
+        against = label[:place] + other + label[place + 1 :]
+        if label[place] == one and against in variants:
+            found = told_difference(by_seed(variants[label], chosen), by_seed(variants[against], pick_other))
+            yield f"- {label} against {against}: {found}"
+
+
+def matched_difference(variants: Group) -> str:
+    """ENE against EIE, at no more trained tokens."""
+    if not {"ENE", "EIE"} <= set(variants):
+        return "not run yet"
+    tokens = {cell["seed"]: trained_behind(cell, chosen(cell)) for cell in variants["EIE"]}
+    alike = [cell for cell in variants["ENE"] if cell["seed"] in tokens]
+    ours = by_seed(alike, lambda cell: matched(cell, tokens[cell["seed"]]))
+    return told_difference(ours, by_seed(variants["EIE"], chosen))
+
+
+def natural_share(cells: Sequence[Cell]) -> str:
+    """Of correct-to-correct pairs among the kept, in the first and in the last iteration."""
+    kept = [[one["examples"] for one in cell["iterations"] if "examples" in one] for cell in cells]
+
+    def share(place: int) -> str:
+        counts = [(of[place]["kept_c_to_c"], of[place]["kept_i_to_c"]) for of in kept]
+        return f"{statistics.mean(right / (right + mended) for right, mended in counts):.2f}"
+
+    return f"{share(0)} in the first iteration and {share(-1)} in the last" if kept else "not run yet"
+
+
+def other_filters(filters: Group, variants: Group) -> Iterator[str]:
+    """Against ENE, and both_correct against EIE too."""
+    for label, cells in sorted(filters.items()):
+        name = f"`keep_correct_share = {label.removeprefix('share-')}`" if label.startswith("share-") else f"`{label}`"
+        for other in ("ENE", "EIE") if label == "both_correct" else ("ENE",):
+            if other in variants:
+                yield f"- {name} against {other}: {told_difference(by_seed(cells, chosen), by_seed(variants[other], chosen))}"
+    if filters:
+        yield ""
+    yield from score_table({label: (cells, chosen) for label, cells in sorted(filters.items())})
+
+
+def sample_pairs(samples: Group) -> Iterator[str]:
+    """N_init and N_corr the other way round."""
+    for few, many in ((1, 3), (1, 5), (3, 5)):
+        one, other = f"{few}x{many}", f"{many}x{few}"
+        if {one, other} <= set(samples):
+            found = told_difference(by_seed(samples[one], chosen), by_seed(samples[other], chosen))
+            yield f"- {one} against {other}: {found}"
+
+
+def best_samples(samples: Group) -> Iterator[str]:
+    """By dev; and which are no worse on test."""
+    if samples:
+        on_dev = {label: statistics.mean(chosen(cell)["dev"]["r_y2"] for cell in cells) for label, cells in samples.items()}
+        best = max(on_dev, key=lambda label: on_dev[label])
+        worse = {
+            label
+            for label in samples
+            if verdict(by_seed(samples[best], chosen), by_seed(samples[label], chosen)) in ("better", "too few seeds")
+        }
+        alike = sorted(set(samples) - worse - {best})
+        yield f"The best on dev is {best}; on test it is not told apart from {', '.join(alike) or 'none of the others'}."
+
+
+def collapse(rows: Group) -> Iterator[str]:
+    """What later iterations lose, and whether choosing on dev catches it."""
+    yield "| | last less chosen on dev | best on test less chosen on dev | changed: M0 | the last | c->i: M0 | the last |"
+    yield "|---|---|---|---|---|---|---|"
+    fallen = []
+    for label, cells in rows.items():
+        published, end = by_seed(cells, chosen), by_seed(cells, last)
+        missed = told_difference(by_seed(cells, best_on_test), published)
+        ends = (mean(cells, pick, metric) for metric in ("changed", "c_to_i") for pick in (first, last))
+        yield f"| {label} | {told_difference(end, published)} | {missed} | {' | '.join(ends)} |"
+        if verdict(end, published) == "worse":
+            fallen.append(label)
+    yield ""
+    yield f"Clearly worse at the end than where dev stopped: {', '.join(fallen) or 'none'}."
+
+
+# --- what it costs -----------------------------------------------------------------------------------------------
+
+
+def budget(variants: Group, baselines: Group) -> Iterator[str]:
     """STaSC beside what the same budget buys otherwise."""
-    variants, baselines = found["variants"], found["baselines"]
-    best = max(variants, key=lambda label: statistics.mean(chosen(cell)["dev"]["r_y2"] for cell in variants[label]))
-    yield "| | first answer, test | corrected answer, test | generated tokens an answer takes | trained on, tokens in all |"
-    yield "|---|---|---|---|---|"
-    rows = {"M0": (variants[best], first)}
-    rows |= {f"{label}, chosen on dev": (variants[label], chosen) for label in dict.fromkeys((best, "ENE")) if label in variants}
+    yield "| | iterations | trained on | first answer | corrected answer | tokens generated for an answer |"
+    yield "|---|---|---|---|---|---|"
+    ours = {label: row for label, row in both_ways(variants, chosen).items() if label in ("ENE", "FNE", "FNE on M0's")}
+    rows: Rows = {"M0": (widest(variants), first), **ours}
     for label, (cells, pick) in rows.items():
         tokens = [pick(cell)["answer_tokens"] for cell in cells]
         initial, correction = (statistics.mean(one[turn] for one in tokens) for turn in ("initial", "correction"))
+        rewards = f"{mean(cells, pick, 'r_y1')} | {mean(cells, pick)}"
         cost = f"{initial:.0f}, corrected {initial + correction:.0f}"
-        learnt = [sum(one.get("trained_tokens", 0) for one in cell["iterations"]) for cell in cells] if pick is chosen else [0]
-        answers_of = f"{told(values(cells, pick, 'r_y1'))} | {told(values(cells, pick, 'r_y2'))}"
-        yield f"| {label} | {answers_of} | {cost} | {statistics.mean(learnt):,.0f} |"
-    names = {"rft": "RFT: fine-tuned on right first answers", "gold": "fine-tuned on gold answers (no reasoning)"}
-    for kind, name in names.items():
-        if cells := baselines.get(kind):
-            learnt = statistics.mean(sum(one.get("next_trained_tokens", 0) for one in cell["iterations"]) for cell in cells)
-            answers_of = f"{told(values(cells, chosen_first, 'r_y1'))} | {told(values(cells, chosen_first, 'r_y2'))}"
-            yield f"| {name} | {answers_of} | one turn is asked for | {learnt:,.0f} |"
-    if cells := baselines.get("consistency"):
-        for k in cells[0]["iterations"][0]["votes"]:
-            accuracy = [cell["iterations"][0]["votes"][k] for cell in cells]
-            tokens = int(k) * statistics.mean(cell["iterations"][0]["answer_tokens"]["initial"] for cell in cells)
-            yield f"| M0, the commonest of {k} first answers | {told(accuracy)} | | {tokens:.0f} | 0 |"
-    yield ""
-    yield (
-        "RFT generates as many first answers per question and iteration as ENE generates answers and corrections. RFT and gold "
-        "may train on as many tokens an iteration as ENE of that seed (what they found to train on is in the table); their version "
-        "is the one whose *first* answer is best on dev."
-    )
-    ours = variants.get("ENE", [])
-    others: dict[str, tuple[Sequence[Cell], Callable[[Cell], float]]] = {
-        "RFT's first answer (one turn)": (baselines.get("rft", []), lambda cell: chosen_first(cell)["test"]["r_y1"]),
-        "the first answer after gold answers (one turn)": (
-            baselines.get("gold", []),
-            lambda cell: chosen_first(cell)["test"]["r_y1"],
-        ),
-        "M0's vote of three (three first answers)": (
-            baselines.get("consistency", []),
-            lambda cell: cell["iterations"][0]["votes"]["3"],
-        ),
+        yield f"| {label} | {iterations(cells, pick)} | {behind(cells, pick)} | {rewards} | {cost} |"
+    for kind, name in ONE_TURN.items():
+        for which, pick in (("best first answers on dev", chosen_first), ("last", last)):
+            if cells := baselines.get(kind):
+                rewards = f"{mean(cells, pick, 'r_y1')} | {mean(cells, pick)}"
+                yield f"| {name}; {which} | {iterations(cells, pick)} | {behind(cells, pick)} | {rewards} | one turn |"
+    voting: Rows = {
+        "M0": (baselines.get("consistency", []), first),
+        "ENE": (baselines.get("ENE", []), chosen),
+        "ENE, best first answers on dev": (baselines.get("ENE", []), chosen_first),
+        **{name: (baselines.get(kind, []), chosen_first) for kind, name in ONE_TURN.items()},
     }
-    for name, (cells, read) in others.items():
-        by_seed = {cell["seed"]: read(cell) for cell in cells}
-        for metric, what in (("r_y2", "corrected answer (two turns)"), ("r_y1", "first answer (one turn)")):
-            pairs = [chosen(cell)["test"][metric] - by_seed[cell["seed"]] for cell in ours if cell["seed"] in by_seed]
-            mean, half = interval(pairs)
-            if not math.isnan(half):
-                verdict = "better" if mean > half else "worse" if -mean > half else "not told apart from it"
-                yield ""
-                yield f"ENE's {what} against {name}: {mean:+.3f} ± {half:.3f}: **{verdict}**."
+    for name, (cells, pick) in voting.items():
+        for k in (3, 5, 9):
+            if right := votes(cells, pick, k):
+                cost = f"{k * statistics.mean(pick(cell)['vote_tokens'] for cell in cells):.0f}"
+                row = f"{name}: the commonest of {k} | {iterations(cells, pick)} | {behind(cells, pick)}"
+                yield f"| {row} | {told(list(right.values()))} | | {cost} |"
 
 
-def chosen_first(cell: Cell) -> Mapping[str, Any]:
-    """The iteration with the best first answers on dev: how one would choose a model that is not asked to correct."""
-    return max(cell["iterations"], key=lambda one: (one["dev"]["r_y1"], -one["iteration"]))
-
-
-def papers_table() -> Iterator[str]:
-    """Not ours."""
-    yield (
-        "**These are the paper's** (arXiv 2503.08681v1): in-accuracy on 500 questions of Natural Questions, the *maximum over "
-        "iterations on test*, one run each. What differs: their models are 1.5B and 3.8B parameters and ours 0.3M; their N rows "
-        "were made with a filter that keeps both-correct pairs only; we choose on dev and give intervals."
+def verdicts(ene: Group, variants: Group, baselines: Group) -> Iterator[str]:
+    """Correcting against what else the tokens could be spent on."""
+    if not ene:
+        return
+    cells = ene["ENE"]
+    own, rft, consistency = (baselines.get(kind, []) for kind in ("ENE", "rft", "consistency"))
+    corrected, rft_first = by_seed(cells, chosen), by_seed(rft, chosen_first, "r_y1")
+    fixed = by_seed(variants.get("FNE", []), on_base_answers(chosen))
+    comparisons: Sequence[tuple[str, BySeed, BySeed]] = (
+        ("ENE's correction against its own first answer", corrected, by_seed(cells, chosen, "r_y1")),
+        ("ENE's correction against a vote of three by the same version", corrected, votes(own, chosen, 3)),
+        ("ENE's correction against such a vote by its best version for that", corrected, votes(own, chosen_first, 3)),
+        ("ENE's correction against RFT's vote of three", corrected, votes(rft, chosen_first, 3)),
+        ("ENE's correction against M0's vote of three", corrected, votes(consistency, first, 3)),
+        ("ENE's correction against RFT's first answer", corrected, rft_first),
+        ("ENE's best first answer against RFT's", by_seed(cells, chosen_first, "r_y1"), rft_first),
+        ("FNE's correction of M0's answers against ENE's of its own", fixed, corrected),
     )
-    yield ""
-    yield "| | Qwen2.5-1.5B r(Y1) | r(Y2) | Phi-3-mini r(Y1) | r(Y2) |"
-    yield "|---|---|---|---|---|"
+    for what, one, other in comparisons:
+        if one and other:
+            yield f"- {what}: {told_difference(one, other)}: **{verdict(one, other)}**"
+
+
+def paper(variants: Group) -> Iterator[str]:
+    """Not ours, but for the last column."""
+    yield "| | Qwen2.5-1.5B r(Y1) | r(Y2) | Phi-3-mini r(Y1) | r(Y2) | the sandbox, ours: r(Y2) |"
+    yield "|---|---|---|---|---|---|"
     for label, (qwen_1, qwen_2, phi_1, phi_2) in PAPER.items():
-        yield f"| {label} | {qwen_1:.3f} | {qwen_2} | {phi_1:.3f} | {phi_2} |"
-
-
-# --- plots -------------------------------------------------------------------------------------------------------
-
-
-def grid(title: str) -> Any:
-    """A figure with one panel per variant."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    return figure, figure.subplots(2, 4, sharex=True, sharey=True).ravel()
-
-
-def plot_curves(variants: Mapping[str, Sequence[Cell]], file: Path) -> None:
-    """r(Y1) and r(Y2) with their intervals, iteration by iteration."""
-    figure, panels = grid("Test reward by iteration: mean and 95% interval over seeds")
-    for axes, (label, cells) in zip(panels, sorted(variants.items()), strict=False):
-        for metric, name, color in (("r_y1", "r(Y1)", "#8c8c8c"), ("r_y2", "r(Y2)", "#1f6feb")):
-            xs, means, halves = by_iteration(cells, lambda one, metric=metric: one["test"][metric])
-            axes.plot(xs, means, marker="o", markersize=3, color=color, label=name)
-            low, high = [m - h for m, h in zip(means, halves, strict=True)], [m + h for m, h in zip(means, halves, strict=True)]
-            axes.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
-        axes.set_title(label, fontsize=10)
-        axes.grid(alpha=0.25)
-    panels[0].legend(fontsize=8, loc="upper left")
-    figure.savefig(file, dpi=100)
-
-
-def plot_lines(variants: Mapping[str, Sequence[Cell]], file: Path, title: str, group: str, lines: Mapping[str, str]) -> None:
-    """Figures of a group (`test`, `examples`) by iteration; `lines` names them in the legend."""
-    figure, panels = grid(title)
-    for axes, (label, cells) in zip(panels, sorted(variants.items()), strict=False):
-        for (metric, name), color in zip(lines.items(), ("#2da44e", "#cf222e"), strict=True):
-            xs, means, _ = by_iteration(cells, lambda one, metric=metric: one.get(group, {}).get(metric))
-            axes.plot(xs, means, marker="o", markersize=3, color=color, label=name)
-        axes.set_title(label, fontsize=10)
-        axes.grid(alpha=0.25)
-    panels[0].legend(fontsize=8)
-    figure.savefig(file, dpi=100)
-
-
-def by_iteration(cells: Sequence[Cell], read: Callable[[Cell], float | None]) -> tuple[list[int], list[float], list[float]]:
-    """Iterations, means and half intervals of what is there."""
-    samples: dict[int, list[float]] = defaultdict(list)
-    for cell in cells:
-        for one in cell["iterations"]:
-            if (value := read(one)) is not None:
-                samples[one["iteration"]].append(value)
-    xs = sorted(samples)
-    pairs = [interval(samples[x]) for x in xs]
-    return xs, [mean for mean, _ in pairs], [0.0 if math.isnan(half) else half for _, half in pairs]
+        cells = widest(variants) if label == "M0" else variants.get(label, [])
+        pick = first if label == "M0" else on_base_answers(best_on_test) if label.startswith("F") else best_on_test
+        yield f"| {label} | {qwen_1:.3f} | {qwen_2} | {phi_1:.3f} | {phi_2} | {mean(cells, pick)} |"

@@ -8,9 +8,11 @@ from pathlib import Path
 import gpu
 import pytest
 import speed
+import study
+import study_figures
 import study_report
 
-from stasc_ray import models
+from stasc_ray import config, models
 from stasc_ray.learning import encoding
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -78,11 +80,12 @@ def test_a_quick_benchmark_measures_both_sides(tmp_path: Path) -> None:
     assert "| fine-tuning |" in done.stdout and list((tmp_path / "rollouts").glob("train-*.parquet"))
 
 
-def cell(label: str, seed: int, rewards: list[float], part: str = "variants") -> dict:
-    """A cell's file, with these r(Y2) on dev and test."""
+def cell(label: str, seed: int, rewards: list[float], part: str = "variants", **more) -> dict:
+    """A cell's file, with these r(Y2) on dev and test; each fine-tune trained on 100 tokens."""
 
     def scores(r_y2: float) -> dict:
-        return {"r_y1": 0.3, "r_y2": r_y2, "delta": r_y2 - 0.3, "i_to_c": 0.2, "c_to_i": 0.1, "cl": 0.9, "cs": None, "rss": 0.6}
+        of_both = {"r_y1": 0.3, "r_y2": r_y2, "delta": r_y2 - 0.3, "i_to_c": 0.2, "c_to_i": 0.1, "changed": 0.5}
+        return {**of_both, "cl": 0.9, "cs": None, "rss": 0.6}
 
     iterations = [
         {
@@ -91,29 +94,59 @@ def cell(label: str, seed: int, rewards: list[float], part: str = "variants") ->
             "test": scores(r_y2 - 0.1),
             "answer_tokens": {"initial": 10, "correction": 20},
             "examples": {"kept_i_to_c": 5, "kept_c_to_c": 7},
+            "trained_tokens": 100 if number else 0,
+            **more,
         }
         for number, r_y2 in enumerate(rewards)
     ]
-    return {"part": part, "label": label, "seed": seed, "sizes": [], "seconds": 90.0, "iterations": iterations}
+    about = {"part": part, "label": label, "seed": seed, "sizes": [], "seconds": 90.0, "commit": "abc"}
+    return {**about, "iterations": iterations}
 
 
 def test_the_results_page_is_made_of_cell_files_alone(tmp_path: Path) -> None:
+    voted = {"votes": {"1": 0.3, "3": 0.4, "5": 0.5, "9": 0.6}, "vote_tokens": 11}
     cells = [
         cell("ENE", 0, [0.4, 0.8, 0.6]),
         cell("ENE", 1, [0.4, 0.9, 0.9]),
         cell("EIE", 0, [0.4, 0.5]),
         cell("EIE", 1, [0.4, 0.5]),
     ]
-    cells += [cell("rft", seed, [0.4, 0.6], "baselines") for seed in (0, 1)]
+    cells += [cell("rft", seed, [0.4, 0.6], "baselines", **voted) for seed in (0, 1)]
     (tmp_path / "cells").mkdir()
     for one in cells:
         (tmp_path / "cells" / f"{one['part']}-{one['label']}-{one['seed']}.json").write_text(json.dumps(one))
     study_report.write(tmp_path / "cells", tmp_path / "results.md", {"variants": 40, "baselines": 2, "samples": 27})
     page = (tmp_path / "results.md").read_text()
     # Chosen on dev: 0.8 and 0.9 there, 0.7 and 0.8 on test; t for one degree of freedom is 12.706.
-    assert "| ENE | 2 | 0.300 ± 0.000 | 0.750 ± 0.635 |" in page
-    assert "ENE against EIE: +0.350 ± 0.635 (2 seeds; not clear from this many)" in page
-    assert "The largest fall of r(Y2) from the chosen to the last iteration is ENE's, 0.100 ± 1.271" in page
+    assert "| ENE | 2 | 1 1 | 100 | 0.300 ± 0.000 | 0.750 ± 0.635 |" in page
+    assert "- ENE against EIE: +0.350 ± 0.635 (2 seeds)" in page
+    assert "| ENE | -0.100 ± 1.271 (2 seeds) | +0.000 ± 0.000 (2 seeds) |" in page
     assert "**Not whole yet**, cells that are there: variants 4 of 40, samples 0 of 27." in page
-    assert "ENE's corrected answer (two turns) against RFT's first answer (one turn): +0.450 ± 0.635" in page
+    assert "own right first answers: the commonest of 3 | 0 0 | 0 | 0.400 ± 0.000 | | 33 |" in page
+    assert "- ENE's correction against RFT's first answer: +0.450 ± 0.635 (2 seeds): **not told apart**" in page
     assert {file.name for file in tmp_path.glob("*.png")} == {f"results-{name}.png" for name in ("curves", "transitions", "kept")}
+
+
+def test_on_the_base_models_answers_dev_chooses_by_them_too() -> None:
+    one = cell("FNE", 0, [0.4, 0.9, 0.5])
+    for number, r_y2 in ((1, 0.6), (2, 0.8)):
+        one["iterations"][number]["fixed"] = {"dev": {"r_y2": r_y2}, "test": {"r_y2": r_y2 + 0.1}}
+    assert study_figures.chosen(one)["iteration"] == 1
+    picked = study_figures.on_base_answers(study_figures.chosen)(one)
+    assert picked["iteration"] == 2 and study_figures.by_seed([one], lambda _: picked) == {0: pytest.approx(0.9)}
+
+
+def test_tokens_behind_a_version_add_up_unless_each_fine_tune_starts_from_the_base_model() -> None:
+    for label, behind in (("ENE", 200), ("ENF", 100)):
+        one = cell(label, 0, [0.4, 0.5, 0.6])
+        assert study_figures.trained_behind(one, study_figures.last(one)) == behind
+    assert study_figures.matched(cell("ENE", 0, [0.4, 0.5, 0.6]), 150)["iteration"] == 1
+
+
+def test_a_baselines_examples_come_again_until_the_budget_is_met() -> None:
+    settings = config.load_config(study.CONFIG)
+    asked = {"role": "user", "content": "What is 10 + 11 + 1?"}
+    examples = [{"id": text, "messages": [asked, {"role": "assistant", "content": text}]} for text in ("=1", "=22")]
+    few, many = (study.within(examples, tokens, settings) for tokens in (1, 100))
+    assert len(few) == 1 and len(many) > 20 and len({one["id"] for one in many}) == len(many)
+    assert {one["messages"][-1]["content"] for one in many} == {"=1", "=22"}
