@@ -162,15 +162,17 @@ class Bench:
             print(f"{row} {len(kept)}/{times}: {json.dumps(kept[-1])}", flush=True)
         return kept
 
-    def pair(self, row: str, ours: str, theirs: str, times: int, **more: Any) -> None:
-        """Both sides, taking turns at being first; `more` is for theirs."""
+    def turns(self, row: str, sides: Mapping[str, Callable[[], dict[str, float]]]) -> None:
+        """All sides of a row, one after another, taking turns at being first."""
 
         def one() -> Pair:
-            sides = {"ours": lambda: self.ours(ours), "against": lambda: self.theirs(theirs, **more)}
-            order = sorted(sides, reverse=len(self.found[row]) % 2 == 0)
-            return {side: sides[side]() for side in order}
+            return {side: sides[side]() for side in sorted(sides, reverse=len(self.found[row]) % 2 == 0)}
 
-        self.measured(row, one, times)
+        self.measured(row, one, self.pairs)
+
+    def pair(self, row: str, ours: str, theirs: str, **more: Any) -> None:
+        """Two sides; `more` is for theirs."""
+        self.turns(row, {"ours": lambda: self.ours(ours), "against": lambda: self.theirs(theirs, **more)})
 
     def write_examples(self) -> None:
         """Training messages of real lengths: two corrections of each question, as the sandbox model wrote them."""
@@ -191,36 +193,36 @@ class Bench:
 
 
 def generation(bench: Bench) -> None:
-    """Two turns through Ray Data against one vllm.LLM."""
-    bench.pair("generation", "ours_generation", "bare_vllm", bench.pairs)
+    """Two turns through Ray Data, as many engines as the demo has, against one vllm.LLM; beside them, through Ray Data with one."""
+    one_engine = config.to_json(config.load_config(DEMO, [*bench.overrides, "engine.actors=1"]))
+    sides = {
+        "ours": lambda: bench.ours("ours_generation"),
+        "against": lambda: bench.theirs("bare_vllm"),
+        "one_engine": lambda: bench.ours("ours_generation", config=one_engine),
+    }
+    bench.turns("generation", sides)
 
 
 def ray_data_llm(bench: Bench) -> None:
     """The same against chained processors of ray.data.llm."""
-    bench.pair("ray_data_llm", "ours_generation", "ray_data_llm", bench.pairs)
+    bench.pair("ray_data_llm", "ours_generation", "ray_data_llm")
 
 
 def training(bench: Bench) -> None:
     """Ray Train against a bare loop with as many threads; beside them, the bare loop with a thread on every core."""
     bench.write_examples()
-
-    def one() -> Pair:
-        threads = train_loop.cpu_threads(1)
-        sides = {
-            "ours": lambda: bench.ours("ours_training"),
-            "against": lambda: bench.theirs("bare_torch", threads=threads),
-            "all_cores": lambda: bench.theirs("bare_torch"),
-        }
-        order = sorted(sides, reverse=len(bench.found["training"]) % 2 == 0)
-        return {side: sides[side]() for side in order}
-
-    bench.measured("training", one, bench.pairs)
+    sides = {
+        "ours": lambda: bench.ours("ours_training"),
+        "against": lambda: bench.theirs("bare_torch", threads=train_loop.cpu_threads(1)),
+        "all_cores": lambda: bench.theirs("bare_torch"),
+    }
+    bench.turns("training", sides)
 
 
 def hf_trainer(bench: Bench) -> None:
     """Ray Train against Hugging Face's Trainer, with as many threads."""
     bench.write_examples()
-    bench.pair("hf_trainer", "ours_training", "hf_trainer", bench.pairs, threads=train_loop.cpu_threads(1))
+    bench.pair("hf_trainer", "ours_training", "hf_trainer", threads=train_loop.cpu_threads(1))
 
 
 def iteration(bench: Bench) -> None:
@@ -324,22 +326,20 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
     """Markdown lines, of the rows that were measured."""
     yield "| what | ours | against | ratio: median (least to most) | target |"
     yield "|---|---|---|---|---|"
-    for row, what, other, target in (
-        ("generation", "two-turn generation, engines warm", "one bare `vllm.LLM`", ">= 0.95"),
-        ("ray_data_llm", "the same", "`ray.data.llm`, a processor per turn", ">= 3"),
-        ("training", "fine-tuning", "a bare torch loop on tensors made before, as many threads", ">= 0.95"),
-        ("hf_trainer", "the same", "Hugging Face `Trainer`, padded", ">= 2"),
+    threads = "a bare torch loop on tensors made before, as many threads"
+    for row, what, ours, against, other, target in (
+        ("generation", "two-turn generation, engines warm", "ours", "against", "one bare `vllm.LLM`", ">= 0.95"),
+        ("generation", "the same with one engine", "one_engine", "against", "the same", "printed"),
+        ("ray_data_llm", "two-turn generation", "ours", "against", "`ray.data.llm`, a processor per turn", ">= 3"),
+        ("training", "fine-tuning", "ours", "against", threads, ">= 0.95"),
+        ("training", "the same, a core left for Ray", "ours", "all_cores", "that loop with a thread on every core", "printed"),
+        ("hf_trainer", "fine-tuning", "ours", "against", "Hugging Face `Trainer`, padded", ">= 2"),
     ):
         if pairs := found.get(row):
-            ours, against = ([pair[side]["tokens_per_s"] for pair in pairs] for side in ("ours", "against"))
-            ratios = [mine / others for mine, others in zip(ours, against, strict=True)]
-            sides = f"{statistics.median(ours):,.0f} tokens/s | {other}: {statistics.median(against):,.0f} tokens/s"
+            rates, others = ([pair[side]["tokens_per_s"] for pair in pairs] for side in (ours, against))
+            ratios = [one / other for one, other in zip(rates, others, strict=True)]
+            sides = f"{statistics.median(rates):,.0f} tokens/s | {other}: {statistics.median(others):,.0f} tokens/s"
             yield f"| {what} | {sides} | {spread(ratios)} | {target} |"
-    if pairs := found.get("training"):
-        rates = [pair["all_cores"]["tokens_per_s"] for pair in pairs]
-        ratios = [pair["ours"]["tokens_per_s"] / rate for pair, rate in zip(pairs, rates, strict=True)]
-        other = f"that bare loop with a thread on every core: {statistics.median(rates):,.0f} tokens/s"
-        yield f"| the same, a core left for Ray | | {other} | {spread(ratios)} | printed |"
     if found.get("iteration"):
         yield from _iteration_rows(found)
     if pairs := found.get("serving"):

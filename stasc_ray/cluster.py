@@ -70,8 +70,8 @@ def _start_local(logs: Path, worker_niceness: int) -> Path:
 
     # Short, since Ray's Unix sockets live below it and their paths must stay under 108 characters.
     session = Path(tempfile.mkdtemp(prefix="stasc-"))
-    # At least 2 CPUs: one for an engine, one to read and grade.
-    cpus = max(2, cores())
+    # One more than there are cores: engines may take them all, since what reads and grades beside them waits most of the time.
+    cpus = max(2, cores()) + 1
     system = {"worker_niceness": worker_niceness, "num_workers_soft_limit": max(IDLE_WORKERS, cpus)}
     options: dict[str, Any] = {"_temp_dir": str(session), "_system_config": system}
     for attempt in range(LOCAL_START_ATTEMPTS):
