@@ -86,9 +86,9 @@ def cells(part: str, seeds: int) -> Iterator[Cell]:
                 values = (evolving, "algorithm.filter=non_decreasing", f"algorithm.keep_correct_share={share}")
                 yield Cell(part, f"share-{share}", seed, values)
         elif seed < FEWER_SEEDS and part == "rates":
-            for variant, rate in itertools.product(("ENE", "EIE"), ("1e-4", "5e-4")):
-                values = (f"algorithm.variant={variant}", f"finetune.learning_rate={rate}")
-                yield Cell(part, f"{variant}-{rate}", seed, values)
+            for variant in ("ENE", "EIE"):  # ten times the others' learning rate
+                values = (f"algorithm.variant={variant}", "finetune.learning_rate=5e-4")
+                yield Cell(part, f"{variant}-5e-4", seed, values)
 
 
 PARTS = ("variants", "baselines", "samples", "filters", "rates")
