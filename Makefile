@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 .PHONY: demo serve test test-fast test-serving test-cluster bench bench-gpu check format setup lock clean
 
 demo: setup  ## A small model learns to correct itself: a few minutes on a laptop without a GPU
-	$(BIN)/stasc run jobs/configs/demo.toml
+	$(BIN)/stasc run jobs/configs/demo.toml $(if $(filter cuda,$(DEVICE)),engine.actors=1)
 
 serve: setup  ## Answer with the demo's LATEST version at http://127.0.0.1:8000
 	$(BIN)/stasc serve runs/demo
@@ -28,7 +28,7 @@ test-serving: setup  ## The served endpoint for real: under load, under kills, a
 test-cluster: setup  ## Kills on a real multi-process cluster on this machine
 	$(BIN)/python -m pytest -m cluster
 
-bench: setup  ## Speed against the bare engines; writes docs/performance.md. About an hour and a half on two cores
+bench: setup  ## Speed against the bare engines; writes docs/performance.md. About an hour on two cores
 	$(BIN)/python benchmarks/speed.py --folder runs/bench --write docs/performance.md
 
 bench-gpu: setup  ## The figures that need a GPU, for a model of Qwen2.5-1.5B's shape; says so where there is none

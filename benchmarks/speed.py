@@ -1,6 +1,6 @@
 """How fast stasc_ray is against the bare engines that it stands on, and against what one would write without it.
 
-python benchmarks/speed.py                            every row, five pairs; about an hour and a half on two cores
+python benchmarks/speed.py                            every row, five pairs; about an hour on two cores
 python benchmarks/speed.py --quick                    each row once, on little work: does it run at all?
 python benchmarks/speed.py --rows training startup    only those
 python benchmarks/speed.py --write docs/performance.md    puts the table between the marks in that file
@@ -333,7 +333,7 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
         ("ray_data_llm", "two-turn generation", "ours", "against", "`ray.data.llm`, a processor per turn", ">= 3"),
         ("training", "fine-tuning", "ours", "against", threads, ">= 0.95"),
         ("training", "the same, a core left for Ray", "ours", "all_cores", "that loop with a thread on every core", "printed"),
-        ("hf_trainer", "fine-tuning", "ours", "against", "Hugging Face `Trainer`, padded", ">= 2"),
+        ("hf_trainer", "fine-tuning", "ours", "against", "Hugging Face `Trainer`, padded, as many threads", ">= 2"),
     ):
         if pairs := found.get(row):
             rates, others = ([pair[side]["tokens_per_s"] for pair in pairs] for side in (ours, against))

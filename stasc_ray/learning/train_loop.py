@@ -155,7 +155,7 @@ def cpu_threads(local_workers: int) -> int:
     """A CPU worker's share of the cores but one (Ray would set one thread per reserved CPU).
 
     Threads wait for each other, so a core that another process uses holds all of them up: on two cores, the demo trained 1.2 to
-    1.6 times as fast with one thread as with two.
+    1.6 times as fast with one thread as with two on one machine, and as fast on another.
     """
     return max(1, (cluster.cores() - 1) // local_workers)
 
