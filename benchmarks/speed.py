@@ -326,12 +326,12 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
     """Markdown lines, of the rows that were measured."""
     yield "| what | ours | against | ratio: median (least to most) | target |"
     yield "|---|---|---|---|---|"
-    threads = "a bare torch loop on tensors made before, as many threads"
+    bare_loop = "a bare torch loop on tensors made before, as many threads"
     for row, what, ours, against, other, target in (
         ("generation", "two-turn generation, engines warm", "ours", "against", "one bare `vllm.LLM`", ">= 0.95"),
         ("generation", "the same with one engine", "one_engine", "against", "the same", "printed"),
         ("ray_data_llm", "two-turn generation", "ours", "against", "`ray.data.llm`, a processor per turn", ">= 3"),
-        ("training", "fine-tuning", "ours", "against", threads, ">= 0.95"),
+        ("training", "fine-tuning", "ours", "against", bare_loop, ">= 0.95"),
         ("training", "the same, a core left for Ray", "ours", "all_cores", "that loop with a thread on every core", "printed"),
         ("hf_trainer", "fine-tuning", "ours", "against", "Hugging Face `Trainer`, padded, as many threads", ">= 2"),
     ):
