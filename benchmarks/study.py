@@ -77,7 +77,9 @@ def cells(part: str, seeds: int) -> Iterator[Cell]:
             yield Cell(part, "ENE", seed, ("algorithm.variant=ENE",), kind="voting")
         elif seed < FEWER_SEEDS and part == "samples":
             for initial, corrections in itertools.product((1, 3, 5), repeat=2):
-                values = ("algorithm.variant=ENE", f"algorithm.n_initial={initial}", f"algorithm.n_corrections={corrections}")
+                counts = (f"algorithm.n_initial={initial}", f"algorithm.n_corrections={corrections}")
+                # Two iterations, since these generate up to six times as much as the other cells.
+                values = ("algorithm.variant=ENE", "algorithm.iterations=2", *counts)
                 yield Cell(part, f"{initial}x{corrections}", seed, values)
         elif seed < FEWER_SEEDS and part == "filters":
             evolving = "algorithm.finetune_from=current"

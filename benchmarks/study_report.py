@@ -106,6 +106,7 @@ def sections(found: Cells) -> dict[str, Iterator[str]]:
     variants, filters, samples = found["variants"], found["filters"], found["samples"]
     ene = {"ENE": variants["ENE"]} if "ENE" in variants else {}
     return {
+        "headline": headline(variants, found["baselines"]),
         "chosen": score_table({"M0": (widest(variants), first), **both_ways(variants, chosen)}),
         "last": score_table(both_ways(variants, last)),
         "filters": pairs(variants, 1, "N", "I"),
@@ -126,6 +127,23 @@ def sections(found: Cells) -> dict[str, Iterator[str]]:
 def widest(variants: Group) -> Sequence[Cell]:
     """The variant with the most seeds."""
     return max(variants.values(), key=len)
+
+
+def headline(variants: Group, baselines: Group) -> Iterator[str]:
+    """What the README shows: a version as it would be chosen on dev, answering once, correcting that, and voting."""
+    yield "| reward on test | first answer | corrected answer | vote of three |"
+    yield "|---|---|---|---|"
+    voting = [baselines.get(label, []) for label in ("consistency", "ENE")]
+    rows: Sequence[tuple[str, Sequence[Cell], Sequence[Cell], Pick]] = (
+        ("M0, before any training", widest(variants), voting[0], first),
+        ("STaSC, variant ENE", variants.get("ENE", []), voting[1], chosen),
+        ("STaSC, variant EIE", variants.get("EIE", []), [], chosen),
+        *((name, baselines.get(kind, []), baselines.get(kind, []), chosen_first) for kind, name in ONE_TURN.items()),
+    )
+    for name, cells, voters, pick in rows:
+        if cells:
+            rewards = f"{mean(cells, pick, 'r_y1')} | {mean(cells, pick)}"
+            yield f"| {name} | {rewards} | {told(list(votes(voters, pick, 3).values()))} |"
 
 
 # --- the variants ------------------------------------------------------------------------------------------------
