@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Student's t, 97.5%, by degrees of freedom (any table of it)."""
 Cell = dict[str, Any]
@@ -41,6 +43,11 @@ def first(cell: Cell) -> Iteration:
 def last(cell: Cell) -> Iteration:
     """The last iteration."""
     return cell["iterations"][-1]
+
+
+def nth(number: int) -> Pick:
+    """That iteration, or the last where a run ended before."""
+    return lambda cell: cell["iterations"][min(number, len(cell["iterations"]) - 1)]
 
 
 def chosen(cell: Cell) -> Iteration:
@@ -88,9 +95,10 @@ def trained_behind(cell: Cell, iteration: Iteration) -> int:
     return tokens[-1] if from_base else sum(tokens)
 
 
-def matched(cell: Cell, tokens: int) -> Iteration:
-    """The latest iteration with at most so many trained tokens behind it."""
-    return [one for one in cell["iterations"] if trained_behind(cell, one) <= tokens][-1]
+def at_tokens(cell: Cell, tokens: int) -> float:
+    """r(Y2) on test with that many tokens behind a version, interpolated between iterations (Evolving fine-tuning adds them up)."""
+    behind = [trained_behind(cell, one) for one in cell["iterations"]]
+    return float(np.interp(tokens, behind, [one["test"]["r_y2"] for one in cell["iterations"]]))
 
 
 # --- means and differences ---------------------------------------------------------------------------------------

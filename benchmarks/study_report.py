@@ -12,13 +12,15 @@ from study_figures import (  # pyright: ignore[reportMissingImports]
     Cell,
     Cells,
     Pick,
+    at_tokens,
     best_on_test,
     by_seed,
     chosen,
     chosen_first,
+    difference,
     first,
     last,
-    matched,
+    nth,
     on_base_answers,
     read,
     told,
@@ -27,7 +29,7 @@ from study_figures import (  # pyright: ignore[reportMissingImports]
     verdict,
     votes,
 )
-from study_plots import plot_curves, plot_lines  # pyright: ignore[reportMissingImports]
+from study_plots import plot_all  # pyright: ignore[reportMissingImports]
 
 PAGE = Path(__file__).with_name("results_page.md")
 NOT_RUN = "Not run yet."
@@ -56,7 +58,7 @@ PAPER = {  # arXiv 2503.08681v1, tables 1 and 2: test in-accuracy, the maximum o
 ONE_TURN = {
     "rft": "RFT: fine-tuned on its own right first answers",
     "gold": "fine-tuned on the gold answers alone",
-    "worked": "fine-tuned on sums written out in full",
+    "worked": "fine-tuned on worked solutions, which the others never see",
 }
 Group = Mapping[str, Sequence[Cell]]
 """label -> its cells"""
@@ -72,12 +74,7 @@ def write(folder: Path, output: Path, expected: Mapping[str, int]) -> None:
             f"{folder}: expected cells of the variants (variants-ENE-0.json ...), found none; `study.py run` makes them"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
-    plots = {name: output.with_name(f"results-{name}.png") for name in ("curves", "transitions", "kept")}
-    plot_curves(variants, plots["curves"])
-    title = "Transitions on test by iteration: mean over seeds"
-    plot_lines(variants, plots["transitions"], title, "test", {"i_to_c": "i->c", "c_to_i": "c->i"})
-    title = "Kept corrections by iteration: mean over seeds"
-    plot_lines(variants, plots["kept"], title, "examples", {"kept_i_to_c": "i->c", "kept_c_to_c": "c->c"})
+    plot_all(variants, output)
     parts = {name: "\n".join(lines) or NOT_RUN for name, lines in sections(found).items()}
     output.write_text(PAGE.read_text(encoding="utf-8").format(**facts(found, expected), **parts), encoding="utf-8")
 
@@ -96,20 +93,21 @@ def facts(found: Cells, expected: Mapping[str, int]) -> dict[str, str]:
         "commits": ", ".join(sorted({cell["commit"] for cell in every})),
         "unfinished": f"**Not whole yet**, cells that are there: {', '.join(fewer)}." if fewer else "",
         "ended_early": ended_early(variants),
-        "matched": matched_difference(variants),
         "natural_share": natural_share(variants.get("ENE", [])),
+        "gold_last": mean(found["baselines"].get("gold", []), last, "r_y1"),
     }
 
 
 def sections(found: Cells) -> dict[str, Iterator[str]]:
     """The tables and lists of the page."""
     variants, filters, samples = found["variants"], found["filters"], found["samples"]
-    ene = {"ENE": variants["ENE"]} if "ENE" in variants else {}
     return {
         "headline": headline(variants, found["baselines"]),
         "chosen": score_table({"M0": (widest(variants), first), **both_ways(variants, chosen)}),
         "last": score_table(both_ways(variants, last)),
+        "in_words": in_words(variants, found["baselines"]),
         "filters": pairs(variants, 1, "N", "I"),
+        "matched": matched(variants),
         "initial": pairs(variants, 0, "E", "F"),
         "initial_on_base": pairs(variants, 0, "E", "F", on_base_answers(chosen)),
         "starts": pairs(variants, 2, "E", "F"),
@@ -119,7 +117,8 @@ def sections(found: Cells) -> dict[str, Iterator[str]]:
         "samples": score_table({label: (cells, chosen) for label, cells in sorted(samples.items())}),
         "collapse": collapse({**dict(sorted(variants.items())), **dict(sorted(found["rates"].items()))}),
         "budget": budget(variants, found["baselines"]),
-        "verdicts": verdicts(ene, variants, found["baselines"]),
+        "turns": turns(variants.get("ENE", []), found["baselines"].get("rft", [])),
+        "verdicts": verdicts(variants, found["baselines"]),
         "paper": paper(variants),
     }
 
@@ -138,6 +137,7 @@ def headline(variants: Group, baselines: Group) -> Iterator[str]:
         ("M0, before any training", widest(variants), voting[0], first),
         ("STaSC, variant ENE", variants.get("ENE", []), voting[1], chosen),
         ("STaSC, variant EIE", variants.get("EIE", []), [], chosen),
+        ("STaSC, variant FNE, correcting M0's answers", variants.get("FNE", []), [], on_base_answers(chosen)),
         *((name, baselines.get(kind, []), baselines.get(kind, []), chosen_first) for kind, name in ONE_TURN.items()),
     )
     for name, cells, voters, pick in rows:
@@ -205,14 +205,13 @@ def pairs(variants: Group, place: int, one: str, other: str, pick_other: Pick = 
             yield f"- {label} against {against}: {found}"
 
 
-def matched_difference(variants: Group) -> str:
-    """ENE against EIE, at no more trained tokens."""
-    if not {"ENE", "EIE"} <= set(variants):
-        return "not run yet"
-    tokens = {cell["seed"]: trained_behind(cell, chosen(cell)) for cell in variants["EIE"]}
-    alike = [cell for cell in variants["ENE"] if cell["seed"] in tokens]
-    ours = by_seed(alike, lambda cell: matched(cell, tokens[cell["seed"]]))
-    return told_difference(ours, by_seed(variants["EIE"], chosen))
+def matched(variants: Group) -> Iterator[str]:
+    """Non-decreasing at the training tokens of improving's published version."""
+    for label, against in (("ENE", "EIE"), ("FNE", "FIE")):
+        tokens = {cell["seed"]: trained_behind(cell, chosen(cell)) for cell in variants.get(against, [])}
+        ours = {cell["seed"]: at_tokens(cell, tokens[cell["seed"]]) for cell in variants.get(label, []) if cell["seed"] in tokens}
+        if ours:
+            yield f"- {label} against {against}: {told_difference(ours, by_seed(variants[against], chosen))}"
 
 
 def natural_share(cells: Sequence[Cell]) -> str:
@@ -244,7 +243,7 @@ def sample_pairs(samples: Group) -> Iterator[str]:
         one, other = f"{few}x{many}", f"{many}x{few}"
         if {one, other} <= set(samples):
             found = told_difference(by_seed(samples[one], chosen), by_seed(samples[other], chosen))
-            yield f"- {one} against {other}: {found}"
+            yield f"- {one} against {other}, {few * (1 + many)} against {many * (1 + few)} generations a question: {found}"
 
 
 def best_samples(samples: Group) -> Iterator[str]:
@@ -263,18 +262,22 @@ def best_samples(samples: Group) -> Iterator[str]:
 
 def collapse(rows: Group) -> Iterator[str]:
     """What later iterations lose, and whether choosing on dev catches it."""
-    yield "| | last less chosen on dev | best on test less chosen on dev | changed: M0 | the last | c->i: M0 | the last |"
-    yield "|---|---|---|---|---|---|---|"
-    fallen = []
-    for label, cells in rows.items():
-        published, end = by_seed(cells, chosen), by_seed(cells, last)
-        missed = told_difference(by_seed(cells, best_on_test), published)
-        ends = (mean(cells, pick, metric) for metric in ("changed", "c_to_i") for pick in (first, last))
-        yield f"| {label} | {told_difference(end, published)} | {missed} | {' | '.join(ends)} |"
-        if verdict(end, published) == "worse":
-            fallen.append(label)
+    yield "| | last less chosen on dev | lost by choosing on dev, not test | last less M0 | CS: M0 | the last |"
+    yield "|---|---|---|---|---|---|"
+    fallen, below = [], []
+    for label, (cells, pick) in both_ways(rows, chosen).items():
+        end = on_base_answers(last) if pick is not chosen else last
+        oracle = on_base_answers(best_on_test) if pick is not chosen else best_on_test
+        published, final, before = by_seed(cells, pick), by_seed(cells, end), by_seed(cells, first)
+        lost = statistics.mean(difference(by_seed(cells, oracle), published))
+        skill = (mean(cells, one, "cs") for one in (first, end))
+        row = f"{told_difference(final, published)} | {lost:.3f} | {told_difference(final, before)}"
+        yield f"| {label} | {row} | {' | '.join(skill)} |"
+        fallen += [label] if verdict(final, published) == "worse" else []
+        below += [label] if verdict(final, before) == "worse" else []
     yield ""
     yield f"Clearly worse at the end than where dev stopped: {', '.join(fallen) or 'none'}."
+    yield f"Clearly worse at the end than M0, which is a collapse: {', '.join(below) or 'none'}."
 
 
 # --- what it costs -----------------------------------------------------------------------------------------------
@@ -296,12 +299,14 @@ def budget(variants: Group, baselines: Group) -> Iterator[str]:
         for which, pick in (("best first answers on dev", chosen_first), ("last", last)):
             if cells := baselines.get(kind):
                 rewards = f"{mean(cells, pick, 'r_y1')} | {mean(cells, pick)}"
-                yield f"| {name}; {which} | {iterations(cells, pick)} | {behind(cells, pick)} | {rewards} | one turn |"
+                tokens = [one["vote_tokens"] for one in map(pick, cells) if "vote_tokens" in one]
+                cost = f"{statistics.mean(tokens):.0f}" if tokens else ""
+                yield f"| {name}; {which} | {iterations(cells, pick)} | {behind(cells, pick)} | {rewards} | {cost} |"
     voting: Rows = {
         "M0": (baselines.get("consistency", []), first),
         "ENE": (baselines.get("ENE", []), chosen),
         "ENE, best first answers on dev": (baselines.get("ENE", []), chosen_first),
-        **{name: (baselines.get(kind, []), chosen_first) for kind, name in ONE_TURN.items()},
+        **{ONE_TURN[kind]: (baselines.get(kind, []), chosen_first) for kind in ("rft", "worked")},
     }
     for name, (cells, pick) in voting.items():
         for k in (3, 5, 9):
@@ -311,34 +316,67 @@ def budget(variants: Group, baselines: Group) -> Iterator[str]:
                 yield f"| {row} | {told(list(right.values()))} | | {cost} |"
 
 
-def verdicts(ene: Group, variants: Group, baselines: Group) -> Iterator[str]:
-    """Correcting against what else the tokens could be spent on."""
-    if not ene:
+def turns(ene: Sequence[Cell], rft: Sequence[Cell]) -> Iterator[str]:
+    """Iteration by iteration, at as many training tokens: two turns of ENE and one of RFT."""
+    if not (ene and rft):
         return
-    cells = ene["ENE"]
-    own, rft, consistency = (baselines.get(kind, []) for kind in ("ENE", "rft", "consistency"))
-    corrected, rft_first = by_seed(cells, chosen), by_seed(rft, chosen_first, "r_y1")
+    seeds = {cell["seed"] for cell in ene} & {cell["seed"] for cell in rft}
+    ours, theirs = ([cell for cell in cells if cell["seed"] in seeds] for cells in (ene, rft))
+    picks = [nth(number) for number in range(max(len(cell["iterations"]) for cell in ours))]
+    yield "| iteration | " + " | ".join(map(str, range(len(picks)))) + " |"
+    yield "|---" * (len(picks) + 1) + "|"
+    yield "| ENE, first answer | " + " | ".join(mean(ours, pick, "r_y1") for pick in picks) + " |"
+    yield "| ENE, corrected | " + " | ".join(mean(ours, pick) for pick in picks) + " |"
+    yield "| RFT, first answer | " + " | ".join(mean(theirs, pick, "r_y1") for pick in picks) + " |"
+    less = (told_difference(by_seed(ours, pick), by_seed(theirs, pick, "r_y1")) for pick in picks)
+    yield "| ENE, corrected, less RFT, first | " + " | ".join(less) + " |"
+
+
+def comparisons(variants: Group, baselines: Group) -> Iterator[tuple[str, str, BySeed, BySeed]]:
+    """Correcting against what else the tokens could be spent on; those of which both sides are there."""
+    cells, rft = variants.get("ENE", []), baselines.get("rft", [])
+    corrected, rft_first, rft_vote = by_seed(cells, chosen), by_seed(rft, chosen_first, "r_y1"), votes(rft, chosen_first, 3)
     fixed = by_seed(variants.get("FNE", []), on_base_answers(chosen))
-    comparisons: Sequence[tuple[str, BySeed, BySeed]] = (
-        ("ENE's correction against its own first answer", corrected, by_seed(cells, chosen, "r_y1")),
-        ("ENE's correction against a vote of three by the same version", corrected, votes(own, chosen, 3)),
-        ("ENE's correction against such a vote by its best version for that", corrected, votes(own, chosen_first, 3)),
-        ("ENE's correction against RFT's vote of three", corrected, votes(rft, chosen_first, 3)),
-        ("ENE's correction against M0's vote of three", corrected, votes(consistency, first, 3)),
-        ("ENE's correction against RFT's first answer", corrected, rft_first),
-        ("ENE's best first answer against RFT's", by_seed(cells, chosen_first, "r_y1"), rft_first),
-        ("FNE's correction of M0's answers against ENE's of its own", fixed, corrected),
+    own, untrained = baselines.get("ENE", []), baselines.get("consistency", [])
+    everything: Sequence[tuple[str, str, BySeed, BySeed]] = (
+        ("ENE's correction", "its own first answer", corrected, by_seed(cells, chosen, "r_y1")),
+        ("ENE's correction", "a vote of three by the same version", corrected, votes(own, chosen, 3)),
+        ("ENE's correction", "a vote of three by its best version for that", corrected, votes(own, chosen_first, 3)),
+        ("ENE's correction", "RFT's first answer", corrected, rft_first),
+        ("ENE's correction", "RFT's vote of three", corrected, rft_vote),
+        ("ENE's correction", "untrained M0's vote of three", corrected, votes(untrained, first, 3)),
+        ("ENE's best first answer", "RFT's", by_seed(cells, chosen_first, "r_y1"), rft_first),
+        ("FNE's correction of M0's answers", "ENE's correction of its own", fixed, corrected),
+        ("FNE's correction of M0's answers", "RFT's first answer", fixed, rft_first),
+        ("FNE's correction of M0's answers", "RFT's vote of three", fixed, rft_vote),
     )
-    for what, one, other in comparisons:
-        if one and other:
-            yield f"- {what}: {told_difference(one, other)}: **{verdict(one, other)}**"
+    yield from (one for one in everything if one[2] and one[3])
+
+
+def verdicts(variants: Group, baselines: Group) -> Iterator[str]:
+    """Each comparison, with its interval."""
+    for what, other, one, against in comparisons(variants, baselines):
+        yield f"- {what} against {other}: {told_difference(one, against)}: **{verdict(one, against)}**"
+
+
+def in_words(variants: Group, baselines: Group) -> Iterator[str]:
+    """Does correction pay for its tokens?"""
+    found: dict[str, list[str]] = {}
+    for what, other, one, against in comparisons(variants, baselines):
+        if what == "ENE's correction":
+            found.setdefault(verdict(one, against), []).append(other)
+    names = {"better": "better than", "not told apart": "not told apart from", "worse": "worse than"}
+    told = [f"**{name}** {', '.join(found[word])}" for word, name in names.items() if word in found]
+    if told:
+        yield f"Does correction pay for its tokens? Versions chosen on dev: ENE's corrected answer is {'; '.join(told)}."
 
 
 def paper(variants: Group) -> Iterator[str]:
-    """Not ours, but for the last column."""
-    yield "| | Qwen2.5-1.5B r(Y1) | r(Y2) | Phi-3-mini r(Y1) | r(Y2) | the sandbox, ours: r(Y2) |"
-    yield "|---|---|---|---|---|---|"
+    """Not ours, but for the last two columns."""
+    yield "| | Qwen2.5-1.5B r(Y1) | r(Y2) | Phi-3-mini r(Y1) | r(Y2) | the sandbox, ours: r(Y1) | r(Y2) |"
+    yield "|---|---|---|---|---|---|---|"
     for label, (qwen_1, qwen_2, phi_1, phi_2) in PAPER.items():
         cells = widest(variants) if label == "M0" else variants.get(label, [])
         pick = first if label == "M0" else on_base_answers(best_on_test) if label.startswith("F") else best_on_test
-        yield f"| {label} | {qwen_1:.3f} | {qwen_2} | {phi_1:.3f} | {phi_2} | {mean(cells, pick)} |"
+        ours = f"{mean(cells, pick, 'r_y1')} | {mean(cells, pick)}"
+        yield f"| {label} | {qwen_1:.3f} | {qwen_2} | {phi_1:.3f} | {phi_2} | {ours} |"
