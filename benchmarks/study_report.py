@@ -142,8 +142,9 @@ def headline(variants: Group, baselines: Group) -> Iterator[str]:
     )
     for name, cells, voters, pick in rows:
         if cells:
+            kept = " (dev keeps M0)" if pick is not first and not any(pick(cell)["iteration"] for cell in cells) else ""
             rewards = f"{mean(cells, pick, 'r_y1')} | {mean(cells, pick)}"
-            yield f"| {name} | {rewards} | {told(list(votes(voters, pick, 3).values()))} |"
+            yield f"| {name}{kept} | {rewards} | {told(list(votes(voters, pick, 3).values()))} |"
 
 
 # --- the variants ------------------------------------------------------------------------------------------------

@@ -17,3 +17,10 @@ def test_every_path_in_the_readme_exists() -> None:
     paths = set(re.findall(r"(?:jobs|docs|requirements|cluster|benchmarks)/[\w./-]+\w", README))
     assert paths
     assert [path for path in sorted(paths) if not (REPOSITORY / path).exists()] == []
+
+
+def test_the_learning_table_is_the_results_pages() -> None:
+    page = (REPOSITORY / "docs/results.md").read_text(encoding="utf-8").splitlines()
+    start = page.index("| reward on test | first answer | corrected answer | vote of three |")
+    table = "\n".join(page[start : page.index("", start)])
+    assert table in README, "put the table `In short` of docs/results.md into the README"
