@@ -115,7 +115,7 @@ def sections(found: Cells) -> dict[str, Iterator[str]]:
         "samples_pairs": sample_pairs(samples),
         "samples_best": best_samples(samples),
         "samples": score_table({label: (cells, chosen) for label, cells in sorted(samples.items())}),
-        "collapse": collapse({**dict(sorted(variants.items())), **dict(sorted(found["rates"].items()))}),
+        "collapse": collapse({**variants, **found["rates"]}),
         "budget": budget(variants, found["baselines"]),
         "turns": turns(variants.get("ENE", []), found["baselines"].get("rft", [])),
         "verdicts": verdicts(variants, found["baselines"]),
@@ -266,9 +266,9 @@ def collapse(rows: Group) -> Iterator[str]:
     yield "| | last less chosen on dev | lost by choosing on dev, not test | last less M0 | CS: M0 | the last |"
     yield "|---|---|---|---|---|---|"
     fallen, below = [], []
+    ends, oracles = both_ways(rows, last), both_ways(rows, best_on_test)
     for label, (cells, pick) in both_ways(rows, chosen).items():
-        end = on_base_answers(last) if pick is not chosen else last
-        oracle = on_base_answers(best_on_test) if pick is not chosen else best_on_test
+        end, oracle = ends[label][1], oracles[label][1]
         published, final, before = by_seed(cells, pick), by_seed(cells, end), by_seed(cells, first)
         lost = statistics.mean(difference(by_seed(cells, oracle), published))
         skill = (mean(cells, one, "cs") for one in (first, end))
@@ -367,9 +367,9 @@ def in_words(variants: Group, baselines: Group) -> Iterator[str]:
         if what == "ENE's correction":
             found.setdefault(verdict(one, against), []).append(other)
     names = {"better": "better than", "not told apart": "not told apart from", "worse": "worse than"}
-    told = [f"**{name}** {', '.join(found[word])}" for word, name in names.items() if word in found]
-    if told:
-        yield f"Does correction pay for its tokens? Versions chosen on dev: ENE's corrected answer is {'; '.join(told)}."
+    parts = [f"**{name}** {', '.join(found[word])}" for word, name in names.items() if word in found]
+    if parts:
+        yield f"Does correction pay for its tokens? Versions chosen on dev: ENE's corrected answer is {'; '.join(parts)}."
 
 
 def paper(variants: Group) -> Iterator[str]:
