@@ -15,8 +15,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from stasc_ray import config, models
+from stasc_ray import config
 from stasc_ray.learning import encoding
+from stasc_ray.runtime import model_folder
 from stasc_ray.tasks import prompts, rewards
 
 PATIENCE_S = 1800
@@ -39,7 +40,10 @@ def bare_vllm(work: dict[str, Any]) -> dict[str, float]:
     initial = bare.generate(asked, settings.sampling.initial, 1)
     seconds = time.perf_counter() - started
     answers = [bare.text(samples[0]) for samples in initial]
-    asked = [correction_prompt(bare.tokenizer, row, answer, texts) for row, answer in zip(rows, answers, strict=True)]
+    asked = [
+        correction_prompt(bare.tokenizer, row, answer, texts)
+        for row, answer in zip(rows, answers, strict=True)
+    ]
     started = time.perf_counter()
     corrections = bare.generate(asked, settings.sampling.correction, work["n_corrections"])
     seconds += time.perf_counter() - started
@@ -76,9 +80,17 @@ def ray_data_llm(work: dict[str, Any]) -> dict[str, float]:
     }
 
     def turn(
-        messages: Callable[[dict[str, Any]], list[dict[str, str]]], values: config.Sampling, answer: str, tokens: str, begun: str
+        messages: Callable[[dict[str, Any]], list[dict[str, str]]],
+        values: config.Sampling,
+        answer: str,
+        tokens: str,
+        begun: str,
     ) -> Any:
-        parameters = {"temperature": values.temperature, "top_p": values.top_p, "max_tokens": values.max_tokens}
+        parameters = {
+            "temperature": values.temperature,
+            "top_p": values.top_p,
+            "max_tokens": values.max_tokens,
+        }
         return build_processor(
             vLLMEngineProcessorConfig(
                 model_source=work["model"],
@@ -103,7 +115,13 @@ def ray_data_llm(work: dict[str, Any]) -> dict[str, float]:
     # Its five stages of actors need room. Niceness as on our side.
     own: dict[str, Any] = {"_system_config": {"worker_niceness": 0}}
     with ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, **own):
-        first = turn(lambda row: prompts.initial_messages(row, texts), sampling.initial, "initial", "initial_tokens", "first")
+        first = turn(
+            lambda row: prompts.initial_messages(row, texts),
+            sampling.initial,
+            "initial",
+            "initial_tokens",
+            "first",
+        )
         second = turn(
             lambda row: prompts.correction_messages(row, row["initial"], texts),
             sampling.correction,
@@ -116,7 +134,10 @@ def ray_data_llm(work: dict[str, Any]) -> dict[str, float]:
         answers = second(initial.flat_map(lambda row: [row] * work["n_corrections"])).take_all()
         whole_s = time.perf_counter() - started
     tokens = sum(row["tokens"] + row["initial_tokens"] / work["n_corrections"] for row in answers)
-    seconds = sum(max(row[f"{turn}_ended"] for row in answers) - min(row[turn] for row in answers) for turn in ("first", "second"))
+    seconds = sum(
+        max(row[f"{turn}_ended"] for row in answers) - min(row[turn] for row in answers)
+        for turn in ("first", "second")
+    )
     return {"tokens": tokens, "seconds": seconds, "whole_s": whole_s, "tokens_per_s": tokens / seconds}
 
 
@@ -136,9 +157,13 @@ def bare_torch(work: dict[str, Any]) -> dict[str, float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
     encoded = read_encoded(work)
     batches = [encoded[at : at + work["batch_size"]] for at in range(0, len(encoded), work["batch_size"])]
-    groups = [encoding.stack_lengths([len(one["input_ids"]) for one in batch], work["capacity"]) for batch in batches]
+    groups = [
+        encoding.stack_lengths([len(one["input_ids"]) for one in batch], work["capacity"])
+        for batch in batches
+    ]
     stacked = [
-        [encoding.stack([batch[place] for place in group]) for group in of] for batch, of in zip(batches, groups, strict=True)
+        [encoding.stack([batch[place] for place in group]) for group in of]
+        for batch, of in zip(batches, groups, strict=True)
     ]
     tensors = [[{name: torch.as_tensor(rows[name]) for name in rows} for rows in batch] for batch in stacked]
     started = time.perf_counter()
@@ -147,8 +172,12 @@ def bare_torch(work: dict[str, Any]) -> dict[str, float]:
         for rows in batch:
             labels = rows["labels"][:, 1:]
             places = (labels != encoding.IGNORED).any(dim=0).nonzero().squeeze(-1)
-            logits = model(rows["input_ids"], attention_mask=None, use_cache=False, logits_to_keep=places).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, places].flatten(), reduction="sum")
+            logits = model(
+                rows["input_ids"], attention_mask=None, use_cache=False, logits_to_keep=places
+            ).logits
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels[:, places].flatten(), reduction="sum"
+            )
             (loss / trained).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -180,12 +209,12 @@ def hf_trainer(work: dict[str, Any]) -> dict[str, float]:
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        collator = DataCollatorForSeq2Seq(models.load_tokenizer(work["model"]), padding=True)
+        collator = DataCollatorForSeq2Seq(model_folder.load_tokenizer(work["model"]), padding=True)
         trainer = Trainer(model, arguments, train_dataset=encoded, data_collator=collator)  # type: ignore[arg-type]
         seconds = float(trainer.train().metrics["train_runtime"])
         if "output" in work:
             trainer.save_model(work["output"])
-            models.load_tokenizer(work["model"]).save_pretrained(work["output"])
+            model_folder.load_tokenizer(work["model"]).save_pretrained(work["output"])
     tokens = sum(len(one["input_ids"]) for one in encoded)
     return {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
 
@@ -213,7 +242,9 @@ def reference_initial(work: dict[str, Any]) -> dict[str, float]:
     rows = read_questions(work)
     answers = Bare(work).initial(rows)
     with (Path(work["folder"]) / "initial.jsonl").open("w") as file:
-        file.writelines(json.dumps({**row, "initial": answer}) + "\n" for row, answer in zip(rows, answers, strict=True))
+        file.writelines(
+            json.dumps({**row, "initial": answer}) + "\n" for row, answer in zip(rows, answers, strict=True)
+        )
     return {}
 
 
@@ -266,8 +297,8 @@ class Bare:
 
         torch.set_num_threads(threads)
         engine = settings.engine
-        self.settings, self.tokenizer = settings, models.load_tokenizer(model)
-        self.stop_token_ids = models.stop_token_ids(model, self.tokenizer)
+        self.settings, self.tokenizer = settings, model_folder.load_tokenizer(model)
+        self.stop_token_ids = model_folder.stop_token_ids(model, self.tokenizer)
         on_cuda = bool(work["on_cuda"])
         self.llm = LLM(
             model=model,
@@ -284,7 +315,9 @@ class Bare:
             disable_log_stats=True,
         )
 
-    def generate(self, token_ids: Sequence[list[int]], values: config.Sampling, n: int) -> list[list[list[int]]]:
+    def generate(
+        self, token_ids: Sequence[list[int]], values: config.Sampling, n: int
+    ) -> list[list[list[int]]]:
         """Token ids of `n` samples of each prompt."""
         from vllm import SamplingParams
 
@@ -297,7 +330,10 @@ class Bare:
             stop_token_ids=self.stop_token_ids,
         )
         asked: Any = [{"prompt_token_ids": ids} for ids in token_ids]
-        return [[list(one.token_ids) for one in output.outputs] for output in self.llm.generate(asked, parameters, use_tqdm=False)]
+        return [
+            [list(one.token_ids) for one in output.outputs]
+            for output in self.llm.generate(asked, parameters, use_tqdm=False)
+        ]
 
     def text(self, token_ids: list[int]) -> str:
         """What they say."""
@@ -310,7 +346,10 @@ class Bare:
 
     def corrections(self, rows: list[dict[str, Any]], answers: Sequence[str], n: int) -> list[list[str]]:
         """`n` corrections of each answer."""
-        asked = [correction_prompt(self.tokenizer, r, a, self.settings.prompts) for r, a in zip(rows, answers, strict=True)]
+        asked = [
+            correction_prompt(self.tokenizer, r, a, self.settings.prompts)
+            for r, a in zip(rows, answers, strict=True)
+        ]
         found = self.generate(asked, self.settings.sampling.correction, n)
         return [[self.text(sample) for sample in samples] for samples in found]
 
@@ -327,7 +366,9 @@ def initial_prompt(tokenizer: Any, row: dict[str, Any], texts: config.Prompts) -
 
 def correction_prompt(tokenizer: Any, row: dict[str, Any], answer: str, texts: config.Prompts) -> list[int]:
     """Token ids of the second turn."""
-    return prompts.render(tokenizer, prompts.correction_messages(row, answer, texts), add_generation_prompt=True)
+    return prompts.render(
+        tokenizer, prompts.correction_messages(row, answer, texts), add_generation_prompt=True
+    )
 
 
 def read_questions(work: dict[str, Any]) -> list[dict[str, Any]]:
@@ -337,9 +378,11 @@ def read_questions(work: dict[str, Any]) -> list[dict[str, Any]]:
 
 def read_encoded(work: dict[str, Any]) -> list[Any]:
     """The training examples, encoded."""
-    tokenizer = models.load_tokenizer(work["model"])
+    tokenizer = model_folder.load_tokenizer(work["model"])
     lines = Path(work["examples"]).read_text().splitlines()
-    found = (encoding.encode(tokenizer, json.loads(line)["messages"], work["max_length_tokens"]) for line in lines)
+    found = (
+        encoding.encode(tokenizer, json.loads(line)["messages"], work["max_length_tokens"]) for line in lines
+    )
     return [one for one in found if not isinstance(one, str)]
 
 

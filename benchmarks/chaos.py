@@ -24,9 +24,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import faulty_runs  # pyright: ignore[reportMissingImports]
-from faulty_runs import FaultyRun  # pyright: ignore[reportMissingImports]
-from ray_cluster import RayCluster, kill, ray_cluster  # pyright: ignore[reportMissingImports]
+from harness import faulty_runs
+from harness.faulty_runs import FaultyRun  # pyright: ignore[reportMissingImports]
+from harness.ray_cluster import RayCluster, kill, ray_cluster  # pyright: ignore[reportMissingImports]
 
 from stasc_ray import store
 
@@ -98,7 +98,9 @@ class Chaos:
             node = self.random.choice(nodes)
             node.kill()
             self.cluster.nodes.remove(node)
-            self.coming.append(threading.Thread(target=self.cluster.add_node, args=(2,)))  # the autoscaler's part
+            self.coming.append(
+                threading.Thread(target=self.cluster.add_node, args=(2,))
+            )  # the autoscaler's part
             self.coming[-1].start()
         else:
             kill(self.random.choice(victims))
@@ -106,7 +108,9 @@ class Chaos:
 
     def note_progress(self, run: FaultyRun, number: int, seconds: float) -> None:
         """Close the account of kills that the run has got over."""
-        open_kills = [kill for kill in self.kills if kill.run == number and kill.cost_s is None and not kill.overtaken]
+        open_kills = [
+            kill for kill in self.kills if kill.run == number and kill.cost_s is None and not kill.overtaken
+        ]
         if open_kills:
             progress = progress_of(run.folder)
             for one in open_kills:
@@ -142,7 +146,9 @@ def torment(chaos: Chaos, folder: Path, number: int, kills: int, overrides: list
             if status is not None:
                 starts, run = starts + 1, FaultyRun(chaos.cluster, folder, *overrides)
             chaos.note_progress(run, number, time.monotonic() - started)
-            if len(chaos.kills) < kills and time.monotonic() > next_kill + (PATIENCE_S if chaos.recovering(number) else 0):
+            if len(chaos.kills) < kills and time.monotonic() > next_kill + (
+                PATIENCE_S if chaos.recovering(number) else 0
+            ):
                 chaos.strike(run, number, started)
                 next_kill = time.monotonic() + chaos.random.uniform(*SECONDS_BETWEEN)
             time.sleep(0.2)
@@ -161,7 +167,13 @@ def tables(chaos: Chaos) -> Iterator[str]:
     """Markdown: every kill; kills by kind; runs."""
     yield "| kill | run | s | what | when | s until further |\n|---|---|---|---|---|---|"
     for count, one in enumerate(chaos.kills, 1):
-        cost = "the next kill came first" if one.overtaken else "-" if one.cost_s is None else f"{one.cost_s:.0f}"
+        cost = (
+            "the next kill came first"
+            if one.overtaken
+            else "-"
+            if one.cost_s is None
+            else f"{one.cost_s:.0f}"
+        )
         yield f"| {count} | {one.run} | {one.seconds:.0f} | {one.what} | {one.stage} | {cost} |"
     yield "\n| what | kills | of them got over before the next | s until further: median | most |\n|---|---|---|---|---|"
     for kind in KINDS:
@@ -177,7 +189,9 @@ def tables(chaos: Chaos) -> Iterator[str]:
 
 def main() -> None:
     """Parse the command line, torment, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
@@ -188,7 +202,9 @@ def main() -> None:
         while len(chaos.kills) < arguments.kills:
             number = len(chaos.runs)
             torment(chaos, Path(folder) / f"run{number}", number, arguments.kills, arguments.overrides)
-    print(f"\nseed {arguments.seed}: {len(chaos.kills)} kills, {len(chaos.runs) - 1} runs completed and right\n")
+    print(
+        f"\nseed {arguments.seed}: {len(chaos.kills)} kills, {len(chaos.runs) - 1} runs completed and right\n"
+    )
     print("\n".join(tables(chaos)))
 
 

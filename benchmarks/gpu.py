@@ -23,8 +23,9 @@ from typing import Any
 import baselines  # pyright: ignore[reportMissingImports]
 import speed  # pyright: ignore[reportMissingImports]
 
-from stasc_ray import cluster, config, store
+from stasc_ray import config, store
 from stasc_ray.generation import unit_files
+from stasc_ray.runtime import ray_session
 
 QWEN_1_5B = {
     "num_hidden_layers": 28,
@@ -37,7 +38,14 @@ QWEN_1_5B = {
     "tie_word_embeddings": True,
 }
 QUESTION_WORDS, ANSWER_WORDS = 12, 200
-PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
 """Dense bfloat16 operations per second, from NVIDIA's data sheets, by a part of the device's name; the first that fits counts."""
 MARKS = ("<!-- gpu table: written by benchmarks/gpu.py -->", "<!-- end of the gpu table -->")
 ROWS = ("generation", "training", "run")
@@ -69,7 +77,11 @@ def make_model(folder: Path, shape: Mapping[str, Any], device: str) -> None:
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", pad_token="<end>", extra_special_tokens=special[2:]
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        eos_token="<end>",
+        pad_token="<end>",
+        extra_special_tokens=special[2:],
     )
     fast.chat_template = (
         "{% for m in messages %}{{ ' <' + ('assistant' if m.role == 'assistant' else 'user') + '> ' + m.content + ' <end>' }}"
@@ -94,7 +106,10 @@ def questions(number: int, split: str, vocabulary: int) -> list[dict[str, Any]]:
     """Canonical rows."""
     generator = random.Random(split)
     texts = [sentence(QUESTION_WORDS, generator, vocabulary) for _ in range(number)]
-    return [{"id": f"{split}-{i}", "question": text, "answers": ["w6"], "split": split} for i, text in enumerate(texts)]
+    return [
+        {"id": f"{split}-{i}", "question": text, "answers": ["w6"], "split": split}
+        for i, text in enumerate(texts)
+    ]
 
 
 def make_work(folder: Path, shape: Mapping[str, Any], number: int, device: str) -> dict[str, Any]:
@@ -103,17 +118,26 @@ def make_work(folder: Path, shape: Mapping[str, Any], number: int, device: str) 
     if not (model / "config.json").exists():
         make_model(model, shape, device)
     settings = config.load_config(CONFIG, [f"model.path={str(model)!r}"])
-    unit_files.write_questions(questions(number, "train", shape["vocab_size"]), train, settings.engine.batch_size)
+    unit_files.write_questions(
+        questions(number, "train", shape["vocab_size"]), train, settings.engine.batch_size
+    )
     generator = random.Random(0)
     with examples.open("w") as lines:
         for row in questions(number, "train", shape["vocab_size"]):
             first, second = (sentence(ANSWER_WORDS, generator, shape["vocab_size"]) for _ in range(2))
-            turns = (("user", row["question"]), ("assistant", first), ("user", row["question"]), ("assistant", second))
-            lines.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n")
+            turns = (
+                ("user", row["question"]),
+                ("assistant", first),
+                ("user", row["question"]),
+                ("assistant", second),
+            )
+            lines.write(
+                json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n"
+            )
     return {
         "config": config.to_json(settings),
         "model": str(model),
-        "threads": cluster.cores(),
+        "threads": ray_session.cores(),
         "n_corrections": settings.algorithm.n_corrections,
         "folder": str(folder),
         "train": str(train),
@@ -132,7 +156,9 @@ def generation(work: dict[str, Any], first: str) -> dict[str, dict[str, float]]:
     return {side: baselines.in_process(sides[side][0], work, sides[side][1]) for side in order}
 
 
-def utilization(tokens_per_s: float, shape: Mapping[str, Any], length: int, trained: float, peak: float) -> float:
+def utilization(
+    tokens_per_s: float, shape: Mapping[str, Any], length: int, trained: float, peak: float
+) -> float:
     """Model-FLOPs utilization of training: 6 operations a weight and token, and a layer's 6 x T x width for causal attention.
 
     The output layer works on the `trained` share of the tokens only. The rate includes the first steps, in which CUDA warms up.
@@ -156,14 +182,25 @@ def whole_run(work: dict[str, Any], shape: Mapping[str, Any], folder: Path) -> d
     overrides = [f"model.path={work['model']!r}"]
     for split, number in (("train", 500), ("dev", 100), ("test", 100)):
         file = folder / f"{split}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in questions(number, split, shape["vocab_size"])))
+        file.write_text(
+            "".join(json.dumps(row) + "\n" for row in questions(number, split, shape["vocab_size"]))
+        )
         overrides.append(f"questions.{split}.source={str(file)!r}")
     busy: list[float] = []
     done = threading.Event()
     watching = threading.Thread(target=watch_gpu, args=(busy, done))
     watching.start()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-m", "stasc_ray.cli", "run", str(CONFIG), "--run-dir", str(folder / "run"), *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "stasc_ray.cli",
+        "run",
+        str(CONFIG),
+        "--run-dir",
+        str(folder / "run"),
+        *overrides,
+    ]
     try:
         subprocess.run(command, check=True, env=environment)
     finally:
@@ -179,8 +216,13 @@ def measured(row: str, work: dict[str, Any], first: str, peak: float, folder: Pa
         return generation(work, first)
     if row == "training":
         trained = baselines.in_process("ours_training", work, speed.__file__)
-        length = 2 * (QUESTION_WORDS + ANSWER_WORDS)  # attention looks back within an example, not over a packed sequence
-        return {**trained, "mfu": utilization(trained["tokens_per_s"], QWEN_1_5B, length, ANSWER_WORDS / length, peak)}
+        length = 2 * (
+            QUESTION_WORDS + ANSWER_WORDS
+        )  # attention looks back within an example, not over a packed sequence
+        return {
+            **trained,
+            "mfu": utilization(trained["tokens_per_s"], QWEN_1_5B, length, ANSWER_WORDS / length, peak),
+        }
     with tempfile.TemporaryDirectory(dir=folder) as run:
         return whole_run(work, QWEN_1_5B, Path(run))
 
@@ -203,17 +245,24 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _generation_row(found: Mapping[str, Any]) -> str:
     ratios = [pair["ours"]["tokens_per_s"] / pair["against"]["tokens_per_s"] for pair in found["generation"]]
-    ours, bare = (statistics.median(pair[side]["tokens_per_s"] for pair in found["generation"]) for side in ("ours", "against"))
+    ours, bare = (
+        statistics.median(pair[side]["tokens_per_s"] for pair in found["generation"])
+        for side in ("ours", "against")
+    )
     return f"| two-turn generation over bare `vllm.LLM` | {ours:,.0f} / {bare:,.0f} tokens/s = {speed.spread(ratios)} | >= 0.95 |"
 
 
 def main() -> None:
     """Measure on the CUDA device that is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--questions", type=int, default=1000)
-    parser.add_argument("--folder", type=Path, help="for model, questions and figures; default: one that goes away")
+    parser.add_argument(
+        "--folder", type=Path, help="for model, questions and figures; default: one that goes away"
+    )
     parser.add_argument("--write", type=Path, help="Markdown file with the marks, e.g. docs/performance.md")
     arguments = parser.parse_args()
     import torch
@@ -224,7 +273,9 @@ def main() -> None:
     name = torch.cuda.get_device_name()
     peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
     if peak is None:
-        raise SystemExit(f"PEAK_FLOPS: expected one of {', '.join(PEAK_FLOPS)} in the device's name, found {name!r}; add it")
+        raise SystemExit(
+            f"PEAK_FLOPS: expected one of {', '.join(PEAK_FLOPS)} in the device's name, found {name!r}; add it"
+        )
     with speed.work_folder(arguments.folder) as folder:
         folder.mkdir(parents=True, exist_ok=True)
         work = make_work(folder, QWEN_1_5B, arguments.questions, "cuda")

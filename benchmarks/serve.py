@@ -21,7 +21,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import cluster, config, store
+from stasc_ray import config, store
+from stasc_ray.runtime import ray_session
 from stasc_ray.tasks import sandbox
 
 Ask = Callable[[str], Awaitable[Any]]
@@ -32,13 +33,17 @@ LIMITS = ["serve.max_in_flight=64", "sampling.initial.temperature=0", "sampling.
 
 def main() -> None:
     """Measure both and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, help="run folder; default: one with the sandbox model")
     parser.add_argument("--size", choices=["sandbox", *SIZES], default="sandbox")
     parser.add_argument("--questions", type=int, default=400)
     parser.add_argument("--pairs", type=int, default=3, help="how often both are measured, in turn")
     parser.add_argument("--in-flight", type=int, default=16)
-    parser.add_argument("--served-first", action="store_true", help="in the first pair; from then on they take turns")
+    parser.add_argument(
+        "--served-first", action="store_true", help="in the first pair; from then on they take turns"
+    )
     parser.add_argument("--part", choices=["direct", "served"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
@@ -51,7 +56,9 @@ def main() -> None:
             order = sorted(("direct", "served"), reverse=arguments.served_first != bool(number % 2))
             pair: dict[str, Any] = {part: in_own_process(part, folder, arguments) for part in order}
             pair["throughput_ratio"] = pair["served"]["questions_per_s"] / pair["direct"]["questions_per_s"]
-            pair["added_p50_ms_per_turn"] = (pair["served"]["p50_ms_at_1"] - pair["direct"]["p50_ms_at_1"]) / 2
+            pair["added_p50_ms_per_turn"] = (
+                pair["served"]["p50_ms_at_1"] - pair["direct"]["p50_ms_at_1"]
+            ) / 2
             print(json.dumps(pair), flush=True)
             pairs.append(pair)
     for name in ("throughput_ratio", "added_p50_ms_per_turn"):
@@ -68,11 +75,15 @@ def run_folder(given: Path | None, size: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         sizes = ["engine.max_model_len_tokens=256", "engine.kv_cache_gb=0.5", "engine.max_num_seqs=64"]
-        settings = config.load_config(None, ["prompts.preset=sandbox", "sampling.initial.max_tokens=48", *sizes])
+        settings = config.load_config(
+            None, ["prompts.preset=sandbox", "sampling.initial.max_tokens=48", *sizes]
+        )
         (folder / "config.json").write_text(config.to_json(settings), encoding="utf-8")
         model = sandbox.model_path() if size == "sandbox" else random_model(folder / "model", size)
         manifest = {"version": "v0000", "iteration": 0, "model": str(model), "created": store.now()}
-        store.write_atomically(folder / "versions" / "v0000.json", json.dumps({**manifest, "metrics": {}, "canary": None}))
+        store.write_atomically(
+            folder / "versions" / "v0000.json", json.dumps({**manifest, "metrics": {}, "canary": None})
+        )
         store.write_atomically(folder / "LATEST", "v0000\n")
         yield folder
 
@@ -84,7 +95,9 @@ def random_model(folder: Path, size: str) -> Path:
     source = str(sandbox.model_path())
     heads, layers, intermediate = SIZES[size]
     sizes = {"hidden_size": 64 * heads, "intermediate_size": intermediate, "num_hidden_layers": layers}
-    shape = AutoConfig.from_pretrained(source, **sizes, num_attention_heads=heads, num_key_value_heads=heads, head_dim=64)
+    shape = AutoConfig.from_pretrained(
+        source, **sizes, num_attention_heads=heads, num_key_value_heads=heads, head_dim=64
+    )
     AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return folder
@@ -94,7 +107,9 @@ def in_own_process(part: str, folder: Path, arguments: argparse.Namespace) -> di
     """One part's figures; each part has its vLLM and its Ray to itself."""
     options = ["--part", part, "--run", str(folder), "--questions", str(arguments.questions)]
     command = [sys.executable, __file__, *options, "--in-flight", str(arguments.in_flight)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+    )
 
 
 def settings_of(folder: Path) -> config.Config:
@@ -105,14 +120,16 @@ def settings_of(folder: Path) -> config.Config:
 def direct(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     """The engine in this process; both turns by the code that the endpoint uses."""
     from stasc_ray.generation.engine import Engine
-    from stasc_ray.generation.requests import Request, Sample
+    from stasc_ray.generation.samples import Request, Sample
     from stasc_ray.serving.app import threads
     from stasc_ray.serving.correcting import Asker, Plan
     from stasc_ray.serving.verification import model_path
 
     settings, run = settings_of(folder), store.RunFolder(folder)
     (manifest,) = [manifest for manifest in run.versions() if manifest["version"] == run.latest()]
-    engine = Engine(model_path(folder, manifest), settings.engine, on_cuda=False, threads=threads(settings.serve))
+    engine = Engine(
+        model_path(folder, manifest), settings.engine, on_cuda=False, threads=threads(settings.serve)
+    )
 
     async def generate(token_ids: list[int], request: Request, on_text: Any = None) -> Sample:
         (sample,) = await asyncio.wrap_future(engine.submit(token_ids, request))
@@ -132,13 +149,15 @@ def served(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     """The same questions over HTTP."""
     import httpx
 
-    from stasc_ray.serving import commands
+    from stasc_ray.cli import serve
 
     settings, port = settings_of(folder), 8791
 
     async def over_http() -> dict[str, float]:
         limits = httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=300, limits=limits) as client:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=300, limits=limits
+        ) as client:
 
             async def ask(question: str) -> None:
                 (await client.post("/v1/correct", json={"question": question})).raise_for_status()
@@ -147,8 +166,8 @@ def served(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
 
     with (
         tempfile.TemporaryDirectory(prefix="stasc-") as logs,
-        cluster.connect(None, Path(logs), worker_niceness=commands.WORKER_NICENESS),
-        commands.serving(folder, settings, "127.0.0.1", port, None, loopback_only=True),
+        ray_session.connect(None, Path(logs), worker_niceness=serve.WORKER_NICENESS),
+        serve.serving(folder, settings, "127.0.0.1", port, None, loopback_only=True),
     ):
         found = asyncio.run(over_http())
     return found

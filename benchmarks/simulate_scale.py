@@ -29,7 +29,7 @@ from typing import Any
 
 from stasc_ray import config
 from stasc_ray.generation import rollouts, unit_files
-from stasc_ray.generation.requests import Sample
+from stasc_ray.generation.samples import Sample
 from stasc_ray.tasks import questions
 
 RATES = {"1.5B on one A100": 9_600, "7B on one A100": 2_400, "14B on one A100": 1_200}
@@ -54,7 +54,12 @@ class SleepingActor(rollouts.RolloutActor):
         self.clock = Path(job.destination) / f"clock-{os.getpid()}.json"
 
     async def _sample(
-        self, rollout: dict[str, Any], messages: list[dict[str, str]], sampling: config.Sampling, n: int, turn: str
+        self,
+        rollout: dict[str, Any],
+        messages: list[dict[str, str]],
+        sampling: config.Sampling,
+        n: int,
+        turn: str,
     ) -> list[Sample]:
         tokens = n * ANSWER_TOKENS
         with self.lock:
@@ -70,13 +75,17 @@ class SleepingActor(rollouts.RolloutActor):
         """One unit, and what this engine has done so far."""
         done = super().__call__(batch)
         with self.lock:
-            self.clock.write_text(json.dumps({"begun": self.begun, "ended": time.time(), "tokens": self.tokens}))
+            self.clock.write_text(
+                json.dumps({"begun": self.begun, "ended": time.time(), "tokens": self.tokens})
+            )
         return done
 
 
 def main() -> None:
     """Parse the command line, simulate each size, print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument(
         "--units",
@@ -91,7 +100,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument("--plot", type=Path, help="PNG file")
     parser.add_argument("--load", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--one", nargs=4, type=int, metavar=("ENGINES", "UNITS", "PER_UNIT", "RATE"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--one", nargs=4, type=int, metavar=("ENGINES", "UNITS", "PER_UNIT", "RATE"), help=argparse.SUPPRESS
+    )
     arguments = parser.parse_args()
     if arguments.one:
         engines, units, per_unit, rate = arguments.one
@@ -103,7 +114,9 @@ def main() -> None:
     rate = RATES[arguments.gpu]
     each = arguments.units * len(arguments.engines) if len(arguments.units) == 1 else arguments.units
     sizes = {
-        "engines": [(n, n * units, QUESTIONS_PER_UNIT, rate) for n, units in zip(arguments.engines, each, strict=True)],
+        "engines": [
+            (n, n * units, QUESTIONS_PER_UNIT, rate) for n, units in zip(arguments.engines, each, strict=True)
+        ],
         "questions": [(4, units_of(questions), 1, AT_ONCE) for questions in arguments.questions_sweep],
     }
     found: dict[str, list[dict[str, Any]]] = {"engines": [], "questions": []}
@@ -115,21 +128,32 @@ def main() -> None:
                 row |= {"stands_for": stands_for, **in_process("--load", str(stands_for))}
             found[sweep].append(row)
             print(json.dumps(row), flush=True)
-    machine = {"cores": os.cpu_count(), "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)}
+    machine = {
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
+    }
     for rows in found.values():
         print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
         for row in rows:
             values = (f"{value:.3g}" if isinstance(value, float) else f"{value:,}" for value in row.values())
             print("| " + " | ".join(values) + " |")
     if arguments.output:
-        arguments.output.write_text(json.dumps({"machine": machine, "gpu": arguments.gpu, **found}, indent=2) + "\n")
+        arguments.output.write_text(
+            json.dumps({"machine": machine, "gpu": arguments.gpu, **found}, indent=2) + "\n"
+        )
     if arguments.plot:
-        plot(found, arguments.plot, f"{arguments.gpu} ({rate:,} tokens/s), simulated on {machine['cores']} cores")
+        plot(
+            found,
+            arguments.plot,
+            f"{arguments.gpu} ({rate:,} tokens/s), simulated on {machine['cores']} cores",
+        )
 
 
 def in_process(*arguments: str) -> dict[str, Any]:
     """One measurement in a process of its own: a driver's memory never shrinks."""
-    done = subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -157,7 +181,9 @@ def one(engines: int, units: int, per_unit: int, corrections: int, tokens_per_s:
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 300 * 2**20})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 300 * 2**20}
+    )
     for first in range(0, engines, ENGINES_PER_NODE):
         cluster.add_node(num_cpus=min(ENGINES_PER_NODE, engines - first) + 1, object_store_memory=300 * 2**20)
     ray.init(address=cluster.address, log_to_driver=False)
@@ -169,7 +195,9 @@ def one(engines: int, units: int, per_unit: int, corrections: int, tokens_per_s:
         cluster.shutdown()
 
 
-def simulate(engines: int, units: int, per_unit: int, corrections: int, tokens_per_s: float) -> dict[str, Any]:
+def simulate(
+    engines: int, units: int, per_unit: int, corrections: int, tokens_per_s: float
+) -> dict[str, Any]:
     """Run one size; returns the figures of one row."""
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
         file = Path(folder) / "train.parquet"
@@ -179,7 +207,9 @@ def simulate(engines: int, units: int, per_unit: int, corrections: int, tokens_p
         plan = unit_files.question_units(file, "train")
         job = make_job(destination, engines, per_unit, corrections)
         started, cpu = time.time(), time.process_time()
-        answered = sum(row["questions"] for row in rollouts.pipeline(job, plan, make_actor(tokens_per_s)).iter_rows())
+        answered = sum(
+            row["questions"] for row in rollouts.pipeline(job, plan, make_actor(tokens_per_s)).iter_rows()
+        )
         wall_s, cpu_s = time.time() - started, time.process_time() - cpu
         clocks = [json.loads(file.read_text()) for file in destination.glob("clock-*.json")]
     assert answered == units * per_unit, f"expected {units * per_unit} questions, found {answered}"
@@ -215,7 +245,14 @@ def plot(found: dict[str, list[dict[str, Any]]], file: Path, title: str) -> None
             axes.plot(at, [row["loading_gb"] for row in found[sweep]], marker="s", color="#8c8c8c")
             axes.legend(["in a pass", "reading the questions in"], loc="center left", fontsize=8)
         axes.axhline(target, color="#888888", linestyle="--", linewidth=1)
-        axes.annotate(f"target {target}", (0.02, target), xycoords=("axes fraction", "data"), va="top", color="#666666", fontsize=8)
+        axes.annotate(
+            f"target {target}",
+            (0.02, target),
+            xycoords=("axes fraction", "data"),
+            va="top",
+            color="#666666",
+            fontsize=8,
+        )
         axes.set_xscale("log", base=2 if sweep == "engines" else 10)
         axes.minorticks_off()
         axes.set_xticks(at, [f"{tick:,}" for tick in at])
@@ -233,12 +270,21 @@ def units_of(questions: int) -> int:
 def question(number: int) -> dict[str, Any]:
     """One made-up question of a usual length."""
     text = f"Question {number}: " + "which of the following is true of the thing in question? " * 5
-    return {"id": f"{number:09d}", "question": text, "answers": ["yes"], "split": "train", "documents": [], "choices": []}
+    return {
+        "id": f"{number:09d}",
+        "question": text,
+        "answers": ["yes"],
+        "split": "train",
+        "documents": [],
+        "choices": [],
+    }
 
 
 def make_job(destination: Path, engines: int, per_unit: int, corrections: int) -> rollouts.Job:
     """A pass over train questions with that many sleeping engines."""
-    settings = config.validate({"engine": {"actors": engines, "batch_size": per_unit, "concurrent_batches": 2}})
+    settings = config.validate(
+        {"engine": {"actors": engines, "batch_size": per_unit, "concurrent_batches": 2}}
+    )
     turns = rollouts.Turns(1, corrections, settings.sampling.initial, settings.sampling.correction)
     return rollouts.Job("none", "base", settings, {"train": turns}, str(destination), on_cuda=False)
 

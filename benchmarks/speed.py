@@ -26,9 +26,10 @@ from typing import Any
 import baselines  # pyright: ignore[reportMissingImports]
 import pyarrow.parquet as pq
 
-from stasc_ray import cluster, config, store
+from stasc_ray import config, store
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.learning import train_loop
+from stasc_ray.runtime import ray_session
 from stasc_ray.tasks import prompts, sandbox
 
 DEMO = Path(__file__).parent.parent / "jobs" / "configs" / "demo.toml"
@@ -52,7 +53,9 @@ def warm_actor(questions: str) -> type[rollouts.RolloutActor]:
             super().__init__(job)
             rows = pq.ParquetFile(questions).read_row_group(0).slice(0, baselines.WARM_UP)
             rows = rows.append_column("initial_from", pa.repeat("current", len(rows)))
-            super().__call__(unit_files.as_one_row(rows.append_column("unit", pa.repeat("warm-up", len(rows)))))
+            super().__call__(
+                unit_files.as_one_row(rows.append_column("unit", pa.repeat("warm-up", len(rows))))
+            )
             self.begun = Path(job.destination) / "begun"
 
         def __call__(self, batch: Any) -> Any:
@@ -71,14 +74,21 @@ def ours_generation(work: Work) -> dict[str, float]:
     destination.mkdir(parents=True, exist_ok=True)
     for old in destination.iterdir():
         old.unlink()
-    with cluster.connect(None, Path(work["folder"]) / "logs", worker_niceness=0):
-        job = rollouts.Job(work["model"], "base", settings, {"train": turns}, str(destination), on_cuda=work["on_cuda"])
+    with ray_session.connect(None, Path(work["folder"]) / "logs", worker_niceness=0):
+        job = rollouts.Job(
+            work["model"], "base", settings, {"train": turns}, str(destination), on_cuda=work["on_cuda"]
+        )
         units = unit_files.question_units(Path(work["train"]), "train")
         rows = list(rollouts.pipeline(job, units, warm_actor(work["train"])).iter_rows())
         ended = max(file.stat().st_mtime for file in destination.glob("*.parquet"))
         seconds = ended - float((destination / "begun").read_text())
     tokens = sum(row["initial_tokens"] + row["correction_tokens"] for row in rows)
-    return {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds, "start_s": rows[0]["engine_start_s"]}
+    return {
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_s": tokens / seconds,
+        "start_s": rows[0]["engine_start_s"],
+    }
 
 
 def ours_training(work: Work) -> dict[str, float]:
@@ -90,7 +100,7 @@ def ours_training(work: Work) -> dict[str, float]:
     settings = baselines.read_config(work)
     lines = [json.loads(line) for line in Path(work["examples"]).read_text().splitlines()]
     with (
-        cluster.connect(None, Path(work["folder"]) / "logs", worker_niceness=0),
+        ray_session.connect(None, Path(work["folder"]) / "logs", worker_niceness=0),
         tempfile.TemporaryDirectory() as folder,
     ):
         found = finetune.finetune(
@@ -113,10 +123,12 @@ class Bench:
 
     def __init__(self, folder: Path, results: Path, quick: bool, pairs: int) -> None:
         self.folder, self.results, self.quick, self.pairs = folder, results, quick, pairs
-        about = {"quick": quick, "commit": commit(), **cluster.versions()}
+        about = {"quick": quick, "commit": commit(), **ray_session.versions()}
         self.found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {"about": about}
         if self.found["about"] != about:
-            raise SystemExit(f"{results}: expected figures of {about}, found some of {self.found['about']}; move the file away")
+            raise SystemExit(
+                f"{results}: expected figures of {about}, found some of {self.found['about']}; move the file away"
+            )
         share = 20 if quick else 1
         overrides = [f"questions.{split}.limit={limit // share}" for split, limit in QUESTIONS.items()]
         if quick:
@@ -130,7 +142,7 @@ class Bench:
         work: Work = {
             "config": config.to_json(self.settings),
             "model": str(sandbox.model_path()),
-            "threads": cluster.cores(),
+            "threads": ray_session.cores(),
             "n_corrections": N_CORRECTIONS,
             "batch_size": self.settings.finetune.batch_size,
             "max_length_tokens": self.settings.finetune.max_length_tokens,
@@ -140,7 +152,9 @@ class Bench:
             "on_cuda": False,
         }
         for split in QUESTIONS:
-            rows = sandbox.questions(split, getattr(self.settings.questions, split).limit, seed=self.settings.seed)
+            rows = sandbox.questions(
+                split, getattr(self.settings.questions, split).limit, seed=self.settings.seed
+            )
             work[split] = str(self.folder / f"{split}.parquet")
             unit_files.write_questions(rows, Path(work[split]), self.settings.engine.batch_size)
         return work
@@ -180,7 +194,9 @@ class Bench:
             return
         self.ours("ours_generation")
         rows = [
-            row for file in sorted((self.folder / "rollouts").glob("train-*.parquet")) for row in pq.read_table(file).to_pylist()
+            row
+            for file in sorted((self.folder / "rollouts").glob("train-*.parquet"))
+            for row in pq.read_table(file).to_pylist()
         ]
         texts = self.settings.prompts
         with Path(self.work["examples"]).open("w") as lines:
@@ -232,10 +248,21 @@ def iteration(bench: Bench) -> None:
     def one() -> Pair:
         with tempfile.TemporaryDirectory() as temporary:
             run = Path(temporary) / "demo"
-            command = [sys.executable, "-m", "stasc_ray.cli", "run", str(DEMO), "--run-dir", str(run), *bench.overrides]
+            command = [
+                sys.executable,
+                "-m",
+                "stasc_ray.cli",
+                "run",
+                str(DEMO),
+                "--run-dir",
+                str(run),
+                *bench.overrides,
+            ]
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode:
-                raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+                raise RuntimeError(
+                    f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}"
+                )
             stages = {f"iteration_{number}": stage_seconds(run, number) for number in (2, 3)}
             model = str(run / "iteration_01" / "model")
             rates = {
@@ -261,7 +288,9 @@ def stage_seconds(run: Path, number: int) -> dict[str, float]:
         "training": train["finetune/train_s"],
         "export": train["finetune/export_s"],
     }
-    parts["trainer end"] = train["finetune/duration_s"] - sum(train[f"finetune/{name}_s"] for name in ("start", "train", "export"))
+    parts["trainer end"] = train["finetune/duration_s"] - sum(
+        train[f"finetune/{name}_s"] for name in ("start", "train", "export")
+    )
     parts |= {
         "engine start": generate["rollouts/engine_start_s"],
         "generation": generate["rollouts/duration_s"] - generate["rollouts/engine_start_s"],
@@ -328,12 +357,40 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     bare_loop = "a bare torch loop on tensors made before, as many threads"
     for row, what, ours, against, other, target in (
-        ("generation", "two-turn generation, engines warm", "ours", "against", "one bare `vllm.LLM`", ">= 0.95"),
+        (
+            "generation",
+            "two-turn generation, engines warm",
+            "ours",
+            "against",
+            "one bare `vllm.LLM`",
+            ">= 0.95",
+        ),
         ("generation", "the same with one engine", "one_engine", "against", "the same", "printed"),
-        ("ray_data_llm", "two-turn generation", "ours", "against", "`ray.data.llm`, a processor per turn", ">= 3"),
+        (
+            "ray_data_llm",
+            "two-turn generation",
+            "ours",
+            "against",
+            "`ray.data.llm`, a processor per turn",
+            ">= 3",
+        ),
         ("training", "fine-tuning", "ours", "against", bare_loop, ">= 0.95"),
-        ("training", "the same, a core left for Ray", "ours", "all_cores", "that loop with a thread on every core", "printed"),
-        ("hf_trainer", "fine-tuning", "ours", "against", "Hugging Face `Trainer`, padded, as many threads", ">= 2"),
+        (
+            "training",
+            "the same, a core left for Ray",
+            "ours",
+            "all_cores",
+            "that loop with a thread on every core",
+            "printed",
+        ),
+        (
+            "hf_trainer",
+            "fine-tuning",
+            "ours",
+            "against",
+            "Hugging Face `Trainer`, padded, as many threads",
+            ">= 2",
+        ),
     ):
         if pairs := found.get(row):
             rates, others = ([pair[side]["tokens_per_s"] for pair in pairs] for side in (ours, against))
@@ -344,9 +401,7 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
         yield from _iteration_rows(found)
     if pairs := found.get("serving"):
         ours, against = ([pair[side]["questions_per_s"] for pair in pairs] for side in ("served", "direct"))
-        sides = (
-            f"{statistics.median(ours):.1f} questions/s | the engine driven directly: {statistics.median(against):.1f} questions/s"
-        )
+        sides = f"{statistics.median(ours):.1f} questions/s | the engine driven directly: {statistics.median(against):.1f} questions/s"
         yield f"| serving, two turns, 16 in flight | {sides} | {spread([pair['throughput_ratio'] for pair in pairs])} | >= 0.9 |"
     if seconds := found.get("help_s"):
         yield f"| `stasc --help` | {statistics.median(seconds):.2f} s | | {spread(seconds)} s | < 1 s |"
@@ -386,7 +441,9 @@ def where_it_goes(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     parts = {name: statistics.median(run["reference"][name] for run in runs) for name in runs[0]["reference"]}
     told = ", ".join(
-        f"{name.removeprefix('reference_').replace('_', ' ')} {value:.0f} s" for name, value in parts.items() if name != "seconds"
+        f"{name.removeprefix('reference_').replace('_', ' ')} {value:.0f} s"
+        for name, value in parts.items()
+        if name != "seconds"
     )
     yield f"The reference's way: {told}."
 
@@ -401,10 +458,17 @@ def machine() -> str:
     processor = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         processor = next(
-            (line.partition(": ")[2] for line in info.read_text().splitlines() if line.startswith("model name")), processor
+            (
+                line.partition(": ")[2]
+                for line in info.read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            processor,
         )
-    versions = ", ".join(f"{name} {version}" for name, version in cluster.versions().items() if name != "stasc-ray")
-    return f"{cluster.cores()} CPU cores ({processor}, shared); {versions}."
+    versions = ", ".join(
+        f"{name} {version}" for name, version in ray_session.versions().items() if name != "stasc-ray"
+    )
+    return f"{ray_session.cores()} CPU cores ({processor}, shared); {versions}."
 
 
 def commit() -> str:
@@ -412,7 +476,9 @@ def commit() -> str:
 
     def git(*arguments: str) -> str:
         command = ["git", *arguments, "--", "stasc_ray", "benchmarks", "jobs"]
-        return subprocess.run(command, cwd=DEMO.parents[2], capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(
+            command, cwd=DEMO.parents[2], capture_output=True, text=True, check=False
+        ).stdout.strip()
 
     return git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else "")
 
@@ -422,7 +488,9 @@ def write_between_marks(file: Path, text: str, marks: tuple[str, str] = MARKS) -
     before, _, rest = file.read_text(encoding="utf-8").partition(marks[0])
     _, _, after = rest.partition(marks[1])
     if not after:
-        raise ValueError(f"{file}: expected the lines {marks[0]!r} and {marks[1]!r}, found at most one of them")
+        raise ValueError(
+            f"{file}: expected the lines {marks[0]!r} and {marks[1]!r}, found at most one of them"
+        )
     store.write_atomically(file, f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}")
 
 
@@ -439,7 +507,9 @@ def work_folder(given: Path | None) -> Iterator[Path]:
 def main() -> None:
     """Measure what is asked for, print the table."""
     names = [row.__name__ for row in ROWS]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", nargs="+", choices=names, default=names)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--pairs", type=int, help="default: 5, with --quick 1")
@@ -449,12 +519,18 @@ def main() -> None:
     arguments = parser.parse_args()
     with work_folder(arguments.folder) as folder:
         results = arguments.results or folder / "speed.json"
-        bench = Bench(folder, results.resolve(), arguments.quick, arguments.pairs or (1 if arguments.quick else 5))
+        bench = Bench(
+            folder, results.resolve(), arguments.quick, arguments.pairs or (1 if arguments.quick else 5)
+        )
         failed = []
         for row in (row for row in ROWS if row.__name__ in arguments.rows):
             try:
                 row(bench)
-            except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # the other rows are worth having
+            except (
+                RuntimeError,
+                OSError,
+                subprocess.SubprocessError,
+            ) as error:  # the other rows are worth having
                 failed.append(row.__name__)
                 print(f"{row.__name__}: {error}", file=sys.stderr, flush=True)
         lines = [f"{machine()} Commit {bench.found['about']['commit']}.", "", *table(bench.found)]

@@ -33,11 +33,12 @@ import speed  # pyright: ignore[reportMissingImports]
 import study_figures  # pyright: ignore[reportMissingImports]
 import study_report  # pyright: ignore[reportMissingImports]
 
-from stasc_ray import cluster, config, passes, store
-from stasc_ray.display import Display
+from stasc_ray import config, passes, store
 from stasc_ray.generation import rollouts, unit_files
-from stasc_ray.generation.requests import request_seed
+from stasc_ray.generation.samples import request_seed
 from stasc_ray.learning import finetune
+from stasc_ray.runtime import ray_session
+from stasc_ray.runtime.display import Display
 from stasc_ray.serving import correcting
 from stasc_ray.tasks import prompts, questions, sandbox
 
@@ -73,7 +74,9 @@ def cells(part: str, seeds: int) -> Iterator[Cell]:
         if part == "variants":
             yield from (Cell(part, variant, seed, (f"algorithm.variant={variant}",)) for variant in VARIANTS)
         elif part == "baselines":
-            yield from (Cell(part, kind, seed, kind=kind) for kind in ("rft", "gold", "worked", "consistency"))
+            yield from (
+                Cell(part, kind, seed, kind=kind) for kind in ("rft", "gold", "worked", "consistency")
+            )
             yield Cell(part, "ENE", seed, ("algorithm.variant=ENE",), kind="voting")
         elif seed < FEWER_SEEDS and part == "samples":
             for initial, corrections in itertools.product((1, 3, 5), repeat=2):
@@ -85,7 +88,11 @@ def cells(part: str, seeds: int) -> Iterator[Cell]:
             evolving = "algorithm.finetune_from=current"
             yield Cell(part, "both_correct", seed, (evolving, "algorithm.filter=both_correct"))
             for share in (0.2, 0.4):
-                values = (evolving, "algorithm.filter=non_decreasing", f"algorithm.keep_correct_share={share}")
+                values = (
+                    evolving,
+                    "algorithm.filter=non_decreasing",
+                    f"algorithm.keep_correct_share={share}",
+                )
                 yield Cell(part, f"share-{share}", seed, values)
         elif seed < FEWER_SEEDS and part == "rates":
             for variant in ("ENE", "EIE"):  # ten times the others' learning rate
@@ -104,7 +111,9 @@ def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     done = [file for cell in wanted if (file := folder / "cells" / f"{cell.name}.json").exists()]
     if other := [file.name for file in done if json.loads(file.read_text())["sizes"] != list(sizes)]:
-        raise SystemExit(f"{folder}: expected cells of --sizes {' '.join(sizes) or '(none)'}, found others: {', '.join(other)}")
+        raise SystemExit(
+            f"{folder}: expected cells of --sizes {' '.join(sizes) or '(none)'}, found others: {', '.join(other)}"
+        )
     missing = [cell for cell in wanted if folder / "cells" / f"{cell.name}.json" not in done]
     cores: SimpleQueue[int] = SimpleQueue()
     for core in sorted(os.sched_getaffinity(0))[:parallel]:
@@ -113,7 +122,17 @@ def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence
     def one(cell: Cell) -> bool:
         core, started = cores.get(), time.monotonic()
         try:
-            command = [sys.executable, __file__, "cell", "--folder", str(folder), "--name", cell.name, "--sizes", *sizes]
+            command = [
+                sys.executable,
+                __file__,
+                "cell",
+                "--folder",
+                str(folder),
+                "--name",
+                cell.name,
+                "--sizes",
+                *sizes,
+            ]
             own_core = partial(os.sched_setaffinity, 0, {core})
             with (folder / f"{cell.name}.log").open("w") as log:
                 status = subprocess.run(
@@ -123,7 +142,11 @@ def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence
             status = f"time-out after {PATIENCE_S} s"
         finally:
             cores.put(core)
-        told = f"{time.monotonic() - started:.0f} s" if status == 0 else f"ended with {status}, see {cell.name}.log"
+        told = (
+            f"{time.monotonic() - started:.0f} s"
+            if status == 0
+            else f"ended with {status}, see {cell.name}.log"
+        )
         print(f"{cell.name}: {told}", flush=True)
         return status == 0
 
@@ -137,19 +160,34 @@ def run_cell(folder: Path, cell: Cell, sizes: Sequence[str]) -> None:
     work = folder / "work" / cell.name
     settings = config.load_config(CONFIG, overrides(cell, sizes))
     if cell.kind in ("run", "voting"):
-        command = [sys.executable, "-m", "stasc_ray.cli", "run", str(CONFIG), "--run-dir", str(work), *overrides(cell, sizes)]
+        command = [
+            sys.executable,
+            "-m",
+            "stasc_ray.cli",
+            "run",
+            str(CONFIG),
+            "--run-dir",
+            str(work),
+            *overrides(cell, sizes),
+        ]
         status = subprocess.run(command, check=False).returncode
         if status not in (0, 3):  # 3: the filter kept nothing, which is a result
             raise SystemExit(status)
         iterations = harvest(work)
         if cell.kind == "voting":
-            with cluster.connect(None, work / "logs"):
+            with ray_session.connect(None, work / "logs"):
                 add_votes(work, settings, iterations)
     else:
         work.mkdir(parents=True, exist_ok=True)
-        with cluster.connect(None, work / "logs"):
+        with ray_session.connect(None, work / "logs"):
             iterations = single_turn(work, settings, cell, folder)
-    found = {**vars(cell), "sizes": list(sizes), "commit": commit, "seconds": time.monotonic() - started, "iterations": iterations}
+    found = {
+        **vars(cell),
+        "sizes": list(sizes),
+        "commit": commit,
+        "seconds": time.monotonic() - started,
+        "iterations": iterations,
+    }
     store.write_atomically(folder / "cells" / f"{cell.name}.json", json.dumps(found, indent=1))
     shutil.rmtree(work, ignore_errors=True)
 
@@ -183,9 +221,16 @@ def harvest(run_folder: Path) -> list[dict[str, Any]]:
 def answer_tokens(run: store.RunFolder, iteration: int) -> dict[str, float]:
     """Mean tokens of an initial answer and of a correction, over the test questions."""
     files = unit_files.of_split(run.files(run.stage(iteration, "rollouts")), "test")
-    rows = [row for file in files for row in pq.read_table(file, columns=["initial_tokens", "correction_tokens"]).to_pylist()]
+    rows = [
+        row
+        for file in files
+        for row in pq.read_table(file, columns=["initial_tokens", "correction_tokens"]).to_pylist()
+    ]
     initial = [sum(row["initial_tokens"]) / max(len(row["initial_tokens"]), 1) for row in rows]
-    correction = [statistics.mean([count for counts in row["correction_tokens"] for count in counts] or [0]) for row in rows]
+    correction = [
+        statistics.mean([count for counts in row["correction_tokens"] for count in counts] or [0])
+        for row in rows
+    ]
     return {"initial": statistics.mean(initial), "correction": statistics.mean(correction)}
 
 
@@ -212,8 +257,12 @@ def single_turn(work: Path, settings: config.Config, cell: Cell, folder: Path) -
     budgets = {} if cell.kind == "consistency" else trained_tokens_of(folder, cell.seed)
     model, found, learnt = passes.base_model(settings), [], {}
     for number in range(settings.algorithm.iterations + 1):
-        learn = number + 1 in budgets and number < settings.algorithm.iterations  # not where ENE's filter kept nothing
-        answered, generated_tokens = generate(work, settings, model, files, number, train=learn and cell.kind == "rft")
+        learn = (
+            number + 1 in budgets and number < settings.algorithm.iterations
+        )  # not where ENE's filter kept nothing
+        answered, generated_tokens = generate(
+            work, settings, model, files, number, train=learn and cell.kind == "rft"
+        )
         scores = {split: measured(answered, settings, split) for split in ("dev", "test")}
         found.append({"iteration": number, **scores, "generated_tokens": generated_tokens, **learnt})
         if not learn:
@@ -221,9 +270,14 @@ def single_turn(work: Path, settings: config.Config, cell: Cell, folder: Path) -
         if cell.kind == "rft":
             texts = right_answers(answered, settings.algorithm.threshold)
         else:
-            texts = [(id, gold_answer(row, settings, worked=cell.kind == "worked")) for id, row in rows.items()]
+            texts = [
+                (id, gold_answer(row, settings, worked=cell.kind == "worked")) for id, row in rows.items()
+            ]
         examples = [
-            {"id": f"{id}/{place}", "messages": [*prompts.initial_messages(rows[id], settings.prompts), assistant(text)]}
+            {
+                "id": f"{id}/{place}",
+                "messages": [*prompts.initial_messages(rows[id], settings.prompts), assistant(text)],
+            }
             for place, (id, text) in enumerate(texts)
         ]
         examples = within(examples, budgets[number + 1], settings)
@@ -271,20 +325,26 @@ def right_answers(files: Sequence[str], threshold: float) -> list[tuple[str, str
     for file in unit_files.of_split(map(Path, files), "train"):
         for row in pq.read_table(file).to_pylist():
             kept |= {
-                (row["id"], text): None for text, r in zip(row["initial"], row["initial_rewards"], strict=True) if r >= threshold
+                (row["id"], text): None
+                for text, r in zip(row["initial"], row["initial_rewards"], strict=True)
+                if r >= threshold
             }
     return list(kept)
 
 
 def within(examples: list[dict[str, Any]], tokens: int, settings: config.Config) -> list[dict[str, Any]]:
     """So many of the examples, in an order given by their ids alone, as make that many tokens to train on."""
-    from stasc_ray import models
     from stasc_ray.learning import encoding
+    from stasc_ray.runtime import model_folder
 
-    tokenizer = models.load_tokenizer(passes.base_model(settings))
+    tokenizer = model_folder.load_tokenizer(passes.base_model(settings))
     ordered = sorted(examples, key=lambda one: request_seed(settings.seed, one["id"]))
-    encoded = [encoding.encode(tokenizer, one["messages"], settings.finetune.max_length_tokens) for one in ordered]
-    counts = [0 if isinstance(one, str) else int((one["labels"] != encoding.IGNORED).sum()) for one in encoded]
+    encoded = [
+        encoding.encode(tokenizer, one["messages"], settings.finetune.max_length_tokens) for one in ordered
+    ]
+    counts = [
+        0 if isinstance(one, str) else int((one["labels"] != encoding.IGNORED).sum()) for one in encoded
+    ]
     kept, left, place = [], tokens / settings.finetune.epochs, 0
     while left > 0 and any(counts):
         repeat, at = divmod(place, len(ordered))
@@ -333,7 +393,9 @@ def write_questions(work: Path, settings: config.Config) -> dict[str, Path]:
     rows = questions.load_questions(settings.questions, settings.seed).rows
     files = {split: work / f"{split}.parquet" for split in ("train", "dev", "test")}
     for split, file in files.items():
-        unit_files.write_questions([row for row in rows if row["split"] == split], file, settings.engine.batch_size)
+        unit_files.write_questions(
+            [row for row in rows if row["split"] == split], file, settings.engine.batch_size
+        )
     return files
 
 
@@ -349,7 +411,11 @@ def generate(
 
 
 def roll_out(
-    destination: Path, settings: config.Config, model: str, files: Mapping[str, Path], turns: Mapping[str, rollouts.Turns]
+    destination: Path,
+    settings: config.Config,
+    model: str,
+    files: Mapping[str, Path],
+    turns: Mapping[str, rollouts.Turns],
 ) -> tuple[list[str], int]:
     """One pass; returns its files and its generated tokens."""
     job = rollouts.Job(model, destination.name, settings, turns, str(destination), on_cuda=False)
@@ -367,12 +433,14 @@ def measured(files: Sequence[str], settings: config.Config, split: str) -> dict[
 
 def main() -> None:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["run", "report", "cell"])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["variants", "baselines"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--parallel", type=int, default=cluster.cores())
+    parser.add_argument("--parallel", type=int, default=ray_session.cores())
     parser.add_argument("--sizes", nargs="*", default=[], metavar="section.field=value")
     parser.add_argument("--output", type=Path, default=Path("docs/results.md"))
     parser.add_argument("--name", help=argparse.SUPPRESS)
@@ -388,7 +456,10 @@ def main() -> None:
         return
     started = time.monotonic()
     # One after another: a baseline's budget is what a variant spent.
-    parts = [run_all(folder, list(cells(part, arguments.seeds)), arguments.parallel, arguments.sizes) for part in arguments.parts]
+    parts = [
+        run_all(folder, list(cells(part, arguments.seeds)), arguments.parallel, arguments.sizes)
+        for part in arguments.parts
+    ]
     print(f"took {(time.monotonic() - started) / 60:.0f} min")
     if not all(parts):
         raise SystemExit("some cells failed; the same command runs them again")

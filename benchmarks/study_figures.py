@@ -90,7 +90,11 @@ def votes(cells: Sequence[Cell], pick: Pick, voters: int) -> dict[int, float]:
 
 def trained_behind(cell: Cell, iteration: Iteration) -> int:
     """Tokens that a version was trained on, from M0 on; where each fine-tune starts from M0, those of its own."""
-    tokens = [one.get("trained_tokens", 0) for one in cell["iterations"] if one["iteration"] <= iteration["iteration"]]
+    tokens = [
+        one.get("trained_tokens", 0)
+        for one in cell["iterations"]
+        if one["iteration"] <= iteration["iteration"]
+    ]
     from_base = cell["part"] == "variants" and cell["label"].endswith("F")
     return tokens[-1] if from_base else sum(tokens)
 
@@ -131,10 +135,20 @@ def told_difference(one: BySeed, other: BySeed) -> str:
     mean, half = interval(difference(one, other))
     if math.isnan(mean):
         return "-"
-    return (f"{mean:+.3f}" if math.isnan(half) else f"{mean:+.3f} ± {half:.3f}") + f" ({len(difference(one, other))} seeds)"
+    return (
+        f"{mean:+.3f}" if math.isnan(half) else f"{mean:+.3f} ± {half:.3f}"
+    ) + f" ({len(difference(one, other))} seeds)"
 
 
 def verdict(one: BySeed, other: BySeed) -> str:
     """Better, worse, or not told apart."""
     mean, half = interval(difference(one, other))
-    return "too few seeds" if math.isnan(half) else "better" if mean > half else "worse" if -mean > half else "not told apart"
+    return (
+        "too few seeds"
+        if math.isnan(half)
+        else "better"
+        if mean > half
+        else "worse"
+        if -mean > half
+        else "not told apart"
+    )

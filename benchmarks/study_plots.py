@@ -16,7 +16,10 @@ def plot_all(variants: Mapping[str, Sequence[Cell]], page: Path) -> None:
     rewards: Lines = {
         "r(Y1)": ("#8c8c8c", lambda one: one["test"]["r_y1"]),
         "r(Y2)": ("#1f6feb", lambda one: one["test"]["r_y2"]),
-        "r(Y2), correcting M0's answers (F variants)": ("#d4730b", lambda one: one.get("fixed", {}).get("test", {}).get("r_y2")),
+        "r(Y2), correcting M0's answers (F variants)": (
+            "#d4730b",
+            lambda one: one.get("fixed", {}).get("test", {}).get("r_y2"),
+        ),
     }
     plot(variants, page.with_name(f"{page.stem}-curves.png"), "Reward on test", rewards)
     transitions: Lines = {
@@ -45,18 +48,27 @@ def plot(variants: Mapping[str, Sequence[Cell]], file: Path, title: str, lines: 
             if not xs:
                 continue
             axes.plot(xs, means, marker="o", markersize=3, color=color, label=name)
-            low, high = [m - h for m, h in zip(means, halves, strict=True)], [m + h for m, h in zip(means, halves, strict=True)]
+            low, high = (
+                [m - h for m, h in zip(means, halves, strict=True)],
+                [m + h for m, h in zip(means, halves, strict=True)],
+            )
             axes.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.25)
-    handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        text: handle
+        for axes in panels
+        for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     for axes in panels[4:]:
         axes.set_xlabel("iteration", fontsize=9)
     figure.legend(handles.values(), handles.keys(), fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(file, dpi=100)
 
 
-def by_iteration(cells: Sequence[Cell], read: Callable[[Iteration], float | None]) -> tuple[list[int], list[float], list[float]]:
+def by_iteration(
+    cells: Sequence[Cell], read: Callable[[Iteration], float | None]
+) -> tuple[list[int], list[float], list[float]]:
     """Iterations, means and half intervals of what is there."""
     samples: dict[int, list[float]] = defaultdict(list)
     for cell in cells:

@@ -76,13 +76,18 @@ def write(folder: Path, output: Path, expected: Mapping[str, int]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     plot_all(variants, output)
     parts = {name: "\n".join(lines) or NOT_RUN for name, lines in sections(found).items()}
-    output.write_text(PAGE.read_text(encoding="utf-8").format(**facts(found, expected), **parts), encoding="utf-8")
+    output.write_text(
+        PAGE.read_text(encoding="utf-8").format(**facts(found, expected), **parts), encoding="utf-8"
+    )
 
 
 def facts(found: Cells, expected: Mapping[str, int]) -> dict[str, str]:
     """What stands within sentences."""
     variants = found["variants"]
-    some, every = widest(variants), [cell for part in found.values() for cells in part.values() for cell in cells]
+    some, every = (
+        widest(variants),
+        [cell for part in found.values() for cells in part.values() for cell in cells],
+    )
     there = {part: sum(map(len, found[part].values())) for part in expected}
     fewer = [f"{part} {there[part]} of {number}" for part, number in expected.items() if there[part] < number]
     return {
@@ -138,11 +143,18 @@ def headline(variants: Group, baselines: Group) -> Iterator[str]:
         ("STaSC, variant ENE", variants.get("ENE", []), voting[1], chosen),
         ("STaSC, variant EIE", variants.get("EIE", []), [], chosen),
         ("STaSC, variant FNE, correcting M0's answers", variants.get("FNE", []), [], on_base_answers(chosen)),
-        *((name, baselines.get(kind, []), baselines.get(kind, []), chosen_first) for kind, name in ONE_TURN.items()),
+        *(
+            (name, baselines.get(kind, []), baselines.get(kind, []), chosen_first)
+            for kind, name in ONE_TURN.items()
+        ),
     )
     for name, cells, voters, pick in rows:
         if cells:
-            kept = " (dev keeps M0)" if pick is not first and not any(pick(cell)["iteration"] for cell in cells) else ""
+            kept = (
+                " (dev keeps M0)"
+                if pick is not first and not any(pick(cell)["iteration"] for cell in cells)
+                else ""
+            )
             rewards = f"{mean(cells, pick, 'r_y1')} | {mean(cells, pick)}"
             yield f"| {name}{kept} | {rewards} | {told(list(votes(voters, pick, 3).values()))} |"
 
@@ -167,7 +179,11 @@ def score_table(rows: Rows) -> Iterator[str]:
         yield "|---" * (len(METRICS) + 4) + "|"
     for label, (cells, pick) in rows.items():
         scores = (mean(cells, pick, metric) for metric in METRICS.values())
-        yield f"| {label} | {len(cells)} | {iterations(cells, pick)} | {behind(cells, pick)} | " + " | ".join(scores) + " |"
+        yield (
+            f"| {label} | {len(cells)} | {iterations(cells, pick)} | {behind(cells, pick)} | "
+            + " | ".join(scores)
+            + " |"
+        )
 
 
 def mean(cells: Sequence[Cell], pick: Pick, metric: str = "r_y2") -> str:
@@ -189,9 +205,16 @@ def ended_early(variants: Group) -> str:
     """Runs whose filter kept nothing."""
     most = max(len(cell["iterations"]) for cells in variants.values() for cell in cells)
     ended = [
-        f"{label} with seed {cell['seed']}" for label, cells in variants.items() for cell in cells if len(cell["iterations"]) < most
+        f"{label} with seed {cell['seed']}"
+        for label, cells in variants.items()
+        for cell in cells
+        if len(cell["iterations"]) < most
     ]
-    return f" Earlier than the others ended, because the filter kept nothing: {', '.join(ended)}." if ended else ""
+    return (
+        f" Earlier than the others ended, because the filter kept nothing: {', '.join(ended)}."
+        if ended
+        else ""
+    )
 
 
 # --- the paper's questions ---------------------------------------------------------------------------------------
@@ -210,7 +233,11 @@ def matched(variants: Group) -> Iterator[str]:
     """Non-decreasing at the training tokens of improving's published version."""
     for label, against in (("ENE", "EIE"), ("FNE", "FIE")):
         tokens = {cell["seed"]: trained_behind(cell, chosen(cell)) for cell in variants.get(against, [])}
-        ours = {cell["seed"]: at_tokens(cell, tokens[cell["seed"]]) for cell in variants.get(label, []) if cell["seed"] in tokens}
+        ours = {
+            cell["seed"]: at_tokens(cell, tokens[cell["seed"]])
+            for cell in variants.get(label, [])
+            if cell["seed"] in tokens
+        }
         if ours:
             yield f"- {label} against {against}: {told_difference(ours, by_seed(variants[against], chosen))}"
 
@@ -229,7 +256,11 @@ def natural_share(cells: Sequence[Cell]) -> str:
 def other_filters(filters: Group, variants: Group) -> Iterator[str]:
     """Against ENE, and both_correct against EIE too."""
     for label, cells in sorted(filters.items()):
-        name = f"`keep_correct_share = {label.removeprefix('share-')}`" if label.startswith("share-") else f"`{label}`"
+        name = (
+            f"`keep_correct_share = {label.removeprefix('share-')}`"
+            if label.startswith("share-")
+            else f"`{label}`"
+        )
         for other in ("ENE", "EIE") if label == "both_correct" else ("ENE",):
             if other in variants:
                 yield f"- {name} against {other}: {told_difference(by_seed(cells, chosen), by_seed(variants[other], chosen))}"
@@ -250,12 +281,16 @@ def sample_pairs(samples: Group) -> Iterator[str]:
 def best_samples(samples: Group) -> Iterator[str]:
     """By dev; and which are no worse on test."""
     if samples:
-        on_dev = {label: statistics.mean(chosen(cell)["dev"]["r_y2"] for cell in cells) for label, cells in samples.items()}
+        on_dev = {
+            label: statistics.mean(chosen(cell)["dev"]["r_y2"] for cell in cells)
+            for label, cells in samples.items()
+        }
         best = max(on_dev, key=lambda label: on_dev[label])
         worse = {
             label
             for label in samples
-            if verdict(by_seed(samples[best], chosen), by_seed(samples[label], chosen)) in ("better", "too few seeds")
+            if verdict(by_seed(samples[best], chosen), by_seed(samples[label], chosen))
+            in ("better", "too few seeds")
         }
         alike = sorted(set(samples) - worse - {best})
         yield f"The best on dev is {best}; on test it is not told apart from {', '.join(alike) or 'none of the others'}."
@@ -288,11 +323,17 @@ def budget(variants: Group, baselines: Group) -> Iterator[str]:
     """STaSC beside what the same budget buys otherwise."""
     yield "| | iterations | trained on | first answer | corrected answer | tokens generated for an answer |"
     yield "|---|---|---|---|---|---|"
-    ours = {label: row for label, row in both_ways(variants, chosen).items() if label in ("ENE", "FNE", "FNE on M0's")}
+    ours = {
+        label: row
+        for label, row in both_ways(variants, chosen).items()
+        if label in ("ENE", "FNE", "FNE on M0's")
+    }
     rows: Rows = {"M0": (widest(variants), first), **ours}
     for label, (cells, pick) in rows.items():
         tokens = [pick(cell)["answer_tokens"] for cell in cells]
-        initial, correction = (statistics.mean(one[turn] for one in tokens) for turn in ("initial", "correction"))
+        initial, correction = (
+            statistics.mean(one[turn] for one in tokens) for turn in ("initial", "correction")
+        )
         rewards = f"{mean(cells, pick, 'r_y1')} | {mean(cells, pick)}"
         cost = f"{initial:.0f}, corrected {initial + correction:.0f}"
         yield f"| {label} | {iterations(cells, pick)} | {behind(cells, pick)} | {rewards} | {cost} |"
@@ -336,13 +377,22 @@ def turns(ene: Sequence[Cell], rft: Sequence[Cell]) -> Iterator[str]:
 def comparisons(variants: Group, baselines: Group) -> Iterator[tuple[str, str, BySeed, BySeed]]:
     """Correcting against what else the tokens could be spent on; those of which both sides are there."""
     cells, rft = variants.get("ENE", []), baselines.get("rft", [])
-    corrected, rft_first, rft_vote = by_seed(cells, chosen), by_seed(rft, chosen_first, "r_y1"), votes(rft, chosen_first, 3)
+    corrected, rft_first, rft_vote = (
+        by_seed(cells, chosen),
+        by_seed(rft, chosen_first, "r_y1"),
+        votes(rft, chosen_first, 3),
+    )
     fixed = by_seed(variants.get("FNE", []), on_base_answers(chosen))
     own, untrained = baselines.get("ENE", []), baselines.get("consistency", [])
     everything: Sequence[tuple[str, str, BySeed, BySeed]] = (
         ("ENE's correction", "its own first answer", corrected, by_seed(cells, chosen, "r_y1")),
         ("ENE's correction", "a vote of three by the same version", corrected, votes(own, chosen, 3)),
-        ("ENE's correction", "a vote of three by its best version for that", corrected, votes(own, chosen_first, 3)),
+        (
+            "ENE's correction",
+            "a vote of three by its best version for that",
+            corrected,
+            votes(own, chosen_first, 3),
+        ),
         ("ENE's correction", "RFT's first answer", corrected, rft_first),
         ("ENE's correction", "RFT's vote of three", corrected, rft_vote),
         ("ENE's correction", "untrained M0's vote of three", corrected, votes(untrained, first, 3)),
@@ -378,6 +428,12 @@ def paper(variants: Group) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for label, (qwen_1, qwen_2, phi_1, phi_2) in PAPER.items():
         cells = widest(variants) if label == "M0" else variants.get(label, [])
-        pick = first if label == "M0" else on_base_answers(best_on_test) if label.startswith("F") else best_on_test
+        pick = (
+            first
+            if label == "M0"
+            else on_base_answers(best_on_test)
+            if label.startswith("F")
+            else best_on_test
+        )
         ours = f"{mean(cells, pick, 'r_y1')} | {mean(cells, pick)}"
         yield f"| {label} | {qwen_1:.3f} | {qwen_2} | {phi_1:.3f} | {phi_2} | {ours} |"

@@ -6,7 +6,7 @@ ray job submit --address http://HEAD:8265 -- python jobs/evaluate.py --model san
 
 import sys
 
-from stasc_ray.cli import app
+from stasc_ray.cli.main import app
 
 if __name__ == "__main__":
     app(["evaluate", *sys.argv[1:]])

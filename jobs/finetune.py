@@ -14,17 +14,20 @@ from typing import Annotated
 
 import typer
 
-from stasc_ray import cluster, config, passes, preflight, store
-from stasc_ray.cli import Address, ConfigFile, Debug, Overrides
-from stasc_ray.errors import errors_for_people, naming_logs
+from stasc_ray import config, passes, store
+from stasc_ray.cli.errors import errors_for_people, naming_logs
+from stasc_ray.cli.main import Address, ConfigFile, Debug, Overrides
 from stasc_ray.learning.examples import read_examples
 from stasc_ray.learning.finetune import finetune
+from stasc_ray.runtime import preflight, ray_session
 
 
 def main(
     config_file: ConfigFile,
     examples: Annotated[Path, typer.Option(help="Folder with Parquet files of examples.")],
-    output: Annotated[Path, typer.Option(help="Folder for the model, new or of an unfinished call; every node sees it.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder for the model, new or of an unfinished call; every node sees it.")
+    ],
     overrides: Overrides = None,
     address: Address = None,
     debug: Debug = False,
@@ -33,7 +36,7 @@ def main(
     with errors_for_people(debug):
         settings = config.load_config(config_file, overrides or [])
         passes.check_config(settings)
-        output = cluster.run_folder(settings, output)
+        output = ray_session.run_folder(settings, output)
         state = output.with_name(f"{output.name}.training")
         files = [str(file) for file in sorted(examples.resolve().glob("*.parquet"))]
         if not files:
@@ -41,8 +44,12 @@ def main(
         if output.exists() and not state.exists():
             raise ValueError(f"--output: expected a new folder, found {output}")
         logs = state / "logs"
-        with store.hold_lease(state / "lease") as lease, naming_logs(logs), cluster.connect(address, logs):
-            cuda = cluster.on_cuda(settings.engine)
+        with (
+            store.hold_lease(state / "lease") as lease,
+            naming_logs(logs),
+            ray_session.connect(address, logs),
+        ):
+            cuda = ray_session.on_cuda(settings.engine)
             for lack in preflight.check(settings, state, passes.base_model(settings), cuda, generation=False):
                 typer.echo(lack, err=True)
             # A call that was taken over may still train: it exports into a folder of its own, which only the lease's holder moves.

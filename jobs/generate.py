@@ -12,10 +12,12 @@ from typing import Annotated
 
 import typer
 
-from stasc_ray import cluster, config, passes, preflight, stages, store, tracking
-from stasc_ray.cli import Address, ConfigFile, Debug, Overrides
-from stasc_ray.display import Display
-from stasc_ray.errors import errors_for_people, naming_logs
+from stasc_ray import config, passes, stages, store
+from stasc_ray.cli.errors import errors_for_people, naming_logs
+from stasc_ray.cli.main import Address, ConfigFile, Debug, Overrides
+from stasc_ray.runtime import preflight, ray_session
+from stasc_ray.runtime.display import Display
+from stasc_ray.store import tracking
 
 
 def main(
@@ -29,14 +31,14 @@ def main(
     with errors_for_people(debug):
         settings = config.load_config(config_file, overrides or [])
         passes.check_config(settings)
-        folder = cluster.run_folder(settings, output)
+        folder = ray_session.run_folder(settings, output)
         with (
             store.open_run(folder, settings) as opened,
             naming_logs(opened.logs),
-            cluster.connect(address, opened.logs),
+            ray_session.connect(address, opened.logs),
             tracking.sinks(settings, folder) as track,
         ):
-            cuda, display = cluster.on_cuda(settings.engine), Display()
+            cuda, display = ray_session.on_cuda(settings.engine), Display()
             for lack in preflight.check(settings, folder, passes.base_model(settings), cuda, training=False):
                 display.note(lack)
             passes.check_models(settings)

@@ -30,7 +30,13 @@ REMEMBERS_CARRY = {"initial": 0.48, "correction": 0.58}
 REPEATS_ITSELF = 0.2
 """Chance that a correction repeats the initial answer."""
 
-PAD, END, SYSTEM, USER, ASSISTANT = CONTROL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+PAD, END, SYSTEM, USER, ASSISTANT = CONTROL_TOKENS = (
+    "<|pad|>",
+    "<|end|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+)
 CONTROL_IDS = {token: 256 + i for i, token in enumerate(CONTROL_TOKENS)}
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
@@ -54,7 +60,9 @@ else: its use is to watch the self-correction loop learn on a laptop.
 
 def main() -> None:
     """Parse the command line, pretrain, write the folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--batch-size", type=int, default=32, help="conversations per step")
@@ -75,7 +83,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={symbol: byte for byte, symbol in enumerate(symbols)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
@@ -117,7 +127,13 @@ def tiny_model() -> LlamaForCausalLM:
     )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=0.7, top_p=1.0, top_k=0, max_new_tokens=64, eos_token_id=end, pad_token_id=pad
+        do_sample=True,
+        temperature=0.7,
+        top_p=1.0,
+        top_k=0,
+        max_new_tokens=64,
+        eos_token_id=end,
+        pad_token_id=pad,
     )
     return model
 
@@ -134,10 +150,14 @@ def conversations(seed: int) -> Iterator[list[dict[str, str]]]:
             for chance in REMEMBERS_CARRY.values()
         )
         correction = initial if generator.random() < REPEATS_ITSELF else again
-        yield prompts.training_messages({"question": sandbox.question_text(addends)}, initial, correction, texts)
+        yield prompts.training_messages(
+            {"question": sandbox.question_text(addends)}, initial, correction, texts
+        )
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, size: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, size: int, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (input_ids, labels), both (B, T), padded on the right; labels are -100 outside the assistant's turns."""
     source = conversations(seed)
     while True:
@@ -164,7 +184,9 @@ def pretrain(
 ) -> None:
     """AdamW with a short warm-up and a cosine to zero; prints the loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps, pct_start=0.05
+    )
     data, started = batches(tokenizer, batch_size, seed), time.monotonic()
     model.train()
     for step in range(1, steps + 1):
@@ -176,7 +198,9 @@ def pretrain(
         schedule.step()
         optimizer.zero_grad()
         if step % 50 == 0 or step == steps:
-            print(f"step {step}/{steps}  loss {loss.item():.4f}  {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"step {step}/{steps}  loss {loss.item():.4f}  {time.monotonic() - started:.0f} s", flush=True
+            )
 
 
 def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -6,7 +6,7 @@ ray job submit --address http://HEAD:8265 -- python jobs/run_stasc.py jobs/confi
 
 import sys
 
-from stasc_ray.cli import app
+from stasc_ray.cli.main import app
 
 if __name__ == "__main__":
     app(["run", *sys.argv[1:]])

@@ -8,7 +8,7 @@ The endpoint follows the run's LATEST until `serve shutdown --address http://HEA
 
 import sys
 
-from stasc_ray.cli import app
+from stasc_ray.cli.main import app
 
 if __name__ == "__main__":
     app(["serve", "--detach", *sys.argv[1:]])

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import config, passes, store
-from stasc_ray.display import Display
 from stasc_ray.generation import rollouts, unit_files
+from stasc_ray.runtime.display import Display
 from stasc_ray.tasks import questions
 
 DEFAULTS = {
@@ -47,7 +47,9 @@ def folder_for(output: Path | None) -> Iterator[Path]:
     yield output.resolve()
 
 
-def evaluate(settings: config.Config, folder: Path, on_cuda: bool, rounds: int, display: Display) -> list[dict[str, Any]]:
+def evaluate(
+    settings: config.Config, folder: Path, on_cuda: bool, rounds: int, display: Display
+) -> list[dict[str, Any]]:
     """Answer, correct `rounds` times (each round corrects the one before) and measure; one dict of metrics per round.
 
     Raises:
@@ -57,7 +59,9 @@ def evaluate(settings: config.Config, folder: Path, on_cuda: bool, rounds: int, 
     loaded = questions.load_questions(settings.questions, settings.seed, splits=("test",))
     rows = passes.gradable(loaded.rows, settings)
     skipped = loaded.skipped_bad_rows + len(loaded.rows) - len(rows)
-    display.note(f"questions: {len(rows)}; {loaded.dropped_duplicates} duplicates dropped, {skipped} bad rows skipped")
+    display.note(
+        f"questions: {len(rows)}; {loaded.dropped_duplicates} duplicates dropped, {skipped} bad rows skipped"
+    )
     file = folder / "questions" / "test.parquet"
     unit_files.write_questions(rows, file, settings.engine.batch_size)
     held_out = passes.turns(settings)["test"]
@@ -65,7 +69,11 @@ def evaluate(settings: config.Config, folder: Path, on_cuda: bool, rounds: int, 
         model=passes.base_model(settings),
         model_version="base",
         settings=settings,
-        turns={"test": rollouts.Turns(held_out.n_initial, rounds, held_out.initial, held_out.correction, chained=True)},
+        turns={
+            "test": rollouts.Turns(
+                held_out.n_initial, rounds, held_out.initial, held_out.correction, chained=True
+            )
+        },
         destination=str(folder / "rollouts"),
         on_cuda=on_cuda,
     )
@@ -74,7 +82,9 @@ def evaluate(settings: config.Config, folder: Path, on_cuda: bool, rounds: int, 
     passes.check_errors(summary, settings.engine.max_error_fraction, job.destination)
     files = [f"{job.destination}/{unit.name}.parquet" for unit in units]
     found = [{"round": number, **passes.measure(files, settings, number)} for number in range(1, rounds + 1)]
-    store.write_atomically(folder / "metrics.json", json.dumps({"rollouts": summary, "rounds": found}, indent=2))
+    store.write_atomically(
+        folder / "metrics.json", json.dumps({"rollouts": summary, "rounds": found}, indent=2)
+    )
     return found
 
 
@@ -83,6 +93,10 @@ def as_text(found: list[dict[str, Any]]) -> str:
     lines = [f"questions {found[0]['questions']}, failed {found[0]['errors']}"]
     names = ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i", "cl", "cs", "rss", "changed")
     for row in found:
-        values = "  ".join(f"{name} {'-' if row[name] is None else format(row[name], '.4f')}" for name in names)
-        lines.append(f"round {row['round']}:  {values}  r_y2 95% [{row['r_y2_low']:.4f}, {row['r_y2_high']:.4f}]")
+        values = "  ".join(
+            f"{name} {'-' if row[name] is None else format(row[name], '.4f')}" for name in names
+        )
+        lines.append(
+            f"round {row['round']}:  {values}  r_y2 95% [{row['r_y2_low']:.4f}, {row['r_y2_high']:.4f}]"
+        )
     return "\n".join(lines)

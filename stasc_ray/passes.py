@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import config, models, parquet
-from stasc_ray.display import Display
+from stasc_ray import config
 from stasc_ray.evaluation import metrics
 from stasc_ray.generation import rollouts, unit_files
+from stasc_ray.runtime import model_folder
+from stasc_ray.runtime.display import Display
+from stasc_ray.store import files
 from stasc_ray.tasks import rewards, sandbox
 
 
@@ -28,7 +30,7 @@ def check_config(settings: config.Config) -> None:
     Raises:
         ValueError, FileNotFoundError: expected, found, what to do.
     """
-    models.check_model(base_model(settings))
+    model_folder.check_model(base_model(settings))
     rewards.grader(settings.reward, settings.prompts.answer_marker).close()
 
 
@@ -61,15 +63,22 @@ def gradable(rows: list[dict[str, Any]], settings: config.Config) -> list[dict[s
 def turns(settings: config.Config) -> dict[str, rollouts.Turns]:
     """Samples and sampling values per split."""
     algorithm, evaluation, sampling = settings.algorithm, settings.evaluation, settings.sampling
-    train = rollouts.Turns(algorithm.n_initial, algorithm.n_corrections, sampling.initial, sampling.correction)
+    train = rollouts.Turns(
+        algorithm.n_initial, algorithm.n_corrections, sampling.initial, sampling.correction
+    )
     greedy = {"temperature": 0.0} if evaluation.greedy else {}
     held_out = rollouts.Turns(
-        evaluation.samples, 1, sampling.initial.model_copy(update=greedy), sampling.correction.model_copy(update=greedy)
+        evaluation.samples,
+        1,
+        sampling.initial.model_copy(update=greedy),
+        sampling.correction.model_copy(update=greedy),
     )
     return {"train": train, "dev": held_out, "test": held_out}
 
 
-def collect(display: Display, job: rollouts.Job, units: Sequence[unit_files.Unit], what: str) -> dict[str, Any]:
+def collect(
+    display: Display, job: rollouts.Job, units: Sequence[unit_files.Unit], what: str
+) -> dict[str, Any]:
     """Run what is missing of a pass and add up its units, those of earlier attempts included."""
     started = time.monotonic()
     destination = Path(job.destination)
@@ -90,14 +99,20 @@ def collect(display: Display, job: rollouts.Job, units: Sequence[unit_files.Unit
     names = ("questions", "errors", "grader_errors", "initial_tokens", "correction_tokens", "prompt_tokens")
     counts = {name: sum(summary[name] for summary in (*earlier, *fresh)) for name in names}
     if counts["questions"] != total:
-        raise RuntimeError(f"rollouts in {destination}: expected {total} questions, found {counts['questions']}; delete the folder")
+        raise RuntimeError(
+            f"rollouts in {destination}: expected {total} questions, found {counts['questions']}; delete the folder"
+        )
     if fresh:
         seconds = f"{duration_s:.0f} s, of which the engines took {start_s:.0f} s to start"
         display.note(f"{what}: {total - resumed} questions in {seconds}")
     again = rollouts.done_again(destination, units)
     if again:
-        display.note(f"{what}: {again} of {len(units)} units were begun again, since a process or node was lost")
-    messages = collections.Counter(text for summary in (*earlier, *fresh) for text in summary["messages"] if text)
+        display.note(
+            f"{what}: {again} of {len(units)} units were begun again, since a process or node was lost"
+        )
+    messages = collections.Counter(
+        text for summary in (*earlier, *fresh) for text in summary["messages"] if text
+    )
     return {
         **counts,
         "generated_tokens": counts["initial_tokens"] + counts["correction_tokens"],
@@ -122,38 +137,51 @@ def check_errors(summary: Mapping[str, Any], limit: float, folder: str) -> None:
         )
 
 
-def measure(files: Sequence[str], settings: config.Config, correction_round: int | None = None) -> dict[str, Any]:
+def measure(
+    files: Sequence[str], settings: config.Config, correction_round: int | None = None
+) -> dict[str, Any]:
     """Metrics over rollout files; rows are scored where they lie, and only a few floats per question come back.
 
     `correction_round` (from 1) takes that round of chained corrections; None takes every correction as a sample.
     """
     import ray
 
-    score = functools.partial(_score_file, threshold=settings.algorithm.threshold, correction_round=correction_round)
+    score = functools.partial(
+        _score_file, threshold=settings.algorithm.threshold, correction_round=correction_round
+    )
     plan = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files))
-    return metrics.summarize(plan.flat_map(score).take_all(), settings.evaluation.bootstrap_samples, settings.seed)
+    return metrics.summarize(
+        plan.flat_map(score).take_all(), settings.evaluation.bootstrap_samples, settings.seed
+    )
 
 
 def _count_rows(units: Sequence[unit_files.Unit]) -> int:
     """Each file's footer is read once: it grows with its units."""
-    metadata = functools.cache(parquet.footer)
+    metadata = functools.cache(files.footer)
     groups = (
-        metadata(unit.source) if unit.row_group is None else metadata(unit.source).row_group(unit.row_group) for unit in units
+        metadata(unit.source) if unit.row_group is None else metadata(unit.source).row_group(unit.row_group)
+        for unit in units
     )
     return sum(group.num_rows for group in groups)
 
 
 def _score_file(item: dict[str, str], threshold: float, correction_round: int | None) -> list[dict[str, Any]]:
-    rows = parquet.read(item["file"]).to_pylist()
+    rows = files.read(item["file"]).to_pylist()
     if correction_round is not None:
         taken = slice(correction_round - 1, correction_round)
-        rows = [row | {name: [part[taken] for part in row[name]] for name in ("corrections", "correction_rewards")} for row in rows]
+        rows = [
+            row
+            | {name: [part[taken] for part in row[name]] for name in ("corrections", "correction_rewards")}
+            for row in rows
+        ]
     return [metrics.score_row(row, threshold) for row in rows]
 
 
 def _try_tokenizer(path: str, model: config.Model) -> str | None:
     try:
-        models.load_tokenizer(path, revision=models.revision(path, model), trust_remote_code=model.trust_remote_code)
+        model_folder.load_tokenizer(
+            path, revision=model_folder.revision(path, model), trust_remote_code=model.trust_remote_code
+        )
     except (ValueError, OSError) as error:
         return str(error)
     return None

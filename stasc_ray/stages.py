@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import config, parquet, passes, tracking
-from stasc_ray.display import Bar, Display
+from stasc_ray import config, passes
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.learning import examples, finetune
-from stasc_ray.store import RunFolder, iteration_name, now
+from stasc_ray.runtime.display import Bar, Display
+from stasc_ray.store import RunFolder, files, iteration_name, now, tracking
 from stasc_ray.tasks import questions
 
 SPLITS = ("train", "dev", "test")
@@ -109,13 +109,19 @@ def keep_improvements(run: Run, iteration: int) -> None:
     started = time.monotonic()
     run.folder.fresh_stage(folder)
     source = "base" if run.settings.algorithm.initial_answers_from == "base" and iteration > 1 else "current"
-    files = unit_files.of_split(run.folder.files(run.folder.stage(iteration - 1, "rollouts")), "train", source)
+    files = unit_files.of_split(
+        run.folder.files(run.folder.stage(iteration - 1, "rollouts")), "train", source
+    )
     summary = examples.write_examples(files, folder, run.settings, iteration)
-    seen = ", ".join(f"{name.replace('_to_', '->')} {summary[name]}" for name in ("c_to_c", "c_to_i", "i_to_c", "i_to_i"))
+    seen = ", ".join(
+        f"{name.replace('_to_', '->')} {summary[name]}" for name in ("c_to_c", "c_to_i", "i_to_c", "i_to_i")
+    )
     if summary["kept"] == 0:
         raise NothingKeptError(_nothing_kept(run.settings, iteration, seen))
     _commit(run, folder, "examples", iteration, {**summary, "duration_s": time.monotonic() - started})
-    run.display.note(f"{iteration_name(iteration)}: kept {summary['kept']} of {summary['attempts']} corrections ({seen})")
+    run.display.note(
+        f"{iteration_name(iteration)}: kept {summary['kept']} of {summary['attempts']} corrections ({seen})"
+    )
 
 
 def fine_tune(run: Run, iteration: int) -> None:
@@ -195,7 +201,9 @@ def publish(run: Run, iteration: int) -> None:
             "config_fingerprint": config.fingerprint(run.settings),
             "metrics": {name: value for name, value in found.items() if name.startswith("evaluation/")},
             "created": now(),
-            "canary": str((model / "canary.json").relative_to(folder.path)) if (model / "canary.json").exists() else None,
+            "canary": str((model / "canary.json").relative_to(folder.path))
+            if (model / "canary.json").exists()
+            else None,
         }
         folder.publish(manifest, move_latest=moves)
         line = {"stage": "publish", "iteration": iteration, "time": time.time()}
@@ -236,7 +244,9 @@ def _units(run: Run, iteration: int, learn: bool) -> list[unit_files.Unit]:
 
 
 def _commit(run: Run, folder: Path, stage: str, iteration: int, summary: Mapping[str, Any]) -> None:
-    line = {"stage": stage, "iteration": iteration, "time": time.time()} | {f"{stage}/{name}": v for name, v in summary.items()}
+    line = {"stage": stage, "iteration": iteration, "time": time.time()} | {
+        f"{stage}/{name}": v for name, v in summary.items()
+    }
     files = [file.name for file in sorted(folder.glob("*.parquet"))]
     run.folder.commit(folder, {"line": line, "files": files})
     run.folder.log(line)
@@ -245,7 +255,9 @@ def _commit(run: Run, folder: Path, stage: str, iteration: int, summary: Mapping
 
 def repair_metrics(folder: RunFolder) -> None:
     """Log the stages whose driver died between the commit mark and the line."""
-    for mark in sorted(folder.path.glob("*/_COMMITTED.json")) + sorted(folder.path.glob("*/*/_COMMITTED.json")):
+    for mark in sorted(folder.path.glob("*/_COMMITTED.json")) + sorted(
+        folder.path.glob("*/*/_COMMITTED.json")
+    ):
         if found := folder.committed(mark.parent):
             folder.log(found["line"])
 
@@ -285,10 +297,14 @@ def _training_progress(run: Run, iteration: int, file: Path) -> Iterator[None]:
     """Show a bar fed by the progress file that rank 0 writes, while the block trains."""
     stop = threading.Event()
     batch_size, epochs = run.settings.finetune.batch_size, run.settings.finetune.epochs
-    examples = sum(parquet.footer(file).num_rows for file in run.folder.files(run.folder.stage(iteration, "examples")))
+    examples = sum(
+        files.footer(file).num_rows for file in run.folder.files(run.folder.stage(iteration, "examples"))
+    )
     steps = -(-examples // batch_size) * epochs
     with run.display.progress(f"{iteration_name(iteration)}: fine-tuning", steps, 0, "steps") as bar:
-        watcher = threading.Thread(target=_follow, args=(file, bar, stop), name="training-progress", daemon=True)
+        watcher = threading.Thread(
+            target=_follow, args=(file, bar, stop), name="training-progress", daemon=True
+        )
         watcher.start()
         try:
             yield

@@ -12,8 +12,9 @@ import study
 import study_figures
 import study_report
 
-from stasc_ray import config, models
+from stasc_ray import config
 from stasc_ray.learning import encoding
+from stasc_ray.runtime import model_folder
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -23,16 +24,22 @@ def pairs(*rates: tuple[float, float]) -> list[dict]:
 
 
 def test_a_ratio_is_taken_within_a_pair_and_its_range_is_shown() -> None:
-    measured = [pair | {"all_cores": {"tokens_per_s": 150}} for pair in pairs((90, 100), (50, 100), (190, 200))]
+    measured = [
+        pair | {"all_cores": {"tokens_per_s": 150}} for pair in pairs((90, 100), (50, 100), (190, 200))
+    ]
     row, all_cores = list(speed.table({"training": measured}))[2:]
-    assert row.startswith("| fine-tuning | 90 tokens/s | a bare torch loop on tensors made before, as many threads: 100 tokens/s")
+    assert row.startswith(
+        "| fine-tuning | 90 tokens/s | a bare torch loop on tensors made before, as many threads: 100 tokens/s"
+    )
     assert "| 0.90 (0.50 to 0.95" in row and "150 tokens/s | 0.60 (0.33 to 1.27" in all_cores
 
 
 def test_an_iteration_is_compared_with_the_same_tokens_at_the_bare_rates() -> None:
     run = {"wall": 100.0, "generated_tokens": 2000.0, "trained_on_tokens": 3000.0}
     bare = {"generation": 40.0, "training": 100.0}
-    found = {"iteration": [{"iteration_2": run, "iteration_3": run, "bare": bare, "reference": {"seconds": 250.0}}]}
+    found = {
+        "iteration": [{"iteration_2": run, "iteration_3": run, "bare": bare, "reference": {"seconds": 250.0}}]
+    }
     lines = [line for line in speed.table(found) if line.startswith("| iteration")]
     assert "bare generation and bare training: 80 s | 1.25" in lines[0]  # 2000 / 40 + 3000 / 100
     assert "the reference's way: 250 s | 2.50" in lines[2]
@@ -49,14 +56,24 @@ def test_the_table_goes_between_the_marks(tmp_path: Path) -> None:
 
 
 def test_the_model_for_the_gpu_keeps_the_number_of_tokens_of_a_text(tmp_path: Path) -> None:
-    shape = gpu.QWEN_1_5B | {"num_hidden_layers": 1, "hidden_size": 24, "intermediate_size": 32, "vocab_size": 1000}
+    shape = gpu.QWEN_1_5B | {
+        "num_hidden_layers": 1,
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "vocab_size": 1000,
+    }
     work = gpu.make_work(tmp_path, shape, 3, "cpu")
-    tokenizer = models.load_tokenizer(work["model"])
+    tokenizer = model_folder.load_tokenizer(work["model"])
     text = tokenizer.decode([6, 999, 17])
-    assert tokenizer.encode(text) == [6, 999, 17] and models.stop_token_ids(work["model"], tokenizer) == [1]
+    assert tokenizer.encode(text) == [6, 999, 17] and model_folder.stop_token_ids(
+        work["model"], tokenizer
+    ) == [1]
     for line in Path(work["examples"]).read_text().splitlines():
         encoded = encoding.encode(tokenizer, json.loads(line)["messages"], 4096)
-        assert not isinstance(encoded, str) and len(encoded["input_ids"]) == 2 * (gpu.QUESTION_WORDS + gpu.ANSWER_WORDS) + 8
+        assert (
+            not isinstance(encoded, str)
+            and len(encoded["input_ids"]) == 2 * (gpu.QUESTION_WORDS + gpu.ANSWER_WORDS) + 8
+        )
 
 
 def test_utilization_counts_the_weights_of_the_real_shape() -> None:
@@ -84,7 +101,14 @@ def cell(label: str, seed: int, rewards: list[float], part: str = "variants", **
     """A cell's file, with these r(Y2) on dev and test; each fine-tune trained on 100 tokens."""
 
     def scores(r_y2: float) -> dict:
-        of_both = {"r_y1": 0.3, "r_y2": r_y2, "delta": r_y2 - 0.3, "i_to_c": 0.2, "c_to_i": 0.1, "changed": 0.5}
+        of_both = {
+            "r_y1": 0.3,
+            "r_y2": r_y2,
+            "delta": r_y2 - 0.3,
+            "i_to_c": 0.2,
+            "c_to_i": 0.1,
+            "changed": 0.5,
+        }
         return {**of_both, "cl": 0.9, "cs": None, "rss": 0.6}
 
     iterations = [
@@ -115,7 +139,9 @@ def test_the_results_page_is_made_of_cell_files_alone(tmp_path: Path) -> None:
     (tmp_path / "cells").mkdir()
     for one in cells:
         (tmp_path / "cells" / f"{one['part']}-{one['label']}-{one['seed']}.json").write_text(json.dumps(one))
-    study_report.write(tmp_path / "cells", tmp_path / "results.md", {"variants": 40, "baselines": 2, "samples": 27})
+    study_report.write(
+        tmp_path / "cells", tmp_path / "results.md", {"variants": 40, "baselines": 2, "samples": 27}
+    )
     page = (tmp_path / "results.md").read_text()
     # Chosen on dev: 0.8 and 0.9 there, 0.7 and 0.8 on test; t for one degree of freedom is 12.706.
     assert "| ENE | 2 | 1 1 | 100 | 0.300 ± 0.000 | 0.750 ± 0.635 |" in page
@@ -125,8 +151,12 @@ def test_the_results_page_is_made_of_cell_files_alone(tmp_path: Path) -> None:
     assert "| ENE | -0.100 ± 1.271 (2 seeds) | 0.000 | +0.350 ± 1.906 (2 seeds) |" in page
     assert "**Not whole yet**, cells that are there: variants 4 of 40, samples 0 of 27." in page
     assert "own right first answers: the commonest of 3 | 0 0 | 0 | 0.400 ± 0.000 | | 33 |" in page
-    assert "- ENE's correction against RFT's first answer: +0.450 ± 0.635 (2 seeds): **not told apart**" in page
-    assert {file.name for file in tmp_path.glob("*.png")} == {f"results-{name}.png" for name in ("curves", "transitions", "kept")}
+    assert (
+        "- ENE's correction against RFT's first answer: +0.450 ± 0.635 (2 seeds): **not told apart**" in page
+    )
+    assert {file.name for file in tmp_path.glob("*.png")} == {
+        f"results-{name}.png" for name in ("curves", "transitions", "kept")
+    }
 
 
 def test_on_the_base_models_answers_dev_chooses_by_them_too() -> None:
@@ -135,7 +165,9 @@ def test_on_the_base_models_answers_dev_chooses_by_them_too() -> None:
         one["iterations"][number]["fixed"] = {"dev": {"r_y2": r_y2}, "test": {"r_y2": r_y2 + 0.1}}
     assert study_figures.chosen(one)["iteration"] == 1
     picked = study_figures.on_base_answers(study_figures.chosen)(one)
-    assert picked["iteration"] == 2 and study_figures.by_seed([one], lambda _: picked) == {0: pytest.approx(0.9)}
+    assert picked["iteration"] == 2 and study_figures.by_seed([one], lambda _: picked) == {
+        0: pytest.approx(0.9)
+    }
 
 
 def test_tokens_behind_a_version_add_up_unless_each_fine_tune_starts_from_the_base_model() -> None:
@@ -148,7 +180,9 @@ def test_tokens_behind_a_version_add_up_unless_each_fine_tune_starts_from_the_ba
 def test_a_baselines_examples_come_again_until_the_budget_is_met() -> None:
     settings = config.load_config(study.CONFIG)
     asked = {"role": "user", "content": "What is 10 + 11 + 1?"}
-    examples = [{"id": text, "messages": [asked, {"role": "assistant", "content": text}]} for text in ("=1", "=22")]
+    examples = [
+        {"id": text, "messages": [asked, {"role": "assistant", "content": text}]} for text in ("=1", "=22")
+    ]
     few, many = (study.within(examples, tokens, settings) for tokens in (1, 100))
     assert len(few) == 1 and len(many) > 20 and len({one["id"] for one in many}) == len(many)
     assert {one["messages"][-1]["content"] for one in many} == {"=1", "=22"}

@@ -17,7 +17,12 @@ import pytest
 from stasc_ray import store
 
 CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "demo.toml"
-SMALL = ["questions.train.limit=250", "questions.dev.limit=60", "questions.test.limit=150", "engine.kv_cache_gb=0.25"]
+SMALL = [
+    "questions.train.limit=250",
+    "questions.dev.limit=60",
+    "questions.test.limit=150",
+    "engine.kv_cache_gb=0.25",
+]
 STASC = [sys.executable, "-m", "stasc_ray.cli"]
 COMMAND = ("engine.batch_size=32", "finetune.checkpoint_every_n_steps=1", "algorithm.iterations=2")
 TIMEOUT_S = 540
@@ -34,7 +39,9 @@ def kill_when(condition: Callable[[], bool], *arguments: str, folder: Path) -> N
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as driver:
         deadline = time.monotonic() + TIMEOUT_S
         while not condition():
-            assert driver.poll() is None, f"the run ended before it was killed:\n{driver.stdout.read() if driver.stdout else ''}"
+            assert driver.poll() is None, (
+                f"the run ended before it was killed:\n{driver.stdout.read() if driver.stdout else ''}"
+            )
             assert time.monotonic() < deadline, "the moment to kill never came"
             time.sleep(0.05)
         driver.send_signal(signal.SIGKILL)
@@ -46,17 +53,23 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def metric(folder: Path, iteration: int, name: str) -> Any:
     stage = name.split("/")[0]
-    return next(line for line in lines(folder) if (line["stage"], line["iteration"]) == (stage, iteration))[name]
+    return next(line for line in lines(folder) if (line["stage"], line["iteration"]) == (stage, iteration))[
+        name
+    ]
 
 
 def assert_each_question_has_one_rollout(folder: Path, iteration: str) -> None:
     splits = ("train", "dev", "test")
-    questions = {split: pq.read_table(folder / "questions" / f"{split}.parquet")["id"].to_pylist() for split in splits}
+    questions = {
+        split: pq.read_table(folder / "questions" / f"{split}.parquet")["id"].to_pylist() for split in splits
+    }
     rows = pq.read_table(folder / iteration / "rollouts", columns=["id", "split", "initial_from"]).to_pylist()
     found = Counter((row["split"], row["id"], row["initial_from"]) for row in rows)
     assert set(found.values()) == {1}
     present = {split for split, *_ in found}
-    assert {(split, id) for split, id, _ in found} == {(split, id) for split in present for id in questions[split]}
+    assert {(split, id) for split, id, _ in found} == {
+        (split, id) for split in present for id in questions[split]
+    }
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -81,9 +94,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ["STASC_TEST"] = str(folder)
     rollouts = folder / "base" / "rollouts"
     kill_when(lambda: len(list(rollouts.glob("*.parquet"))) >= 2, *COMMAND, folder=folder)
-    (folder / "written_before_the_kill").write_text("\n".join(sorted(file.name for file in rollouts.glob("*.parquet"))))
+    (folder / "written_before_the_kill").write_text(
+        "\n".join(sorted(file.name for file in rollouts.glob("*.parquet")))
+    )
     progress = folder / "iteration_01" / "training" / "progress.json"
-    kill_when(lambda: progress.is_file() and json.loads(progress.read_text())["step"] >= 2, *COMMAND, folder=folder)
+    kill_when(
+        lambda: progress.is_file() and json.loads(progress.read_text())["step"] >= 2, *COMMAND, folder=folder
+    )
     before = (folder / "metrics.jsonl").read_text()
     done = stasc(*COMMAND, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -130,16 +147,22 @@ def test_versions_are_published_and_latest_is_the_best_on_dev(finished: Path) ->
     assert run.latest() == f"v{dev.index(max(dev)):04d}"
     assert f"{run.latest()} is best on dev" in (finished / "output").read_text()
     for manifest in run.versions()[1:]:
-        assert (finished / manifest["model"] / "config.json").is_file() and (finished / manifest["canary"]).is_file()
+        assert (finished / manifest["model"] / "config.json").is_file() and (
+            finished / manifest["canary"]
+        ).is_file()
 
 
 @pytest.mark.slow
 def test_the_same_command_again_does_nothing_and_another_config_is_refused(finished: Path) -> None:
     before = {
-        file: file.stat().st_mtime_ns for file in finished.rglob("*") if file.suffix in (".parquet", ".jsonl", ".safetensors")
+        file: file.stat().st_mtime_ns
+        for file in finished.rglob("*")
+        if file.suffix in (".parquet", ".jsonl", ".safetensors")
     }
     again = stasc(*COMMAND, folder=finished)
-    assert again.returncode == 0 and f"{store.RunFolder(finished).latest()} is best on dev" in again.stdout, again.stderr
+    assert again.returncode == 0 and f"{store.RunFolder(finished).latest()} is best on dev" in again.stdout, (
+        again.stderr
+    )
     assert {file: file.stat().st_mtime_ns for file in before} == before
     refused = stasc("algorithm.iterations=2", "engine.batch_size=32", folder=finished)
     assert refused.returncode == 1 and "finetune.checkpoint_every_n_steps: 1 in the folder" in refused.stderr
@@ -166,7 +189,9 @@ for chat, output in zip(chats, outputs):
     assert tokenizer.decode(ids, skip_special_tokens=True) == output.outputs[0].text, chat
 print("alike")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
     assert done.stdout.strip().endswith("alike"), done.stdout[-2000:] + done.stderr[-2000:]
 
 
@@ -180,14 +205,21 @@ def test_the_report_of_a_real_run(finished: Path) -> None:
 def test_ray_and_vllm_speak_into_the_run_folder_and_not_to_the_reader(finished: Path) -> None:
     output = (finished / "output").read_text()
     assert "INFO" not in output and "WARNING" not in output
-    assert (finished / "logs" / "driver.log").stat().st_size > 0 and any((finished / "logs" / "ray").iterdir())
+    assert (finished / "logs" / "driver.log").stat().st_size > 0 and any(
+        (finished / "logs" / "ray").iterdir()
+    )
 
 
 @pytest.mark.slow
 def test_fixed_init_with_lora_and_two_workers(tmp_path: Path) -> None:
     """FIF: M0's initial answers are corrected in every iteration, and every model is an adapter on M0."""
     folder = tmp_path / "fif"
-    few = ("questions.train.limit=64", "questions.dev.limit=16", "questions.test.limit=16", "engine.batch_size=32")
+    few = (
+        "questions.train.limit=64",
+        "questions.dev.limit=16",
+        "questions.test.limit=16",
+        "engine.batch_size=32",
+    )
     lora = ("finetune.method=lora", "finetune.learning_rate=2e-3", "finetune.workers=2")
     done = stasc("algorithm.variant=FIF", "algorithm.iterations=2", *few, *lora, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -205,17 +237,22 @@ def test_fixed_init_with_lora_and_two_workers(tmp_path: Path) -> None:
 def test_a_filter_that_keeps_nothing_ends_with_status_3_and_says_what_to_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "harness"))
     few = ("questions.train.limit=8", "questions.dev.limit=4", "questions.test.limit=4")
     done = stasc("reward.name=always_wrong:grade", *few, folder=tmp_path / "nothing")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "kept nothing" in done.stderr and "i->i 32" in done.stderr and "reward.scope" in done.stderr
-    assert "Traceback" not in done.stderr and (tmp_path / "nothing" / "base" / "rollouts" / store.COMMIT_MARK).is_file()
+    assert (
+        "Traceback" not in done.stderr
+        and (tmp_path / "nothing" / "base" / "rollouts" / store.COMMIT_MARK).is_file()
+    )
 
 
 def test_bad_input_costs_nothing(tmp_path: Path) -> None:
     cases = {
-        ("model.path=./nowhere",): "expected a Hugging Face model folder or a Hub id, found nothing at ./nowhere",
+        (
+            "model.path=./nowhere",
+        ): "expected a Hugging Face model folder or a Hub id, found nothing at ./nowhere",
         ("finetune.learning_rat=1",): "did you mean 'learning_rate'?",
         ("reward.name=rewards_of_mine:judge",): "rewards_of_mine",
         ("reward.name=in_acuracy",): "in_accuracy",
@@ -229,6 +266,8 @@ def test_bad_input_costs_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_gpu_that_is_not_there_and_questions_that_are_not_there(tmp_path: Path) -> None:
     done = stasc("engine.device=cuda", folder=tmp_path / "gpu")
-    assert done.returncode == 1 and "engine.actors: expected at most the 0 engine(s)" in done.stderr, done.stderr
+    assert done.returncode == 1 and "engine.actors: expected at most the 0 engine(s)" in done.stderr, (
+        done.stderr
+    )
     done = stasc('questions.train.source="missing.jsonl"', folder=tmp_path / "questions")
     assert done.returncode == 1 and "missing.jsonl" in done.stderr and "Traceback" not in done.stderr

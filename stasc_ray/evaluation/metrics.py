@@ -34,7 +34,9 @@ def score_row(rollout: Mapping[str, Any], threshold: float) -> dict[str, Any]:
     if not any(len(texts) for texts in rollout["corrections"]):
         return {"id": rollout["id"], **dict.fromkeys(_COLUMNS, 0.0), "i_to_i": 1.0, "failed": 1.0}
     r1 = np.asarray(rollout["initial_rewards"], dtype=float)[:, None]  # (N_init, 1)
-    r2 = np.array([list(rewards) for rewards in rollout["correction_rewards"]], dtype=float)  # (N_init, N_corr)
+    r2 = np.array(
+        [list(rewards) for rewards in rollout["correction_rewards"]], dtype=float
+    )  # (N_init, N_corr)
     before, after = r1 >= threshold, r2 >= threshold
     edits = [
         edit_ratio(initial, correction)
@@ -61,7 +63,9 @@ def score_row(rollout: Mapping[str, Any], threshold: float) -> dict[str, Any]:
     return {"id": rollout["id"], **{name: float(value) for name, value in values.items()}}
 
 
-def summarize(scores: Sequence[Mapping[str, Any]], bootstrap_samples: int, seed: int) -> dict[str, float | int | None]:
+def summarize(
+    scores: Sequence[Mapping[str, Any]], bootstrap_samples: int, seed: int
+) -> dict[str, float | int | None]:
     """Metrics of one split from the rows of `score_row`, in any order.
 
     Args:
@@ -79,7 +83,9 @@ def summarize(scores: Sequence[Mapping[str, Any]], bootstrap_samples: int, seed:
     """
     # Ray Data keeps no order and a sum of floats depends on it, as does what a resample picks: sort.
     ordered = sorted(scores, key=lambda score: score["id"])
-    columns = {name: np.array([score[name] for score in ordered], dtype=float) for name in _COLUMNS}  # each (Q,)
+    columns = {
+        name: np.array([score[name] for score in ordered], dtype=float) for name in _COLUMNS
+    }  # each (Q,)
     means = {name: _ratio(columns[name].sum(), len(ordered)) for name in _MEANS}
     answered = 1.0 - columns["failed"]
     kept, fixed = columns["c_to_c"].sum(), columns["i_to_c"].sum()

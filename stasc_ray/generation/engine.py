@@ -17,9 +17,10 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import config, models
+from stasc_ray import config
 from stasc_ray.generation import vllm_calls
-from stasc_ray.generation.requests import Adapter, Request, Sample
+from stasc_ray.generation.samples import Adapter, Request, Sample
+from stasc_ray.runtime import model_folder
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
@@ -76,16 +77,22 @@ class Engine:
         threads: int = 1,
         seed: int = 0,
     ) -> None:
-        self.tokenizer = models.load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
+        self.tokenizer = model_folder.load_tokenizer(
+            model, revision=revision, trust_remote_code=trust_remote_code
+        )
         self.max_model_len_tokens = engine.max_model_len_tokens
-        self._stop_token_ids = models.stop_token_ids(model, self.tokenizer, revision=revision)
+        self._stop_token_ids = model_folder.stop_token_ids(model, self.tokenizer, revision=revision)
         self._inbox: queue.SimpleQueue[_Submission | _Abort | _Command | None] = queue.SimpleQueue()
         self._pending: dict[str, _Submission] = {}
         self._failure: Exception | None = None
         started: Future[None] = Future()
         lora = vllm_calls.lora_arguments(lora_rank)
-        make = functools.partial(vllm_calls.make_llm, model, revision, engine, on_cuda, trust_remote_code, threads, seed, lora)
-        self._thread = threading.Thread(target=self._run, args=(make, started), name="vllm-engine", daemon=True)
+        make = functools.partial(
+            vllm_calls.make_llm, model, revision, engine, on_cuda, trust_remote_code, threads, seed, lora
+        )
+        self._thread = threading.Thread(
+            target=self._run, args=(make, started), name="vllm-engine", daemon=True
+        )
         self._thread.start()
         started.result()
 
@@ -109,7 +116,9 @@ class Engine:
             ValueError: the prompt leaves no room for an answer in the context, or vLLM refused the request.
             RuntimeError: the engine is closed or died.
         """
-        params = functools.partial(vllm_calls.sampling_params, request, self._stop_token_ids, streaming=on_tokens is not None)
+        params = functools.partial(
+            vllm_calls.sampling_params, request, self._stop_token_ids, streaming=on_tokens is not None
+        )
         return self._put(prompt_token_ids, params, self._samples, adapter, on_tokens)
 
     def logprobs(self, token_ids: Sequence[int], adapter: Adapter | None = None) -> "Future[list[float]]":
@@ -156,7 +165,9 @@ class Engine:
                 )
             )
         elif not self.alive:
-            future.set_exception(RuntimeError(f"the engine is not running: {self._failure or 'it was closed'}"))
+            future.set_exception(
+                RuntimeError(f"the engine is not running: {self._failure or 'it was closed'}")
+            )
         else:
             self._inbox.put(_Submission(list(prompt_token_ids), params, read, future, adapter, on_tokens))
             future.add_done_callback(self._abort_if_cancelled)
@@ -209,7 +220,12 @@ class Engine:
             return
         try:
             prompt: Any = {"prompt_token_ids": submission.prompt_token_ids}
-            llm.add_request(request_id, prompt, submission.params(), lora_request=vllm_calls.lora_request(submission.adapter))
+            llm.add_request(
+                request_id,
+                prompt,
+                submission.params(),
+                lora_request=vllm_calls.lora_request(submission.adapter),
+            )
         except ValueError as error:  # one refused prompt is that prompt's failure
             _settle(submission.future, error)
         else:

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stasc_ray import cluster, config, models, parquet, store
+from stasc_ray import config, store
 from stasc_ray.generation import engine
-from stasc_ray.generation.requests import Request, Sample, request_seed
+from stasc_ray.generation.samples import Request, Sample, request_seed
 from stasc_ray.generation.unit_files import ROLLOUT_SCHEMA, Row, Unit, from_one_row, read_unit, written
+from stasc_ray.runtime import capacity, model_folder, ray_session
+from stasc_ray.store import files
 from stasc_ray.tasks import prompts, rewards
 
 if TYPE_CHECKING:
@@ -78,7 +80,9 @@ def roll_out(job: Job, units: Sequence[Unit]) -> Iterator[Row]:
         yield from pipeline(job, missing).iter_rows()
 
 
-def pipeline(job: Job, units: Sequence[Unit], actor: "type[RolloutActor] | None" = None) -> "ray.data.Dataset":
+def pipeline(
+    job: Job, units: Sequence[Unit], actor: "type[RolloutActor] | None" = None
+) -> "ray.data.Dataset":
     """The Ray Data plan behind `roll_out`; `actor` takes the place of RolloutActor (benchmarks/simulate_scale.py)."""
     import ray
 
@@ -88,7 +92,7 @@ def pipeline(job: Job, units: Sequence[Unit], actor: "type[RolloutActor] | None"
     context.execution_no_progress_timeout_s = -1  # one long generation is no failure
     context.target_max_block_size = None  # a unit stays one block, hence one file, however long its texts
     work = [vars(unit) for unit in units]
-    least, most = cluster.pool_size(settings, job.on_cuda)
+    least, most = capacity.pool_size(settings, ray_session.nodes(), job.on_cuda)
     pool = ray.data.ActorPoolStrategy(
         min_size=min(least, len(units)),
         max_size=min(most, len(units)),
@@ -108,7 +112,7 @@ def pipeline(job: Job, units: Sequence[Unit], actor: "type[RolloutActor] | None"
             max_restarts=MAX_RESTARTS,
             max_task_retries=-1,
             num_cpus=settings.cpus_per_actor,
-            num_gpus=cluster.reserved_gpus(settings, job.on_cuda),
+            num_gpus=capacity.reserved_gpus(settings, job.on_cuda),
         )
         .map_batches(functools.partial(grade_and_write, job=job), batch_size=None, batch_format="pyarrow")
     )
@@ -121,15 +125,19 @@ class RolloutActor:
         import ray
 
         self.job = job
-        if not Path(job.destination).is_dir():  # this node may have come after the run had looked at all there were
-            raise FileNotFoundError(f"storage: expected a folder that every node sees, this one does not see {job.destination}")
+        if not Path(
+            job.destination
+        ).is_dir():  # this node may have come after the run had looked at all there were
+            raise FileNotFoundError(
+                f"storage: expected a folder that every node sees, this one does not see {job.destination}"
+            )
         started = time.monotonic()
         settings = job.settings
         self.engine = engine.Engine(
             job.model,
             settings.engine,
             on_cuda=job.on_cuda,
-            revision=models.revision(job.model, settings.model),
+            revision=model_folder.revision(job.model, settings.model),
             trust_remote_code=settings.model.trust_remote_code,
             threads=_threads(settings.engine),
             seed=settings.seed,
@@ -172,7 +180,9 @@ class RolloutActor:
             await self._fill_in(rollout)
         except _row_errors() as error:  # one bad row is data; the rest go on
             nothing = {name: [] for name in ("initial", "initial_finish", "initial_tokens")}
-            rollout |= nothing | {name: [] for name in ("corrections", "correction_finish", "correction_tokens")}
+            rollout |= nothing | {
+                name: [] for name in ("corrections", "correction_finish", "correction_tokens")
+            }
             rollout["error"] = f"{type(error).__name__}: {error}"
         return rollout
 
@@ -188,11 +198,17 @@ class RolloutActor:
         if not rollout["initial"]:
             raise ValueError("no initial answer was given to correct")
         correct = self._correct_in_rounds if turns.chained else self._correct
-        corrected = await asyncio.gather(*(correct(rollout, turns, i) for i in range(len(rollout["initial"]))))
+        corrected = await asyncio.gather(
+            *(correct(rollout, turns, i) for i in range(len(rollout["initial"])))
+        )
         rollout["corrections"] = [[sample.text for sample in samples] for samples in corrected]
         rollout["correction_finish"] = [[sample.finish_reason for sample in samples] for samples in corrected]
-        rollout["correction_tokens"] = [[len(sample.token_ids) for sample in samples] for samples in corrected]
-        empty = sum(not text.strip() for texts in (rollout["initial"], *rollout["corrections"]) for text in texts)
+        rollout["correction_tokens"] = [
+            [len(sample.token_ids) for sample in samples] for samples in corrected
+        ]
+        empty = sum(
+            not text.strip() for texts in (rollout["initial"], *rollout["corrections"]) for text in texts
+        )
         rollout["error"] = f"empty generation: {empty} of this question's answers" if empty else None
 
     def _correct(self, rollout: Row, turns: Turns, index: int) -> "Coroutine[Any, Any, list[Sample]]":
@@ -205,7 +221,9 @@ class RolloutActor:
         answer, samples = rollout["initial"][index], []
         for number in range(turns.n_corrections):
             messages = prompts.correction_messages(rollout, answer, self.job.settings.prompts)
-            samples += await self._sample(rollout, messages, turns.correction, 1, f"correction/{index}/round/{number}")
+            samples += await self._sample(
+                rollout, messages, turns.correction, 1, f"correction/{index}/round/{number}"
+            )
             answer = samples[-1].text
         return samples
 
@@ -216,7 +234,13 @@ class RolloutActor:
             return []
         token_ids = prompts.render(self.engine.tokenizer, messages, add_generation_prompt=True)
         rollout["prompt_tokens"] += len(token_ids)
-        identity = (self.job.settings.seed, self.job.model_version, rollout["id"], rollout["initial_from"], turn)
+        identity = (
+            self.job.settings.seed,
+            self.job.model_version,
+            rollout["id"],
+            rollout["initial_from"],
+            turn,
+        )
         # Greedy answers are all the same: one is generated and stands for all.
         request = Request(sampling, n if sampling.temperature > 0 else 1, request_seed(*identity))
         samples = await asyncio.wrap_future(self.engine.submit(token_ids, request))
@@ -225,7 +249,7 @@ class RolloutActor:
 
 def _threads(engine: config.Engine) -> int:
     """A pool that may grow gets what is reserved; a fixed one shares the machine out."""
-    share = cluster.cores() // engine.actors if isinstance(engine.actors, int) else 0
+    share = ray_session.cores() // engine.actors if isinstance(engine.actors, int) else 0
     return max(engine.cpus_per_actor, share)
 
 
@@ -274,8 +298,15 @@ def done_again(destination: Path, units: Sequence[Unit]) -> int:
 
 def read_summary(file: Path) -> Row:
     """`summarize` of a file that an earlier attempt wrote."""
-    columns = ["initial_from", "error", "grader_errors", "initial_tokens", "correction_tokens", "prompt_tokens"]
-    return summarize(parquet.read(file, columns).to_pylist())
+    columns = [
+        "initial_from",
+        "error",
+        "grader_errors",
+        "initial_tokens",
+        "correction_tokens",
+        "prompt_tokens",
+    ]
+    return summarize(files.read(file, columns).to_pylist())
 
 
 def _grade(row: Row, grade: rewards.Grader) -> None:

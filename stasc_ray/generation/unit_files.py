@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stasc_ray import parquet
+from stasc_ray.store import files
 
 Row = dict[str, Any]
 STRINGS, NUMBERS, COUNTS = pa.list_(pa.string()), pa.list_(pa.float64()), pa.list_(pa.int64())
@@ -74,12 +74,14 @@ def write_questions(rows: Sequence[Row], file: Path, unit_size: int) -> None:
     unit_size = max(unit_size, math.ceil(len(rows) / MAX_UNITS))
     with pq.ParquetWriter(file, QUESTION_SCHEMA) as writer:
         for first in range(0, len(rows), unit_size):
-            writer.write_table(pa.Table.from_pylist(list(rows[first : first + unit_size]), schema=QUESTION_SCHEMA))
+            writer.write_table(
+                pa.Table.from_pylist(list(rows[first : first + unit_size]), schema=QUESTION_SCHEMA)
+            )
 
 
 def question_units(file: Path, split: str) -> list[Unit]:
     """The units of a questions file; the current model writes the initial answers."""
-    groups = parquet.footer(file).num_row_groups
+    groups = files.footer(file).num_row_groups
     return [Unit(f"{split}-{group:06d}", str(file), group, "current") for group in range(groups)]
 
 
@@ -113,10 +115,13 @@ def written(destination: Path, units: Sequence[Unit]) -> list[Unit]:
 def read_unit(batch: pa.Table) -> pa.Table:
     """The rows of one unit, with the unit's name and `initial_from` beside them, in one row (see `as_one_row`)."""
     (unit,) = batch.to_pylist()
-    with parquet.whole(unit["source"]):
+    with files.whole(unit["source"]):
         file = pq.ParquetFile(unit["source"])
         table = file.read() if unit["row_group"] is None else file.read_row_group(unit["row_group"])
-    columns = [*QUESTION_SCHEMA.names, *(["initial", "initial_finish", "initial_tokens"] if unit["row_group"] is None else [])]
+    columns = [
+        *QUESTION_SCHEMA.names,
+        *(["initial", "initial_finish", "initial_tokens"] if unit["row_group"] is None else []),
+    ]
     table = table.select(columns).append_column("unit", pa.repeat(unit["name"], len(table)))
     return as_one_row(table.append_column("initial_from", pa.repeat(unit["initial_from"], len(table))))
 

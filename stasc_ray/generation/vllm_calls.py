@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray import config
-from stasc_ray.generation.requests import Adapter, Request
+from stasc_ray.generation.samples import Adapter, Request
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
@@ -49,7 +49,8 @@ def make_llm(
             distributed_executor_backend="mp" if on_cuda and engine.tensor_parallel_size > 1 else "uni",
             gpu_memory_utilization=engine.gpu_memory_utilization,
             kv_cache_memory_bytes=None if on_cuda else int(engine.kv_cache_gb * 2**30),
-            enforce_eager=engine.enforce_eager or not on_cuda,  # on CPU compiling costs more than it brings to small models
+            enforce_eager=engine.enforce_eager
+            or not on_cuda,  # on CPU compiling costs more than it brings to small models
             disable_log_stats=True,
             **lora,
         )
@@ -62,7 +63,9 @@ def _set_environment(on_cuda: bool) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if not on_cuda:
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else several engines share the same cores
+        os.environ.setdefault(
+            "VLLM_CPU_OMP_THREADS_BIND", "nobind"
+        )  # else several engines share the same cores
         # OpenMP's threads spin by default while they wait for each other. With another process on one of two cores, training steps
         # of the sandbox model took 500 ms so, 186 ms where they sleep, 146 ms with one thread.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -112,7 +115,11 @@ def scoring_params() -> "SamplingParams":
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
-        max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        max_tokens=1,
+        temperature=0.0,
+        prompt_logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
@@ -129,7 +136,9 @@ def reload_weights(llm: "LLMEngine", model: str) -> None:
         llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
         if not llm.reset_prefix_cache():  # it would keep the old weights' prefixes
             raise RuntimeError("a request still holds blocks of the old weights")
-    except Exception as error:  # of any type: vLLM promises none, and whoever asked must know that this engine is unusable
+    except (
+        Exception
+    ) as error:  # of any type: vLLM promises none, and whoever asked must know that this engine is unusable
         raise RuntimeError(f"weights could not be exchanged: {error}") from error
 
 

@@ -67,7 +67,9 @@ def count_steps(examples: int, batch_size: int, epochs: int) -> int:
     return math.ceil(examples / batch_size) * epochs
 
 
-def batches(ids: Sequence[str], batch_size: int, epochs: int, seed: str, start: int = 0) -> Iterator[np.ndarray]:
+def batches(
+    ids: Sequence[str], batch_size: int, epochs: int, seed: str, start: int = 0
+) -> Iterator[np.ndarray]:
     """Yield the indices of each global batch from step `start` on.
 
     Each epoch has its own order, by a hash of (seed, epoch, id): it depends on neither the order in which rows came,
@@ -81,7 +83,9 @@ def batches(ids: Sequence[str], batch_size: int, epochs: int, seed: str, start: 
             yield order[first : first + batch_size]
 
 
-def deal(batch: np.ndarray, lengths: np.ndarray, workers: int, capacity_tokens: int, *, stacked: bool) -> list[list[list[int]]]:
+def deal(
+    batch: np.ndarray, lengths: np.ndarray, workers: int, capacity_tokens: int, *, stacked: bool
+) -> list[list[list[int]]]:
     """Deal a global batch to the workers and cut each share into forward passes of at most `capacity_tokens` or one example.
 
     Examples go longest first to the worker with the fewest tokens so far, so that no worker waits long for another.
@@ -101,7 +105,10 @@ def deal(batch: np.ndarray, lengths: np.ndarray, workers: int, capacity_tokens: 
         return [[[index] for index in share] for share in shares]
     grouped = encoding.stack_lengths if stacked else encoding.pack_lengths
     return [
-        [[share[place] for place in group] for group in grouped([int(lengths[i]) for i in share], capacity_tokens)]
+        [
+            [share[place] for place in group]
+            for group in grouped([int(lengths[i]) for i in share], capacity_tokens)
+        ]
         for share in shares
     ]
 

@@ -21,7 +21,9 @@ def report(model: Any, optimizer: Any, losses: list[float], steps: int, rank: in
         save(_state(model, optimizer), checkpoint_id=folder)
         if rank == 0:
             (Path(folder) / "losses.json").write_text(json.dumps({"losses": losses, "steps": steps}))
-        train.report({"step": len(losses), "loss": losses[-1]}, checkpoint=train.Checkpoint.from_directory(folder))
+        train.report(
+            {"step": len(losses), "loss": losses[-1]}, checkpoint=train.Checkpoint.from_directory(folder)
+        )
 
 
 def resume(model: Any, optimizer: Any, steps: int) -> tuple[list[float], int]:
@@ -39,7 +41,13 @@ def resume(model: Any, optimizer: Any, steps: int) -> tuple[list[float], int]:
             state = _state(model, optimizer)
             load(state, checkpoint_id=folder)
             options = StateDictOptions(ignore_frozen_params=True, strict=False)
-            set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=options)
+            set_state_dict(
+                model,
+                optimizer,
+                model_state_dict=state["model"],
+                optim_state_dict=state["optimizer"],
+                options=options,
+            )
     return saved["losses"], saved["steps"]
 
 

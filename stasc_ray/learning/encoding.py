@@ -50,7 +50,9 @@ class Stacked(TypedDict):
     """(B, T): -100 where a row is filled up."""
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], max_length_tokens: int) -> Encoded | LeftOut:
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], max_length_tokens: int
+) -> Encoded | LeftOut:
     """Token ids and labels of a conversation whose last message is trained on.
 
     The end-of-turn token that the template writes is trained on; what it writes after that (ChatML's newline, Phi-3's
@@ -80,7 +82,9 @@ def encode(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], ma
             f"found {tokenizer.decode(whole[end - 4 :])!r} instead of {tokenizer.decode(closing)!r}; "
             "use a template that does not look at the answer's text"
         )
-    target = whole[len(prompt) : end if whole[end:] == closing else None]  # plain text may have merged with the answer
+    target = whole[
+        len(prompt) : end if whole[end:] == closing else None
+    ]  # plain text may have merged with the answer
     if not target or not messages[-1]["content"].strip():
         return "no_target"
     target = target + end_of_turn
@@ -117,7 +121,9 @@ def pack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = lengths[index]
         if length > capacity:
-            raise ValueError(f"packing: expected examples of at most {capacity} tokens, found one of {length}; leave it out before")
+            raise ValueError(
+                f"packing: expected examples of at most {capacity} tokens, found one of {length}; leave it out before"
+            )
         fits = next((group for group, free in enumerate(room) if free >= length), None)
         if fits is None:
             fits = len(groups)
@@ -176,7 +182,9 @@ def _closing(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]
         for answer in ("0", "1")
     )
     if first == second:
-        raise ValueError("chat template: expected the assistant's text in the conversation, found that it is left out")
+        raise ValueError(
+            "chat template: expected the assistant's text in the conversation, found that it is left out"
+        )
     pairs = zip(reversed(first), reversed(second), strict=False)
     same = next(i for i, (a, b) in enumerate(pairs) if a != b)
     closing = first[len(first) - same :]
@@ -194,7 +202,10 @@ def _closing(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]
 
 
 def _not_a_prefix(tokenizer: "PreTrainedTokenizerBase", prompt: list[int], whole: list[int]) -> str:
-    same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole)))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
+        min(len(prompt), len(whole)),
+    )
     start = max(0, same - 8)
     return (
         "chat template: expected the prompt's tokens to begin the tokens of the whole conversation, found that they "

@@ -12,19 +12,24 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stasc_ray import config, parquet
-from stasc_ray.learning import selection
+from stasc_ray import config
+from stasc_ray.recipes import selection
+from stasc_ray.store import files
 from stasc_ray.tasks import prompts
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
 READ_ROWS = 1024
-EXAMPLE_SCHEMA = pa.schema({"id": pa.string(), "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))})
+EXAMPLE_SCHEMA = pa.schema(
+    {"id": pa.string(), "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))}
+)
 """One example; `id` is question/initial sample/correction sample, and only the last message is trained on."""
 
 
-def write_examples(files: Sequence[str], folder: Path, settings: config.Config, iteration: int) -> dict[str, Any]:
+def write_examples(
+    files: Sequence[str], folder: Path, settings: config.Config, iteration: int
+) -> dict[str, Any]:
     """Filter rollouts into examples.
 
     Returns:
@@ -37,9 +42,13 @@ def write_examples(files: Sequence[str], folder: Path, settings: config.Config, 
     share = settings.algorithm.keep_correct_share
     probabilities = (1.0, 1.0)
     if share is not None:
-        kept: dict[selection.Transition, int] = {name: counted[f"kept_{_key(name)}"] for name in selection.TRANSITIONS}
+        kept: dict[selection.Transition, int] = {
+            name: counted[f"kept_{_key(name)}"] for name in selection.TRANSITIONS
+        }
         probabilities = selection.keep_probabilities(kept, share)
-    write = functools.partial(_write, settings=settings, iteration=iteration, probabilities=probabilities, folder=str(folder))
+    write = functools.partial(
+        _write, settings=settings, iteration=iteration, probabilities=probabilities, folder=str(folder)
+    )
     written = _total(plan.map(write).take_all())
     return counted | written
 
@@ -51,7 +60,9 @@ def read_examples(files: Sequence[str]) -> "Dataset":
     """
     import ray
 
-    return ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files)).map_batches(
+    return ray.data.from_items(
+        [{"file": file} for file in files], override_num_blocks=len(files)
+    ).map_batches(
         _read,  # type: ignore[arg-type]
         batch_size=None,
         batch_format="pyarrow",
@@ -60,9 +71,11 @@ def read_examples(files: Sequence[str]) -> "Dataset":
 
 def _read(batch: pa.Table) -> Iterator[pa.Table]:
     for name in batch["file"].to_pylist():
-        with parquet.whole(name), pq.ParquetFile(name) as file:
+        with files.whole(name), pq.ParquetFile(name) as file:
             if missing := set(EXAMPLE_SCHEMA.names) - set(file.schema_arrow.names):
-                raise ValueError(f"{name}: expected the columns id and messages, found no {' and no '.join(sorted(missing))}")
+                raise ValueError(
+                    f"{name}: expected the columns id and messages, found no {' and no '.join(sorted(missing))}"
+                )
             for rows in file.iter_batches(batch_size=READ_ROWS, columns=EXAMPLE_SCHEMA.names):
                 yield pa.Table.from_batches([rows]).cast(EXAMPLE_SCHEMA)
 
@@ -79,7 +92,11 @@ def _count(item: Mapping[str, str], settings: config.Config, iteration: int) -> 
 
 
 def _write(
-    item: Mapping[str, str], settings: config.Config, iteration: int, probabilities: tuple[float, float], folder: str
+    item: Mapping[str, str],
+    settings: config.Config,
+    iteration: int,
+    probabilities: tuple[float, float],
+    folder: str,
 ) -> dict[str, int]:
     threshold = settings.algorithm.threshold
     counts: collections.Counter[str] = collections.Counter(kept=0, questions_with_examples=0)
@@ -91,12 +108,16 @@ def _write(
         counts.update(_transitions(kept, threshold, "kept_"))
         examples += [_example(row, attempt, settings) for attempt in kept]
     if examples:
-        pq.write_table(pa.Table.from_pylist(examples, schema=EXAMPLE_SCHEMA), Path(folder) / Path(item["file"]).name)
+        pq.write_table(
+            pa.Table.from_pylist(examples, schema=EXAMPLE_SCHEMA), Path(folder) / Path(item["file"]).name
+        )
     return dict(counts)
 
 
-def _selected(file: str, settings: config.Config, iteration: int) -> Iterator[tuple[dict[str, Any], list[selection.Attempt]]]:
-    for row in parquet.read(file).to_pylist():
+def _selected(
+    file: str, settings: config.Config, iteration: int
+) -> Iterator[tuple[dict[str, Any], list[selection.Attempt]]]:
+    for row in files.read(file).to_pylist():
         if row["grader_errors"]:  # a reward of 0 that stands for "unknown" must not look like an improvement
             continue
         yield row, selection.select(row, settings.algorithm, settings.seed + iteration)
@@ -105,12 +126,16 @@ def _selected(file: str, settings: config.Config, iteration: int) -> Iterator[tu
 def _example(row: Mapping[str, Any], attempt: selection.Attempt, settings: config.Config) -> dict[str, Any]:
     return {
         "id": f"{attempt['id']}/{attempt['initial_sample']}/{attempt['correction_sample']}",
-        "messages": prompts.training_messages(row, attempt["initial"], attempt["correction"], settings.prompts),
+        "messages": prompts.training_messages(
+            row, attempt["initial"], attempt["correction"], settings.prompts
+        ),
     }
 
 
 def _transitions(attempts: Sequence[selection.Attempt], threshold: float, prefix: str) -> dict[str, int]:
-    return {prefix + _key(name): count for name, count in selection.transition_counts(attempts, threshold).items()}
+    return {
+        prefix + _key(name): count for name, count in selection.transition_counts(attempts, threshold).items()
+    }
 
 
 def _key(transition: str) -> str:

@@ -47,7 +47,10 @@ def with_adapter(model: Any, settings: Mapping[str, Any], trainable: bool) -> An
 
 
 def export(
-    state: Mapping[str, "torch.Tensor"], settings: Mapping[str, Any], examples: Sequence[Mapping[str, Any]], device: Any
+    state: Mapping[str, "torch.Tensor"],
+    settings: Mapping[str, Any],
+    examples: Sequence[Mapping[str, Any]],
+    device: Any,
 ) -> None:
     """Write the model folder `settings["output"]`, reload it and write the canary.
 
@@ -86,7 +89,9 @@ def export(
 def _load(model: Any, state: Mapping[str, "torch.Tensor"]) -> None:
     unexpected = model.load_state_dict(state, strict=False).unexpected_keys
     if unexpected:
-        raise RuntimeError(f"export: expected the trained weights' names in the base model, found {unexpected[:3]} as well")
+        raise RuntimeError(
+            f"export: expected the trained weights' names in the base model, found {unexpected[:3]} as well"
+        )
 
 
 def canary(model_folder: Path, examples: Sequence[Mapping[str, Any]], device: Any) -> dict[str, Any]:
@@ -101,7 +106,10 @@ def canary(model_folder: Path, examples: Sequence[Mapping[str, Any]], device: An
 
     saved = AutoConfig.from_pretrained(model_folder).dtype or torch.float32
     model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    if torch.device(device).type == "cuda" and 1.2 * model.get_memory_footprint() > torch.cuda.mem_get_info(device)[0]:
+    if (
+        torch.device(device).type == "cuda"
+        and 1.2 * model.get_memory_footprint() > torch.cuda.mem_get_info(device)[0]
+    ):
         device = torch.device("cpu")  # float32 of a model that was trained in shards
     model.to(device)
     prompts = []

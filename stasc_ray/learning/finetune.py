@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import cluster, config, models, store
+from stasc_ray import config, store
 from stasc_ray.learning import encoding
+from stasc_ray.runtime import capacity, model_folder
 
 if TYPE_CHECKING:
     import pyarrow
@@ -113,7 +114,7 @@ def model_source(base_model: str, config: config.Config) -> dict[str, Any]:
     """Arguments of every `from_pretrained`: the path, and the Hub revision where it is M0 that is loaded."""
     return {
         "pretrained_model_name_or_path": base_model,
-        "revision": models.revision(base_model, config.model) or "main",
+        "revision": model_folder.revision(base_model, config.model) or "main",
         "trust_remote_code": config.model.trust_remote_code,
     }
 
@@ -136,7 +137,9 @@ def encode_examples(examples: "Dataset", source: Mapping[str, Any], max_length_t
     ).materialize()
 
 
-def _encode_block(block: "pyarrow.Table", source: dict[str, Any], max_length_tokens: int) -> "Iterator[pyarrow.Table]":
+def _encode_block(
+    block: "pyarrow.Table", source: dict[str, Any], max_length_tokens: int
+) -> "Iterator[pyarrow.Table]":
     """Some rows at a time, since a block may hold a whole file."""
     import pyarrow as pa
 
@@ -144,11 +147,17 @@ def _encode_block(block: "pyarrow.Table", source: dict[str, Any], max_length_tok
     integers = pa.list_(pa.int32())  # explicit, or Ray Data would make tensor columns out of equal lengths
     kinds = {"id": pa.string(), "input_ids": integers, "labels": integers}
     for batch in block.to_batches(max_chunksize=ENCODE_ROWS):
-        rows = [_encode(tokenizer, row["id"], row["messages"], max_length_tokens) for row in batch.to_pylist()]
-        yield pa.table({name: pa.array([row[name] for row in rows], kinds.get(name, pa.int64())) for name in ENCODED})
+        rows = [
+            _encode(tokenizer, row["id"], row["messages"], max_length_tokens) for row in batch.to_pylist()
+        ]
+        yield pa.table(
+            {name: pa.array([row[name] for row in rows], kinds.get(name, pa.int64())) for name in ENCODED}
+        )
 
 
-def _encode(tokenizer: Any, id: str, messages: list[dict[str, str]], max_length_tokens: int) -> dict[str, Any]:
+def _encode(
+    tokenizer: Any, id: str, messages: list[dict[str, str]], max_length_tokens: int
+) -> dict[str, Any]:
     found = encoding.encode(tokenizer, messages, max_length_tokens)
     if isinstance(found, str):
         row = {"id": id, "input_ids": [], "labels": [], "trained_tokens": 0, "no_target": 0, "too_long": 0}
@@ -177,7 +186,9 @@ def _count(encoded: "Dataset", max_length_tokens: int) -> dict[str, int]:
         for name in names:
             counts[name] += pc.sum(table.column(name)).as_py() or 0  # type: ignore[attr-defined]
     if counts["rows"] == 0:
-        raise ValueError("fine-tune: expected at least one example, found none; check the filter and the rewards")
+        raise ValueError(
+            "fine-tune: expected at least one example, found none; check the filter and the rewards"
+        )
     counts["kept"] = counts["rows"] - counts["no_target"] - counts["too_long"]
     if counts["kept"] == 0:
         raise ValueError(
@@ -191,7 +202,9 @@ def _count(encoded: "Dataset", max_length_tokens: int) -> dict[str, int]:
 # --- Ray Train ---------------------------------------------------------------------------------------------------
 
 
-def _fit(settings: dict[str, Any], encoded: "Dataset", config: config.Config, on_cuda: bool) -> dict[str, Any]:
+def _fit(
+    settings: dict[str, Any], encoded: "Dataset", config: config.Config, on_cuda: bool
+) -> dict[str, Any]:
     from ray.data import ExecutionOptions
     from ray.train import DataConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -206,7 +219,9 @@ def _fit(settings: dict[str, Any], encoded: "Dataset", config: config.Config, on
         run_config=_run_config(settings, config.finetune),
         datasets={"examples": encoded},
         # Not split: every worker sees all rows (in shared memory) and takes its share of each batch.
-        dataset_config=DataConfig(datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)),
+        dataset_config=DataConfig(
+            datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)
+        ),
     )
     elastic = isinstance(config.finetune.workers, tuple)
     with _train_environment(ELASTIC_PLACE_TIMEOUT_S if elastic else config.finetune.start_timeout_s):
@@ -225,7 +240,7 @@ def _fit(settings: dict[str, Any], encoded: "Dataset", config: config.Config, on
 def _scaling(config: config.Config, on_cuda: bool) -> "ScalingConfig":
     from ray.train import ScalingConfig
 
-    by_gpu = cluster.reserved_gpus(config.engine, on_cuda) > 0
+    by_gpu = capacity.reserved_gpus(config.engine, on_cuda) > 0
     resources = {"CPU": 1, "GPU": 1} if by_gpu else {"CPU": 1}
     return ScalingConfig(
         num_workers=config.finetune.workers,
@@ -283,7 +298,10 @@ def _train_environment(start_timeout_s: float) -> Iterator[None]:
 def _explain(error: Exception, iteration: int, finetune: config.Finetune) -> str:
     """One message out of Ray Train's nested ones: the last line of each worker's failure, and what to do."""
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
-    lines = {rank: (str(failure).strip().splitlines() or [type(failure).__name__])[-1] for rank, failure in failures.items()}
+    lines = {
+        rank: (str(failure).strip().splitlines() or [type(failure).__name__])[-1]
+        for rank, failure in failures.items()
+    }
     told = "; ".join(f"worker {rank}: {line}" for rank, line in sorted(lines.items()))
     return (
         f"fine-tune of iteration {iteration}: expected {finetune.least_workers} worker(s) to finish, found more failures "

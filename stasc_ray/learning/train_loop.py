@@ -12,8 +12,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import cluster, store
+from stasc_ray import store
 from stasc_ray.learning import batches, checkpoints, encoding, export
+from stasc_ray.runtime import ray_session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,10 +45,14 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
 
     finetune, context = settings["finetune"], train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = get_device() if settings["on_cuda"] else torch.device("cpu")  # a reserved GPU may be one that is only declared
+    device = (
+        get_device() if settings["on_cuda"] else torch.device("cpu")
+    )  # a reserved GPU may be one that is only declared
     storage = Path(settings["storage"])
     if not storage.is_dir():  # raised, so that no other worker waits for this one
-        raise FileNotFoundError(f"storage: expected a folder that every node sees, worker {rank} does not see {storage}")
+        raise FileNotFoundError(
+            f"storage: expected a folder that every node sees, worker {rank} does not see {storage}"
+        )
     if _taken_over(settings["lease"], rank, world):
         return {"refused": f"{storage}: another attempt has taken this run over"}
     _prepare_process(context.get_local_world_size())
@@ -113,12 +118,18 @@ def _train(
     import torch
     from ray import train
 
-    finetune, rank, world = settings["finetune"], train.get_context().get_world_rank(), train.get_context().get_world_size()
+    finetune, rank, world = (
+        settings["finetune"],
+        train.get_context().get_world_rank(),
+        train.get_context().get_world_size(),
+    )
     forward = make_forward(model, finetune, device, world)
     steps = batches.count_steps(len(examples), finetune["batch_size"], finetune["epochs"])
     capacity, tokens = _capacity(finetune, device), 0
     for step, batch in enumerate(_plan(examples, settings, start=len(losses)), start=len(losses)):
-        torch.manual_seed(hash((settings["seed"], settings["iteration"], step, rank)))  # dropout; resumes exactly
+        torch.manual_seed(
+            hash((settings["seed"], settings["iteration"], step, rank))
+        )  # dropout; resumes exactly
         rate = finetune["learning_rate"] * learning_rate_factor(step, steps, finetune)
         shares = batches.deal(batch, examples.lengths, world, capacity, stacked=_stacks(device))
         losses.append(backward(model, forward, examples, shares, rank, device))
@@ -157,7 +168,7 @@ def cpu_threads(local_workers: int) -> int:
     Threads wait for each other, so a core that another process uses holds all of them up: on two cores, the demo trained 1.2 to
     1.6 times as fast with one thread as with two on one machine, and as fast on another.
     """
-    return max(1, (cluster.cores() - 1) // local_workers)
+    return max(1, (ray_session.cores() - 1) // local_workers)
 
 
 def _prepare_process(local_workers: int) -> None:
@@ -188,7 +199,9 @@ def build_model(settings: Mapping[str, Any], device: Any, world: int) -> "torch.
     model.train()
     if world == 1:
         return model.to(device)
-    return _shard(model, layers, device, world, compute_dtype(finetune, device), finetune["sharding"] == "hybrid")
+    return _shard(
+        model, layers, device, world, compute_dtype(finetune, device), finetune["sharding"] == "hybrid"
+    )
 
 
 def _shard(model: Any, layers: set[str], device: Any, world: int, dtype: Any, hybrid: bool) -> Any:
@@ -253,7 +266,12 @@ def learning_rate_factor(step: int, steps: int, finetune: Mapping[str, Any]) -> 
 
 
 def backward(
-    model: Any, forward: Forward, examples: batches.Examples, shares: list[list[list[int]]], rank: int, device: Any
+    model: Any,
+    forward: Forward,
+    examples: batches.Examples,
+    shares: list[list[list[int]]],
+    rank: int,
+    device: Any,
 ) -> float:
     """Gradients of the global batch; returns its mean loss per trained token, in nats."""
     import torch
@@ -297,15 +315,24 @@ def make_forward(model: Any, finetune: Mapping[str, Any], device: Any, world: in
     mixed = world == 1 and dtype != torch.float32  # FSDP2 casts by its own policy
 
     def forward(row: Mapping[str, Any]) -> torch.Tensor:
-        tensors = {name: torch.atleast_2d(torch.as_tensor(row[name], device=device)) for name in row}  # (B, T), packed: B = 1
+        tensors = {
+            name: torch.atleast_2d(torch.as_tensor(row[name], device=device)) for name in row
+        }  # (B, T), packed: B = 1
         labels = tensors.pop("labels")[:, 1:]
-        predicting = (labels != encoding.IGNORED).any(dim=0).nonzero().squeeze(-1)  # (P,) where some next token is trained on
+        predicting = (
+            (labels != encoding.IGNORED).any(dim=0).nonzero().squeeze(-1)
+        )  # (P,) where some next token is trained on
         with torch.autocast(device.type, dtype=dtype) if mixed else nullcontext():
             # No mask: transformers derives the block-diagonal one from positions that restart. Logits only where
             # they count: the vocabulary is large, and most tokens belong to the prompt.
-            logits = model(**tensors, attention_mask=None, use_cache=False, logits_to_keep=predicting).logits  # (B, P, V)
+            logits = model(
+                **tensors, attention_mask=None, use_cache=False, logits_to_keep=predicting
+            ).logits  # (B, P, V)
         return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels[:, predicting].flatten(), ignore_index=encoding.IGNORED, reduction="sum"
+            logits.flatten(0, 1).float(),
+            labels[:, predicting].flatten(),
+            ignore_index=encoding.IGNORED,
+            reduction="sum",
         )
 
     return forward

@@ -44,7 +44,9 @@ from stasc_ray.serving.service import Service
 
 PAGE = Path(__file__).parent / "web" / "index.html"
 ASKING = responses(400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)
-BEARER = HTTPBearer(auto_error=False, description="A key made by `stasc keys add`; needed where keys are in use")
+BEARER = HTTPBearer(
+    auto_error=False, description="A key made by `stasc keys add`; needed where keys are in use"
+)
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
 STREAM = {"content": {"text/event-stream": {}}}
 
@@ -83,10 +85,19 @@ def make_api(
 
     def admin(request: Request, _: Credentials) -> None:
         if keys is None:
-            raise ApiError(403, "permission_error", "expected an admin key; start with --api-keys-file (`stasc keys add --admin`)")
+            raise ApiError(
+                403,
+                "permission_error",
+                "expected an admin key; start with --api-keys-file (`stasc keys add --admin`)",
+            )
         keys.check(request.headers.get("authorization"), admin=True)
 
-    @app.post("/v1/correct", dependencies=[Depends(allowed)], responses={200: STREAM, **ASKING}, response_model=CorrectResponse)
+    @app.post(
+        "/v1/correct",
+        dependencies=[Depends(allowed)],
+        responses={200: STREAM, **ASKING},
+        response_model=CorrectResponse,
+    )
     async def correct(body: CorrectRequest, request: Request) -> Any:
         """Answer a question and correct the answer."""
         request_id = request.state.request_id
@@ -160,30 +171,47 @@ def make_api(
                 id=name,
                 created=int(datetime.fromisoformat(manifest["created"]).timestamp()),
                 owned_by=service.settings.name,
-                stasc={"loaded": name in loaded, "active": name == active, "iteration": manifest["iteration"]},
+                stasc={
+                    "loaded": name in loaded,
+                    "active": name == active,
+                    "iteration": manifest["iteration"],
+                },
             )
             for manifest in await asyncio.to_thread(service.manifests)
             for name in [manifest["version"]]
         ]
         newest = max((card.created for card in cards), default=0)
         alias = {"loaded": active is not None, "active": active is not None, "version": active}
-        return ModelList(data=[ModelCard(id=LATEST, created=newest, owned_by=service.settings.name, stasc=alias), *cards])
+        return ModelList(
+            data=[ModelCard(id=LATEST, created=newest, owned_by=service.settings.name, stasc=alias), *cards]
+        )
 
     @app.get("/v1/run", dependencies=[Depends(allowed)], responses=responses(401, 403, 429))
     async def run() -> RunSummary:
         """The run, its versions and what they scored."""
         return await asyncio.to_thread(service.summary)
 
-    @app.post("/v1/admin/activate", dependencies=[Depends(admin)], responses=responses(401, 403, 404, 422, 429, 503))
+    @app.post(
+        "/v1/admin/activate", dependencies=[Depends(admin)], responses=responses(401, 403, 404, 422, 429, 503)
+    )
     async def activate(body: ActivateRequest) -> ActivateResponse:
         """Move every replica to a version, forward or back, or with `latest` let them follow the run again."""
         wanted = None if body.version == LATEST else body.version
-        if wanted and wanted not in [manifest["version"] for manifest in await asyncio.to_thread(service.manifests)]:
-            raise ApiError(404, "not_found_error", f"expected a published version or `latest`, found {wanted!r}", "version")
+        if wanted and wanted not in [
+            manifest["version"] for manifest in await asyncio.to_thread(service.manifests)
+        ]:
+            raise ApiError(
+                404,
+                "not_found_error",
+                f"expected a published version or `latest`, found {wanted!r}",
+                "version",
+            )
         try:
             pin(service.run.path, wanted)
         except OSError as error:
-            raise ApiError(503, "unavailable_error", f"the pin could not be written into the run folder: {error}") from error
+            raise ApiError(
+                503, "unavailable_error", f"the pin could not be written into the run folder: {error}"
+            ) from error
         service.versions.look_now()
         return ActivateResponse(pinned=wanted, target=wanted or service.run.latest() or "none")
 
@@ -223,8 +251,12 @@ def make_api(
     async def page() -> Response:
         """The page for people."""
         if not PAGE.is_file():
-            raise ApiError(404, "not_found_error", "this installation has no page; the routes are listed at /docs")
-        return FileResponse(PAGE, headers={"Content-Security-Policy": CONTENT_POLICY, "X-Content-Type-Options": "nosniff"})
+            raise ApiError(
+                404, "not_found_error", "this installation has no page; the routes are listed at /docs"
+            )
+        return FileResponse(
+            PAGE, headers={"Content-Security-Policy": CONTENT_POLICY, "X-Content-Type-Options": "nosniff"}
+        )
 
     app.add_middleware(
         Envelope,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from stasc_ray import cluster, config, store
+from stasc_ray import config, store
+from stasc_ray.runtime import ray_session
 from stasc_ray.serving.engines import EngineSpec
 from stasc_ray.serving.proxy import ONE_LOOP
 
@@ -95,7 +96,9 @@ class Corrector:
     def check_health(self) -> None:
         """Serve replaces a replica for which this raises."""
         if self._versions.hopeless:
-            raise RuntimeError("no engine, and starting one failed several times in a row; see /healthz and the log")
+            raise RuntimeError(
+                "no engine, and starting one failed several times in a row; see /healthz and the log"
+            )
 
 
 def engine_spec(endpoint: Endpoint) -> EngineSpec:
@@ -117,11 +120,16 @@ def threads(serve: config.Serve) -> int:
 
     On two cores, the sandbox model answered about 1.4 times as many questions a second with one thread as with two.
     """
-    return max(1, int(serve.cpus_per_replica), (cluster.cores() - 1) // serve.replicas)
+    return max(1, int(serve.cpus_per_replica), (ray_session.cores() - 1) // serve.replicas)
 
 
 def endpoint(
-    run_folder: Path, settings: config.Config, *, on_cuda: bool, api_keys_file: Path | None, loopback_only: bool
+    run_folder: Path,
+    settings: config.Config,
+    *,
+    on_cuda: bool,
+    api_keys_file: Path | None,
+    loopback_only: bool,
 ) -> "Application":
     """The Serve application that serves a run."""
     from ray import serve
@@ -178,8 +186,10 @@ def build(args: BuildArguments) -> Any:
         ValueError: neither keys nor `insecure`: what Serve's config listens at is not ours to know.
     """
     if not args.api_keys_file and not args.insecure:
-        raise ValueError("args: expected api_keys_file (made by `stasc keys add`), or insecure: true to answer everybody")
+        raise ValueError(
+            "args: expected api_keys_file (made by `stasc keys add`), or insecure: true to answer everybody"
+        )
     settings = config.with_overrides(store.read_config(Path(args.run)), args.overrides)
     keys_file = Path(args.api_keys_file) if args.api_keys_file else None
-    cuda = cluster.on_cuda(settings.engine)
+    cuda = ray_session.on_cuda(settings.engine)
     return endpoint(Path(args.run), settings, on_cuda=cuda, api_keys_file=keys_file, loopback_only=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stasc_ray import config
-from stasc_ray.generation.requests import Request, Sample, request_seed
+from stasc_ray.generation.samples import Request, Sample, request_seed
 from stasc_ray.serving.errors import invalid
 from stasc_ray.tasks import matching, prompts, rewards
 from stasc_ray.tasks.choices import choice_letter
@@ -73,7 +73,13 @@ class Asker:
         generate: Generate,
         on_text: OnText | None = None,
     ) -> None:
-        self.plan, self.texts, self.tokenizer, self.generate, self.on_text = plan, texts, tokenizer, generate, on_text
+        self.plan, self.texts, self.tokenizer, self.generate, self.on_text = (
+            plan,
+            texts,
+            tokenizer,
+            generate,
+            on_text,
+        )
 
     def first_prompt(self) -> list[int]:
         """Token ids (T,) of the first turn that is generated.
@@ -114,7 +120,9 @@ class Asker:
         sampling = self.plan.sampling.initial if turn == "initial" else self.plan.sampling.correction
         request = Request(sampling, 1, request_seed(self.plan.seed, sample, turn, number))
         on_text = self.on_text
-        found = await self.generate(token_ids, request, on_text and (lambda piece: on_text(sample, turn, number, piece)))
+        found = await self.generate(
+            token_ids, request, on_text and (lambda piece: on_text(sample, turn, number, piece))
+        )
         chain.texts.append(found.text)
         chain.finish_reason = found.finish_reason
         chain.prompt_tokens += len(token_ids)
@@ -137,7 +145,9 @@ class Asker:
         return token_ids
 
 
-def vote(chains: Sequence[Chain], choices: Sequence[str], answer_marker: str) -> tuple[Chain, list[tuple[str, int]]]:
+def vote(
+    chains: Sequence[Chain], choices: Sequence[str], answer_marker: str
+) -> tuple[Chain, list[tuple[str, int]]]:
     """The chain whose final answer is the commonest (the first of equals), and [(answer, votes)], most votes first."""
     keys = [vote_key(chain.texts[-1], choices, answer_marker) for chain in chains]
     counts = Counter(keys)

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import config, models
-from stasc_ray.generation.requests import Adapter, Request, Sample
+from stasc_ray import config
+from stasc_ray.generation.samples import Adapter, Request, Sample
+from stasc_ray.runtime import model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +51,7 @@ class EngineActor:
             model,
             spec.engine,
             on_cuda=spec.on_cuda,
-            revision=models.revision(model, spec.model),
+            revision=model_folder.revision(model, spec.model),
             trust_remote_code=spec.model.trust_remote_code,
             lora_rank=spec.lora_rank,
             threads=spec.threads,
@@ -63,7 +64,9 @@ class EngineActor:
         self._check()
         return os.getpid()
 
-    async def generate(self, call: str, token_ids: list[int], request: Request, adapter: Adapter | None) -> Sample:
+    async def generate(
+        self, call: str, token_ids: list[int], request: Request, adapter: Adapter | None
+    ) -> Sample:
         """One sample; `call` is a name for `abort`."""
         with self._abortable(call):
             (sample,) = await self._finished(self._engine.submit(token_ids, request, adapter))
@@ -77,7 +80,9 @@ class EngineActor:
         newest: list[list[int]] = []
         news = asyncio.Event()
 
-        def note(so_far: Any) -> None:  # in the engine's thread: keep the newest only, so a slow reader gets larger pieces
+        def note(
+            so_far: Any,
+        ) -> None:  # in the engine's thread: keep the newest only, so a slow reader gets larger pieces
             newest[:] = [list(so_far)]
             loop.call_soon_threadsafe(news.set)
 
@@ -164,7 +169,13 @@ class EngineHandle:
     Versions that are adapters on one model share an engine: `with_adapter` gives each a handle of its own.
     """
 
-    def __init__(self, model: str, spec: EngineSpec, tokenizer: "PreTrainedTokenizerBase", adapter: Adapter | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        spec: EngineSpec,
+        tokenizer: "PreTrainedTokenizerBase",
+        adapter: Adapter | None = None,
+    ) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -201,7 +212,9 @@ class EngineHandle:
         """
         return await self._result(self._actor.pid.remote())
 
-    async def generate(self, token_ids: list[int], request: Request, on_text: Callable[[str], None] | None = None) -> Sample:
+    async def generate(
+        self, token_ids: list[int], request: Request, on_text: Callable[[str], None] | None = None
+    ) -> Sample:
         """One sample; `on_text` gets it in pieces as it comes."""
         call = uuid.uuid4().hex
         try:
@@ -235,8 +248,12 @@ class EngineHandle:
         """Whether this is the engine's only handle, and names no adapter: its weights may be exchanged."""
         return self._handles == [self] and self.adapter is None
 
-    async def _stream(self, call: str, token_ids: list[int], request: Request, on_text: Callable[[str], None]) -> Sample:
-        pieces = self._actor.stream.options(num_returns="streaming").remote(call, token_ids, request, self.adapter)
+    async def _stream(
+        self, call: str, token_ids: list[int], request: Request, on_text: Callable[[str], None]
+    ) -> Sample:
+        pieces = self._actor.stream.options(num_returns="streaming").remote(
+            call, token_ids, request, self.adapter
+        )
         async for reference in pieces:
             piece = await self._result(reference)
             if isinstance(piece, Sample):

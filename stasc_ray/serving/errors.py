@@ -23,16 +23,29 @@ class ApiError(Exception):
     """An answer with an error status; `headers` may hold Retry-After and the like."""
 
     def __init__(
-        self, status: int, type: str, message: str, param: str | None = None, headers: dict[str, str] | None = None
+        self,
+        status: int,
+        type: str,
+        message: str,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.type, self.message, self.param, self.headers = status, type, message, param, headers or {}
+        self.status, self.type, self.message, self.param, self.headers = (
+            status,
+            type,
+            message,
+            param,
+            headers or {},
+        )
 
     @property
     def body(self) -> dict[str, Any]:
         """The JSON body; half surrogate pairs, which a path or a field name may hold, become question marks."""
         parts = {"type": self.type, "message": self.message, "param": self.param}
-        return {"error": {name: part and part.encode("utf-8", "replace").decode() for name, part in parts.items()}}
+        return {
+            "error": {name: part and part.encode("utf-8", "replace").decode() for name, part in parts.items()}
+        }
 
 
 def invalid(param: str | None, message: str, status: int = 422) -> ApiError:
@@ -59,4 +72,6 @@ TYPES = {
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route for its OpenAPI document."""
-    return {status: {"model": ErrorBody, "description": TYPES[status].replace("_", " ")} for status in statuses}
+    return {
+        status: {"model": ErrorBody, "description": TYPES[status].replace("_", " ")} for status in statuses
+    }

@@ -36,7 +36,9 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        given = headers.get("x-request-id", "")  # Serve's proxy makes one where the client sent none, and echoes it
+        given = headers.get(
+            "x-request-id", ""
+        )  # Serve's proxy makes one where the client sent none, and echoes it
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.monotonic(), 499  # stays so when the client goes away
@@ -65,7 +67,9 @@ class Envelope:
         host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
         if self.loopback_only and host not in LOOPBACK:
             raise ApiError(
-                403, "permission_error", f"expected Host 127.0.0.1 or localhost, found {host!r}; see `stasc serve --help`"
+                403,
+                "permission_error",
+                f"expected Host 127.0.0.1 or localhost, found {host!r}; see `stasc serve --help`",
             )
         body, more = b"", True
         while more:
@@ -87,11 +91,18 @@ class Envelope:
     def _note(self, scope: Scope, request_id: str, status: int, duration_s: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self.monitor.requests.labels(route, str(status)).inc()
-        details = {"request_id": request_id, "route": route, "status": status, "duration_ms": round(duration_s * 1000, 1)}
+        details = {
+            "request_id": request_id,
+            "route": route,
+            "status": status,
+            "duration_ms": round(duration_s * 1000, 1),
+        }
         quiet = route in ("/healthz", "/readyz", "/metrics")  # asked for every few seconds
         level = logging.DEBUG if quiet else logging.INFO
         LOG.log(
-            level, f"request {details}", extra={"event": "request", **{f"stasc_{name}": value for name, value in details.items()}}
+            level,
+            f"request {details}",
+            extra={"event": "request", **{f"stasc_{name}": value for name, value in details.items()}},
         )
 
 
@@ -124,7 +135,11 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> Response:
         LOG.error(f"unexpected {type(error).__name__}", exc_info=error, extra={"event": "bug"})
-        return error_response(ApiError(500, "server_error", f"unexpected error; the log names request {request.state.request_id}"))
+        return error_response(
+            ApiError(
+                500, "server_error", f"unexpected error; the log names request {request.state.request_id}"
+            )
+        )
 
 
 def sse(data: Any, event: str | None = None) -> bytes:
@@ -160,5 +175,7 @@ async def event_stream(work: Callable[[Callable[[bytes], None]], Awaitable[None]
             task.cancel()
 
     return StreamingResponse(
-        body(), media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        body(),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

@@ -35,7 +35,9 @@ def add_key(file: Path, name: str, *, admin: bool = False, requests_per_minute: 
     """
     keys = read_keys(file) if file.exists() else []
     if any(key.name == name for key in keys):
-        raise ValueError(f"--name: expected a new name, found {name!r} in {file}; delete its entry there, or take another name")
+        raise ValueError(
+            f"--name: expected a new name, found {name!r} in {file}; delete its entry there, or take another name"
+        )
     secret = f"stasc-{secrets.token_urlsafe(32)}"
     keys.append(Key(name=name, sha256=_hash(secret), admin=admin, requests_per_minute=requests_per_minute))
     store.write_atomically(file, json.dumps([key.model_dump() for key in keys], indent=2) + "\n")
@@ -53,9 +55,13 @@ def read_keys(file: Path) -> list[Key]:
     try:
         return _KEYS.validate_json(file.read_bytes())
     except FileNotFoundError:
-        raise FileNotFoundError(f"--api-keys-file: found nothing at {file}; `stasc keys add` makes one") from None
+        raise FileNotFoundError(
+            f"--api-keys-file: found nothing at {file}; `stasc keys add` makes one"
+        ) from None
     except ValidationError as error:
-        raise ValueError(f"--api-keys-file: expected a file made by `stasc keys add`, found in {file}: {error}") from None
+        raise ValueError(
+            f"--api-keys-file: expected a file made by `stasc keys add`, found in {file}: {error}"
+        ) from None
 
 
 def _hash(secret: str) -> str:
@@ -78,7 +84,9 @@ class KeyRing:
         Raises:
             ApiError: 401 no or unknown key, 403 no admin key, 429 too many requests of this key.
         """
-        with contextlib.suppress(OSError, ValueError):  # while the file is being edited its last whole content counts
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # while the file is being edited its last whole content counts
             self._reread()
         scheme, _, secret = (authorization or "").partition(" ")
         digest = _hash(secret.strip())
@@ -88,7 +96,12 @@ class KeyRing:
                 found = key
         if scheme.lower() != "bearer" or found is None:
             challenge = {"WWW-Authenticate": "Bearer"}
-            raise ApiError(401, "authentication_error", "expected a known key in `Authorization: Bearer KEY`", headers=challenge)
+            raise ApiError(
+                401,
+                "authentication_error",
+                "expected a known key in `Authorization: Bearer KEY`",
+                headers=challenge,
+            )
         if admin and not found.admin:
             raise ApiError(403, "permission_error", "expected an admin key (`stasc keys add --admin`)")
         self._take(found)

@@ -14,19 +14,39 @@ class Monitor:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter("stasc_requests", "Answered requests by route and status", ["route", "status"], registry=registry)
-        self.turns = Histogram("stasc_turn_seconds", "Duration of a turn", ["turn"], buckets=SECONDS, registry=registry)
-        self.queue_s = Histogram("stasc_queue_seconds", "Time until a question was begun", buckets=SECONDS, registry=registry)
-        self.tokens = Counter("stasc_tokens", "Tokens by kind (prompt, completion)", ["kind"], registry=registry)
-        self.corrected = Counter("stasc_corrected", "Corrected answers by whether they changed", ["changed"], registry=registry)
+        self.requests = Counter(
+            "stasc_requests", "Answered requests by route and status", ["route", "status"], registry=registry
+        )
+        self.turns = Histogram(
+            "stasc_turn_seconds", "Duration of a turn", ["turn"], buckets=SECONDS, registry=registry
+        )
+        self.queue_s = Histogram(
+            "stasc_queue_seconds", "Time until a question was begun", buckets=SECONDS, registry=registry
+        )
+        self.tokens = Counter(
+            "stasc_tokens", "Tokens by kind (prompt, completion)", ["kind"], registry=registry
+        )
+        self.corrected = Counter(
+            "stasc_corrected", "Corrected answers by whether they changed", ["changed"], registry=registry
+        )
         self.in_flight = Gauge("stasc_in_flight", "Questions that are worked on", registry=registry)
         self.queued = Gauge("stasc_queued", "Questions that wait", registry=registry)
-        self.version = Gauge("stasc_active_version", "1 for the version that answers", ["version"], registry=registry)
-        self.swaps = Histogram("stasc_swap_seconds", "Preparing, verifying and activating a version", registry=registry)
+        self.version = Gauge(
+            "stasc_active_version", "1 for the version that answers", ["version"], registry=registry
+        )
+        self.swaps = Histogram(
+            "stasc_swap_seconds", "Preparing, verifying and activating a version", registry=registry
+        )
         self.refused = Counter("stasc_refused_versions", "Versions that were not served", registry=registry)
-        self.canary_failures = Counter("stasc_canary_failures", "Versions that failed their canary", registry=registry)
-        self.retries = Counter("stasc_retries", "Requests begun again after their engine died", registry=registry)
-        self.engine_starts = Gauge("stasc_engine_starts", "Engines started by this replica", registry=registry)
+        self.canary_failures = Counter(
+            "stasc_canary_failures", "Versions that failed their canary", registry=registry
+        )
+        self.retries = Counter(
+            "stasc_retries", "Requests begun again after their engine died", registry=registry
+        )
+        self.engine_starts = Gauge(
+            "stasc_engine_starts", "Engines started by this replica", registry=registry
+        )
 
     def observe(self, what: str, value: float) -> None:
         """Count what `Versions` reports: swap (seconds), refused, canary_failure."""

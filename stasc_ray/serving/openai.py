@@ -61,7 +61,9 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(
         extra="ignore",
-        json_schema_extra={"examples": [{"model": "latest", "messages": [{"role": "user", "content": "47+385+12"}]}]},
+        json_schema_extra={
+            "examples": [{"model": "latest", "messages": [{"role": "user", "content": "47+385+12"}]}]
+        },
     )
     model: str = Field(LATEST, max_length=256, description="`latest` or a loaded version")
     messages: list[Message] = Field(
@@ -73,7 +75,9 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int | None = Field(None, description="Only 1; stasc.samples votes over several")
-    stop: str | list[str] | None = Field(None, description="The answer ends before the first of these; streams in one piece then")
+    stop: str | list[str] | None = Field(
+        None, description="The answer ends before the first of these; streams in one piece then"
+    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     logprobs: bool | None = Field(None, description="Only false")
@@ -89,7 +93,9 @@ class ChatRequest(BaseModel):
         if self.n not in (None, 1) or self.logprobs or self.tools:
             name = "logprobs" if self.logprobs else "tools" if self.tools else "n"
             raise invalid(name, f"{name}: not supported here; leave it out")
-        question = next((message.as_text() for message in reversed(self.messages) if message.role == "user"), "")
+        question = next(
+            (message.as_text() for message in reversed(self.messages) if message.role == "user"), ""
+        )
         if not question.strip():
             raise invalid("messages", "expected a user message with text, found none")
         return CorrectRequest(
@@ -140,7 +146,9 @@ class ChatResponse(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
-    stasc: dict[str, Any] = Field(description="initial_answer, corrections, changed, model_version, votes, timings_ms")
+    stasc: dict[str, Any] = Field(
+        description="initial_answer, corrections, changed, model_version, votes, timings_ms"
+    )
 
 
 def known_model(model: str, versions: list[str]) -> None:
@@ -157,7 +165,12 @@ def chat_response(request: ChatRequest, answered: CorrectResponse) -> ChatRespon
         id=_id(answered.id),
         created=int(time.time()),
         model=answered.model_version,
-        choices=[Choice(message=AssistantMessage(content=answer), finish_reason="stop" if stopped else answered.finish_reason)],
+        choices=[
+            Choice(
+                message=AssistantMessage(content=answer),
+                finish_reason="stop" if stopped else answered.finish_reason,
+            )
+        ],
         usage=answered.usage,
         stasc=extra(answered),
     )
@@ -165,7 +178,9 @@ def chat_response(request: ChatRequest, answered: CorrectResponse) -> ChatRespon
 
 def extra(answered: CorrectResponse) -> dict[str, Any]:
     """What OpenAI's protocol has no place for."""
-    return answered.model_dump(include={"initial_answer", "corrections", "changed", "model_version", "votes", "timings_ms"})
+    return answered.model_dump(
+        include={"initial_answer", "corrections", "changed", "model_version", "votes", "timings_ms"}
+    )
 
 
 class Chunks:
@@ -195,7 +210,9 @@ class Chunks:
         last = self._chunk({}, "stop" if stopped else answered.finish_reason) | {"stasc": extra(answered)}
         chunks.append(last)
         if self._request.stream_options and self._request.stream_options.include_usage:
-            chunks.append({**self._head, "model": self._model, "choices": [], "usage": answered.usage.model_dump()})
+            chunks.append(
+                {**self._head, "model": self._model, "choices": [], "usage": answered.usage.model_dump()}
+            )
         return chunks
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:

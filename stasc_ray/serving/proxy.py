@@ -14,7 +14,12 @@ from stasc_ray.serving.http import error_response
 ONE_LOOP = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 """One event loop in proxy and replica: handing each message to a second thread costs more than what runs here."""
 CONTROLLER_OPTIONS = {
-    "runtime_env": {"env_vars": {**ONE_LOOP, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "stasc_ray.serving.proxy.middlewares"}}
+    "runtime_env": {
+        "env_vars": {
+            **ONE_LOOP,
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "stasc_ray.serving.proxy.middlewares",
+        }
+    }
 }
 """`controller_options` of serve.start and of a Serve config file."""
 RETRY_AFTER = {"Retry-After": "5"}
@@ -49,7 +54,9 @@ class OneErrorBody:
             if message["type"] == "http.response.start":
                 answered = True
                 headers = Headers(raw=message.get("headers", []))
-                if message["status"] >= 400 and not headers.get("content-type", "").startswith("application/json"):
+                if message["status"] >= 400 and not headers.get("content-type", "").startswith(
+                    "application/json"
+                ):
                     told = True
                     await tell(message["status"], headers.get("x-request-id"))
             if not told:
@@ -64,7 +71,9 @@ def in_our_words(status: int) -> ApiError:
     """The error for what Serve answered with `status`; none of them says that the request was wrong."""
     match status:
         case 408:
-            return ApiError(504, "timeout_error", "not answered within the endpoint's time limit; ask for less, or later")
+            return ApiError(
+                504, "timeout_error", "not answered within the endpoint's time limit; ask for less, or later"
+            )
         case 429:
             return ApiError(429, "rate_limit_error", "the endpoint is busy; try again", headers=RETRY_AFTER)
         case 500:

@@ -5,8 +5,9 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import models, store
-from stasc_ray.generation.requests import Adapter
+from stasc_ray import store
+from stasc_ray.generation.samples import Adapter
+from stasc_ray.runtime import model_folder
 from stasc_ray.serving import verification
 from stasc_ray.serving.engines import EngineSpec
 
@@ -26,11 +27,15 @@ class Published:
         model = verification.model_path(self._run.path, manifest)
         folder, base = Path(model) / "adapter", self._base_model()
         if self._spec.lora_rank and manifest["iteration"] and base and folder.is_dir():
-            number = next(self._numbers)  # vLLM keeps what it read under a number or a name, even if the files change
+            number = next(
+                self._numbers
+            )  # vLLM keeps what it read under a number or a name, even if the files change
             return base, Adapter(f"{manifest['version']}-{number}", number, str(folder))
         return model, None
 
-    def check(self, manifest: dict[str, Any], reference: Any = None) -> tuple[Any, verification.Canary | None]:
+    def check(
+        self, manifest: dict[str, Any], reference: Any = None
+    ) -> tuple[Any, verification.Canary | None]:
         """Tokenizer and canary of a version; `reference` is a tokenizer of the run, the base model's where None.
 
         Raises:
@@ -51,7 +56,7 @@ class Published:
         with contextlib.suppress(OSError):
             if base:
                 model = verification.model_path(self._run.path, base)
-                models.check_model(model)
+                model_folder.check_model(model)
                 return model
         return None
 
@@ -63,4 +68,6 @@ class Published:
 
     def _tokenizer(self, path: str) -> Any:
         model = self._spec.model
-        return models.load_tokenizer(path, revision=models.revision(path, model), trust_remote_code=model.trust_remote_code)
+        return model_folder.load_tokenizer(
+            path, revision=model_folder.revision(path, model), trust_remote_code=model.trust_remote_code
+        )

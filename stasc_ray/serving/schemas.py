@@ -11,19 +11,35 @@ VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 class CorrectRequest(BaseModel):
     """A question, and how to answer and correct."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"question": "47+385+12", "temperature": 0}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"question": "47+385+12", "temperature": 0}]}
+    )
 
     question: Text = Field(description="Question text")
     documents: list[str] = Field([], max_length=64, description="Texts the answer may use")
     choices: list[Text] = Field([], max_length=26, description="Choices; they are lettered A, B, ...")
-    initial_answer: str | None = Field(None, description="An answer to correct; without one the model writes it")
-    rounds: int = Field(1, ge=0, description="Corrections in a row, each of the answer before; 0 only answers")
-    samples: int = Field(1, ge=1, description="Independent answers, the commonest of which wins; needs a temperature above 0")
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; default: the run's, per turn")
-    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus probability mass; default: the run's, per turn")
-    max_tokens: int | None = Field(None, ge=1, description="New tokens per turn at most; default: the run's, per turn")
+    initial_answer: str | None = Field(
+        None, description="An answer to correct; without one the model writes it"
+    )
+    rounds: int = Field(
+        1, ge=0, description="Corrections in a row, each of the answer before; 0 only answers"
+    )
+    samples: int = Field(
+        1, ge=1, description="Independent answers, the commonest of which wins; needs a temperature above 0"
+    )
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 is greedy; default: the run's, per turn"
+    )
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Nucleus probability mass; default: the run's, per turn"
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="New tokens per turn at most; default: the run's, per turn"
+    )
     seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same version: same answers")
-    version: VersionName | None = Field(None, description="A loaded version, else 409; default: the active one")
+    version: VersionName | None = Field(
+        None, description="A loaded version, else 409; default: the active one"
+    )
     stream: bool = Field(False, description="Answer with server-sent events")
 
 
@@ -60,7 +76,9 @@ class CorrectResponse(BaseModel):
     corrections: list[str] = Field(description="One text per round (Y2, ...)")
     answer: str = Field(description="The last correction, or the initial answer where rounds = 0")
     changed: bool = Field(description="Whether the answer differs from the initial answer")
-    finish_reason: Literal["stop", "length"] = Field(description="`length`: the answer was cut off at max_tokens")
+    finish_reason: Literal["stop", "length"] = Field(
+        description="`length`: the answer was cut off at max_tokens"
+    )
     model_version: str = Field(description="The version that wrote all of it")
     votes: list[Vote] | None = Field(None, description="With samples > 1: the answers, most votes first")
     usage: Usage

@@ -9,14 +9,22 @@ from collections.abc import Callable
 from typing import Any
 
 from stasc_ray import config, store
-from stasc_ray.generation.requests import SEED_SPACING
+from stasc_ray.generation.samples import SEED_SPACING
 from stasc_ray.serving.correcting import Asker, Chain, Plan, Turn, vote
 from stasc_ray.serving.engines import EngineDiedError
 from stasc_ray.serving.errors import ApiError, invalid
 from stasc_ray.serving.limits import Admission
 from stasc_ray.serving.monitor import Monitor
 from stasc_ray.serving.pins import read_pin
-from stasc_ray.serving.schemas import CorrectRequest, CorrectResponse, RunSummary, RunVersion, Timings, Usage, Vote
+from stasc_ray.serving.schemas import (
+    CorrectRequest,
+    CorrectResponse,
+    RunSummary,
+    RunVersion,
+    Timings,
+    Usage,
+    Vote,
+)
 from stasc_ray.serving.versions import Loaded, Versions
 
 LOG = logging.getLogger("ray.serve")
@@ -27,11 +35,15 @@ Emit = Callable[[str, dict[str, Any]], None]
 class Service:
     """One replica's work."""
 
-    def __init__(self, run: store.RunFolder, settings: config.Config, versions: Versions, monitor: Monitor) -> None:
+    def __init__(
+        self, run: store.RunFolder, settings: config.Config, versions: Versions, monitor: Monitor
+    ) -> None:
         self.run, self.settings, self.versions, self.monitor = run, settings, versions, monitor
         self.admission = Admission(settings.serve.max_in_flight, settings.serve.max_queue)
 
-    async def correct(self, request: CorrectRequest, request_id: str, emit: Emit | None = None) -> CorrectResponse:
+    async def correct(
+        self, request: CorrectRequest, request_id: str, emit: Emit | None = None
+    ) -> CorrectResponse:
         """Answer one question.
 
         Raises:
@@ -46,7 +58,9 @@ class Service:
                 return await self._answer(request, plan, request_id, emit, arrived)
         except TimeoutError:
             raise ApiError(
-                504, "timeout_error", f"not answered within serve.request_timeout_s = {limit_s:g} s; ask for less, or later"
+                504,
+                "timeout_error",
+                f"not answered within serve.request_timeout_s = {limit_s:g} s; ask for less, or later",
             ) from None
 
     async def _answer(
@@ -65,11 +79,18 @@ class Service:
         for last_attempt in (False, True):
             async with self.versions.hold(request.version) as loaded:
                 asker = Asker(
-                    plan, self.settings.prompts, loaded.engine.tokenizer, loaded.engine.generate, on_text if emit else None
+                    plan,
+                    self.settings.prompts,
+                    loaded.engine.tokenizer,
+                    loaded.engine.generate,
+                    on_text if emit else None,
                 )
                 asker.first_prompt()  # too long is said before anything is sent
                 if emit:
-                    emit("start", {"id": request_id, "question": request.question, "model_version": loaded.version})
+                    emit(
+                        "start",
+                        {"id": request_id, "question": request.question, "model_version": loaded.version},
+                    )
                 try:
                     chains = await asker.chains()
                 except EngineDiedError:
@@ -78,9 +99,13 @@ class Service:
                         break
                     self.monitor.retries.inc()
                 else:
-                    return self._reply(request, plan, request_id, loaded, chains, queued_s, time.monotonic() - arrived)
+                    return self._reply(
+                        request, plan, request_id, loaded, chains, queued_s, time.monotonic() - arrived
+                    )
         headers = {"Retry-After": "5"}
-        raise ApiError(503, "unavailable_error", "the engine died; another is starting, try again", headers=headers)
+        raise ApiError(
+            503, "unavailable_error", "the engine died; another is starting, try again", headers=headers
+        )
 
     def _plan(self, request: CorrectRequest) -> Plan:
         serve, sampling = self.settings.serve, self.settings.sampling
@@ -93,16 +118,22 @@ class Service:
             if value is not None and value > limit:
                 raise invalid(name, f"expected at most {limit}, found {value}")
         if request.rounds == 0 and request.initial_answer is not None:
-            raise invalid("rounds", "expected at least 1 with an initial_answer, found 0: nothing would be left to do")
+            raise invalid(
+                "rounds", "expected at least 1 with an initial_answer, found 0: nothing would be left to do"
+            )
         if len(request.choices) == 1:
             raise invalid("choices", "expected at least 2 choices or none, found 1")
         given = {name: getattr(request, name) for name in ("temperature", "top_p", "max_tokens")}
         update = {name: value for name, value in given.items() if value is not None}
         turns = config.SamplingPerTurn(
-            initial=sampling.initial.model_copy(update=update), correction=sampling.correction.model_copy(update=update)
+            initial=sampling.initial.model_copy(update=update),
+            correction=sampling.correction.model_copy(update=update),
         )
         if request.samples > 1 and turns.correction.temperature == 0 and turns.initial.temperature == 0:
-            raise invalid("samples", "expected a temperature above 0 with several samples: greedy answers are all the same")
+            raise invalid(
+                "samples",
+                "expected a temperature above 0 with several samples: greedy answers are all the same",
+            )
         longest = self.settings.engine.max_model_len_tokens - 1
         return Plan(
             row={"question": request.question, "documents": request.documents, "choices": request.choices},
@@ -110,7 +141,9 @@ class Service:
             rounds=request.rounds,
             samples=request.samples,
             sampling=turns,
-            seed=secrets.randbits(62) // SEED_SPACING * SEED_SPACING if request.seed is None else request.seed,
+            seed=secrets.randbits(62) // SEED_SPACING * SEED_SPACING
+            if request.seed is None
+            else request.seed,
             max_prompt_tokens=min(serve.max_prompt_tokens or longest, longest),
         )
 
@@ -127,12 +160,19 @@ class Service:
         chosen, votes = vote(chains, request.choices, self.settings.prompts.answer_marker)
         initial, *corrections = chosen.texts
         changed = chosen.texts[-1].strip() != initial.strip()  # as evaluation.metrics counts it
-        prompt_tokens, completion_tokens = (sum(getattr(c, n) for c in chains) for n in ("prompt_tokens", "completion_tokens"))
-        slowest = {name: max(getattr(chain, name) for chain in chains) for name in ("initial_s", "correction_s")}
+        prompt_tokens, completion_tokens = (
+            sum(getattr(c, n) for c in chains) for n in ("prompt_tokens", "completion_tokens")
+        )
+        slowest = {
+            name: max(getattr(chain, name) for chain in chains) for name in ("initial_s", "correction_s")
+        }
         self._count(request, plan, slowest, prompt_tokens, completion_tokens, changed)
         if self.settings.serve.log_texts:
             texts = {"request_id": request_id, "question": request.question, "answers": chosen.texts}
-            LOG.info(f"texts {texts}", extra={"event": "texts", **{f"stasc_{name}": text for name, text in texts.items()}})
+            LOG.info(
+                f"texts {texts}",
+                extra={"event": "texts", **{f"stasc_{name}": text for name, text in texts.items()}},
+            )
         return CorrectResponse(
             id=request_id,
             question=request.question,
@@ -142,7 +182,9 @@ class Service:
             changed=changed,
             finish_reason="length" if chosen.finish_reason == "length" else "stop",
             model_version=loaded.version,
-            votes=[Vote(answer=answer, votes=count) for answer, count in votes] if request.samples > 1 else None,
+            votes=[Vote(answer=answer, votes=count) for answer, count in votes]
+            if request.samples > 1
+            else None,
             usage=Usage(
                 prompt_tokens=prompt_tokens,
                 completion_tokens=completion_tokens,
@@ -157,7 +199,13 @@ class Service:
         )
 
     def _count(
-        self, request: CorrectRequest, plan: Plan, slowest: dict[str, float], prompt: int, completion: int, changed: bool
+        self,
+        request: CorrectRequest,
+        plan: Plan,
+        slowest: dict[str, float],
+        prompt: int,
+        completion: int,
+        changed: bool,
     ) -> None:
         monitor = self.monitor
         if plan.initial_answer is None:
@@ -182,7 +230,11 @@ class Service:
         """The run, its versions and what they scored."""
         versions, settings = self.versions, self.settings
         active = versions.active.version if versions.active else None
-        loaded, refused, latest = {one.version for one in versions.loaded}, versions.reasons(), self.run.latest()
+        loaded, refused, latest = (
+            {one.version for one in versions.loaded},
+            versions.reasons(),
+            self.run.latest(),
+        )
         return RunSummary(
             name=settings.name,
             variant=settings.algorithm.variant,
@@ -212,8 +264,15 @@ class Service:
                 "request_timeout_s": settings.serve.request_timeout_s,
             },
             sampling={
-                turn: {"temperature": values.temperature, "top_p": values.top_p, "max_tokens": values.max_tokens}
-                for turn, values in (("initial", settings.sampling.initial), ("correction", settings.sampling.correction))
+                turn: {
+                    "temperature": values.temperature,
+                    "top_p": values.top_p,
+                    "max_tokens": values.max_tokens,
+                }
+                for turn, values in (
+                    ("initial", settings.sampling.initial),
+                    ("correction", settings.sampling.correction),
+                )
             },
         )
 

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, TypedDict
 
-from stasc_ray import config, models
-from stasc_ray.generation.requests import Request
+from stasc_ray import config
+from stasc_ray.generation.samples import Request
+from stasc_ray.runtime import model_folder
 from stasc_ray.serving.engines import EngineHandle
 
 
@@ -42,15 +43,17 @@ def check_files(model: str) -> None:
         FileNotFoundError: a file is missing.
         ValueError: a safetensors file is shorter than its header says.
     """
-    models.check_model(model)
+    model_folder.check_model(model)
     check_weights(Path(model))
     index = Path(model) / "model.safetensors.index.json"
     if index.is_file():
-        missing = {name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()} - set(
-            file.name for file in Path(model).iterdir()
-        )
+        missing = {
+            name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        } - set(file.name for file in Path(model).iterdir())
         if missing:
-            raise FileNotFoundError(f"expected the weights that {index.name} names, found no {', '.join(sorted(missing))}")
+            raise FileNotFoundError(
+                f"expected the weights that {index.name} names, found no {', '.join(sorted(missing))}"
+            )
 
 
 def check_weights(folder: Path) -> None:
@@ -58,7 +61,9 @@ def check_weights(folder: Path) -> None:
     for file in folder.glob("*.safetensors"):
         size, expected = file.stat().st_size, _size_in_header(file)
         if size != expected:
-            raise ValueError(f"{file.name}: expected {expected} bytes as its header says, found {size}: copied by half?")
+            raise ValueError(
+                f"{file.name}: expected {expected} bytes as its header says, found {size}: copied by half?"
+            )
 
 
 def _size_in_header(file: Path) -> int:
@@ -67,9 +72,15 @@ def _size_in_header(file: Path) -> int:
         length = int.from_bytes(data.read(8), "little")
         try:
             header = json.loads(data.read(min(length, 100_000_000)))
-            return 8 + length + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+            return (
+                8
+                + length
+                + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+            )
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{file.name}: expected a safetensors header, found something else: copied by half?") from None
+            raise ValueError(
+                f"{file.name}: expected a safetensors header, found something else: copied by half?"
+            ) from None
 
 
 def read_canary(run_folder: Path, manifest: dict[str, Any]) -> Canary | None:
@@ -95,8 +106,12 @@ def check_tokenizer(tokenizer: Any, reference: Any) -> None:
     Raises:
         ValueError: vocabulary or chat template differ.
     """
-    if reference and (reference.get_vocab() != tokenizer.get_vocab() or reference.chat_template != tokenizer.chat_template):
-        raise ValueError("its tokenizer is not the run's: vocabulary or chat template differ from the base model's")
+    if reference and (
+        reference.get_vocab() != tokenizer.get_vocab() or reference.chat_template != tokenizer.chat_template
+    ):
+        raise ValueError(
+            "its tokenizer is not the run's: vocabulary or chat template differ from the base model's"
+        )
 
 
 async def verify(engine: EngineHandle, canary: Canary | None, tolerance: float) -> str:

@@ -69,7 +69,11 @@ class Versions:
     """The loaded versions of one replica; `follow` runs as long as the replica does."""
 
     def __init__(
-        self, run: store.RunFolder, settings: config.Config, spec: EngineSpec, observe: Callable[..., None] = lambda *_: None
+        self,
+        run: store.RunFolder,
+        settings: config.Config,
+        spec: EngineSpec,
+        observe: Callable[..., None] = lambda *_: None,
     ) -> None:
         self.run, self.settings, self.spec, self.observe = run, settings, spec, observe
         self._published = Published(run, spec)
@@ -112,7 +116,12 @@ class Versions:
             found = next((loaded for loaded in self.loaded if loaded.version == version), None)
         if found is None:
             names = ", ".join(loaded.version for loaded in self.loaded)
-            raise ApiError(409, "version_not_loaded", f"expected a loaded version ({names}), found {version!r}", "version")
+            raise ApiError(
+                409,
+                "version_not_loaded",
+                f"expected a loaded version ({names}), found {version!r}",
+                "version",
+            )
         with found.held():
             yield found
 
@@ -139,7 +148,9 @@ class Versions:
         await self._step()
         if self.active is None:
             reasons = "\n".join(f"  {version}: {reason}" for version, reason in self.reasons().items())
-            raise RuntimeError(f"no version of {self.run.path} can be served:\n{reasons or '  nothing is published'}")
+            raise RuntimeError(
+                f"no version of {self.run.path} can be served:\n{reasons or '  nothing is published'}"
+            )
 
     async def follow(self) -> None:
         """Look at the run every `serve.poll_s` seconds and move to the version that should be served."""
@@ -151,7 +162,9 @@ class Versions:
             try:
                 await self._check_alive()
                 await self._step()
-            except Exception as error:  # a file system that hiccups, Ray in trouble: a follower that ends never moves again
+            except (
+                Exception
+            ) as error:  # a file system that hiccups, Ray in trouble: a follower that ends never moves again
                 self._event("follow_failed", error=f"{type(error).__name__}: {error}")
 
     def reasons(self) -> dict[str, str]:
@@ -213,7 +226,9 @@ class Versions:
         return True
 
     async def _swap(self, manifest: dict[str, Any]) -> None:
-        in_place = self.settings.serve.swap == "in_place" and not self._running(self._published.weights(manifest)[0])
+        in_place = self.settings.serve.swap == "in_place" and not self._running(
+            self._published.weights(manifest)[0]
+        )
         if self.active and self.active.engine.alone and in_place:
             await self._exchange(self.active, manifest)
             return
@@ -300,7 +315,9 @@ class Versions:
         if engine.adapter and canary:  # the canary is of the merged weights, rounded to the base model's type
             full = full and canary["dtype"] == "float32"
         try:
-            return await verification.verify(engine, canary, serve.canary_tolerance or verification.tolerance(full))
+            return await verification.verify(
+                engine, canary, serve.canary_tolerance or verification.tolerance(full)
+            )
         except verification.CanaryError:
             self.observe("canary_failure", 1)
             raise

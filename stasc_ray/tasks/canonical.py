@@ -44,7 +44,9 @@ def canonical_row(values: Mapping[str, Any], columns: Columns) -> Row:
     }
 
 
-def _answers(values: Mapping[str, Any], columns: Columns, choices: Sequence[str], labels: Sequence[str]) -> list[str]:
+def _answers(
+    values: Mapping[str, Any], columns: Columns, choices: Sequence[str], labels: Sequence[str]
+) -> list[str]:
     raw = [answer for answer in _as_list(values.get(columns.answers)) if _text(answer, columns.answers)]
     if columns.answer_pattern:
         raw = [_match(columns.answer_pattern, _text(answer)) for answer in raw]
@@ -71,7 +73,9 @@ def _text(value: Any, column: str | None = None) -> str:
     if isinstance(value, str):
         try:
             value.encode()
-        except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell but no file can store
+        except (
+            UnicodeEncodeError
+        ) as error:  # half a surrogate pair, which JSON can spell but no file can store
             raise ValueError(f"column {column!r}: expected valid Unicode, found {error}") from error
         return value.strip()
     if value is None or value != value:
@@ -80,7 +84,9 @@ def _text(value: Any, column: str | None = None) -> str:
         return str(int(value))
     if isinstance(value, (int, float, Decimal)):
         return str(value)
-    raise ValueError(f"column {column!r}: expected text, a number or a list of them, found {repr(value)[:80]}")
+    raise ValueError(
+        f"column {column!r}: expected text, a number or a list of them, found {repr(value)[:80]}"
+    )
 
 
 def _match(pattern: str, answer: str) -> str:
@@ -98,7 +104,9 @@ def _choices(value: Any, column: str) -> tuple[list[str], list[str]]:
     texts = [_text(choice, column) for choice in _as_list(value.get("text") if labelled else value)]
     labels = [_text(label, column) for label in _as_list(value.get("label"))] if labelled else []
     if labelled and len(labels) != len(texts):
-        raise ValueError(f"choices: expected one label per text, found {len(labels)} labels and {len(texts)} texts")
+        raise ValueError(
+            f"choices: expected one label per text, found {len(labels)} labels and {len(texts)} texts"
+        )
     if (texts or labelled) and not (2 <= len(texts) <= len(LETTERS) and all(texts)):
         raise ValueError(f"choices: expected 2 to {len(LETTERS)} texts, none empty, found {texts}")
     return texts, labels
@@ -113,11 +121,17 @@ def _letter(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> str:
         if not text.isdecimal() or int(text) >= len(choices):
             raise ValueError(f"answer: expected an index from 0 to {len(choices) - 1}, found {text}")
         return LETTERS[int(text)]
-    matches = [letter for letter, choice in zip(LETTERS, choices, strict=False) if normalize(choice) == normalize(text)]
+    matches = [
+        letter
+        for letter, choice in zip(LETTERS, choices, strict=False)
+        if normalize(choice) == normalize(text)
+    ]
     if not labels and text.upper() in LETTERS[: len(choices)] and len(text) == 1:
         matches.append(text.upper())
     if len(set(matches)) != 1:
-        problem = f"found {text!r}, which fits {' and '.join(sorted(set(matches))) or 'none'} of {list(choices)}"
+        problem = (
+            f"found {text!r}, which fits {' and '.join(sorted(set(matches))) or 'none'} of {list(choices)}"
+        )
         raise ValueError(f"answer: expected the index, label, letter or text of one choice, {problem}")
     return matches[0]
 

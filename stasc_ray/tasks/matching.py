@@ -17,14 +17,20 @@ _FUNCTION_WORDS = _ARTICLES | frozenset(
     """.split()  # noqa: SIM905 (one word a line would hide the rest of the module)
 )
 _CASELESS = frozenset({"yes", "no", "true", "false"})
-_LETTERS_FOLDED = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "\u0131": "i", "æ": "ae", "œ": "oe", "\u2019": "'", "\u2212": "-"})
+_LETTERS_FOLDED = str.maketrans(
+    {"ø": "o", "ł": "l", "đ": "d", "\u0131": "i", "æ": "ae", "œ": "oe", "\u2019": "'", "\u2212": "-"}
+)
 _ACCENTS = re.compile("[\u0300-\u036f]")
 _THOUSANDS = re.compile(r"(?<![\d,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _POSSESSIVE = re.compile(r"(?<=\w)'s\b")
-_PARTING_PERIOD = re.compile(r"(?<=[^\W\d_]{3})\.(?=[^\W\d_])|(?<=[^\W\d_])\.(?=\d)")  # "end.Paris"; not "U.S.", "Ph.D."
+_PARTING_PERIOD = re.compile(
+    r"(?<=[^\W\d_]{3})\.(?=[^\W\d_])|(?<=[^\W\d_])\.(?=\d)"
+)  # "end.Paris"; not "U.S.", "Ph.D."
 _DROPPED = re.compile(r"'|\.(?!\d)")  # U.S. = US; the point in 3.14 stays
 # Everything else that is no letter, digit or vowel sign parts words; a minus sign before a number stays.
-_PARTING = re.compile("[^\\w\\s.\\-\u0900-\u0963\u0966-\u0dff\u0e00-\u0eff\u1000-\u109f]|_|(?<=\\w)-|-(?!\\.?\\d)")
+_PARTING = re.compile(
+    "[^\\w\\s.\\-\u0900-\u0963\u0966-\u0dff\u0e00-\u0eff\u1000-\u109f]|_|(?<=\\w)-|-(?!\\.?\\d)"
+)
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 """Scripts that do not part words by spaces (Thai, Lao, Burmese, Khmer, Japanese, Chinese)."""
 _CLAUSE_END = r"(?=\s*(?:$|[.,;:!?)\]}\"'*]))"
@@ -86,7 +92,11 @@ def _contains(answer: str, text: str, reference: str) -> bool:
         return True
     if _UNSPACED.search(wanted):
         return wanted in text
-    if (len(wanted) < 2 and not wanted.isdigit()) or words[-1] in _ARTICLES or _FUNCTION_WORDS.issuperset(words):
+    if (
+        (len(wanted) < 2 and not wanted.isdigit())
+        or words[-1] in _ARTICLES
+        or _FUNCTION_WORDS.issuperset(words)
+    ):
         return _states(answer, reference.strip())
     return f" {wanted} " in f" {text} "
 
@@ -102,7 +112,9 @@ def _states(answer: str, reference: str) -> bool:
         pattern = _spelled([*head, last])
     elif re.fullmatch(r"(?:[A-Z]\.?){2,}", last):  # "US", "U.S."
         pattern = r"\.?".join(last.replace(".", "")) + r"\.?"
-    elif (len(last) < 4 and not last.isalpha()) or (len(last) == 1 and last not in "AI" and last.isupper()):  # "C++", "C"
+    elif (len(last) < 4 and not last.isalpha()) or (
+        len(last) == 1 and last not in "AI" and last.isupper()
+    ):  # "C++", "C"
         pattern = re.escape(last) + ("" if any(map(str.isalpha, last)) else _CLAUSE_END)
     else:  # "no", "It", "A"
         caseless = last.casefold() in _CASELESS or last.islower()

@@ -21,7 +21,9 @@ Message = dict[str, str]
 _SEAM = "\ufdd0"  # a Unicode noncharacter: no text that is meant for people holds it, and template filters keep it
 _ZERO_WIDTH_SPACE = "\u200b"
 _FIELD = re.compile(r"\{(question|choices|documents)\}")
-_MARKER = re.compile(r"<\|[^\s|<>'\"]+\|>|\[/?[A-Z][A-Z_]*\]|<</?[A-Z]+>>")  # <|user|>, [INST], [/INST], <<SYS>>
+_MARKER = re.compile(
+    r"<\|[^\s|<>'\"]+\|>|\[/?[A-Z][A-Z_]*\]|<</?[A-Z]+>>"
+)  # <|user|>, [INST], [/INST], <<SYS>>
 
 
 def initial_messages(question_row: Mapping[str, Any], prompts: Prompts) -> list[Message]:
@@ -43,12 +45,16 @@ def correction_messages(question_row: Mapping[str, Any], initial: str, prompts: 
     return [*messages, _user(_initial_text(question_row, prompts)), _assistant(initial), _user(request)]
 
 
-def training_messages(question_row: Mapping[str, Any], initial: str, correction: str, prompts: Prompts) -> list[Message]:
+def training_messages(
+    question_row: Mapping[str, Any], initial: str, correction: str, prompts: Prompts
+) -> list[Message]:
     """`correction_messages` and the correction itself as last message, the only one that is trained on."""
     return [*correction_messages(question_row, initial, prompts), _assistant(correction)]
 
 
-def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
+def render(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, add_generation_prompt: bool
+) -> list[int]:
     """Token ids (T,) of `messages` in the tokenizer's chat template.
 
     Harmless text gives exactly the ids of `apply_chat_template`. Contents are data: a control token's string inside
@@ -103,7 +109,10 @@ def _assistant(content: str) -> Message:
 
 
 def _initial_turns(prompts: Prompts, demonstration: Demonstration) -> list[Message]:
-    return [_user(_initial_text({"question": demonstration.question}, prompts)), _assistant(demonstration.initial)]
+    return [
+        _user(_initial_text({"question": demonstration.question}, prompts)),
+        _assistant(demonstration.initial),
+    ]
 
 
 def _initial_text(question_row: Mapping[str, Any], prompts: Prompts) -> str:
@@ -129,7 +138,9 @@ def _fields(question_row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _texts(column: Iterable[str] | None) -> list[str]:
-    return [] if column is None else list(column)  # Parquet gives None or a NumPy array, whose truth value is an error
+    return (
+        [] if column is None else list(column)
+    )  # Parquet gives None or a NumPy array, whose truth value is an error
 
 
 def _fill(text: str, fields: Mapping[str, str]) -> str:
@@ -181,7 +192,9 @@ def _fold_system(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messag
     return [_user(f"{system}\n\n{messages[1]['content']}"), *messages[2:]]
 
 
-def _apply(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], add_generation_prompt: bool) -> str:
+def _apply(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], add_generation_prompt: bool
+) -> str:
     text = tokenizer.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, return_dict=False
     )

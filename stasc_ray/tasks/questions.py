@@ -66,7 +66,9 @@ def load_questions(questions: Questions, seed: int, splits: Sequence[SplitName] 
         ImportError: a Hub dataset without the `datasets` package, or a URL without its fsspec driver.
     """
     _check_pattern(questions.columns)
-    places: dict[SplitName, _Place] = {split: _place(questions, split) for split in KEPT_FIRST if split in splits}
+    places: dict[SplitName, _Place] = {
+        split: _place(questions, split) for split in KEPT_FIRST if split in splits
+    }
     counts = _Counts()
     pools: dict[_Place, dict[str, Row]] = {}  # place -> normalized question text -> row
     for source in dict.fromkeys(place.source for place in places.values()):
@@ -77,8 +79,12 @@ def load_questions(questions: Questions, seed: int, splits: Sequence[SplitName] 
     ambiguous = _ambiguous_ids(pools.values())
     rows = [_place_row(row, split, ambiguous) for split in SPLITS if split in chosen for row in chosen[split]]
     if len({row["id"] for row in rows}) < len(rows):
-        raise ValueError("questions: ids like 'train/x' clash with the split name put before an id that two splits use")
-    examples = tuple(f"{place}: {problem}" for place, problem in list(counts.bad_rows.items())[:BAD_ROW_EXAMPLES])
+        raise ValueError(
+            "questions: ids like 'train/x' clash with the split name put before an id that two splits use"
+        )
+    examples = tuple(
+        f"{place}: {problem}" for place, problem in list(counts.bad_rows.items())[:BAD_ROW_EXAMPLES]
+    )
     return LoadedQuestions(rows, counts.duplicates, len(counts.bad_rows), examples)
 
 
@@ -90,7 +96,9 @@ def _check_pattern(columns: Columns) -> None:
     except re.error as error:
         raise ValueError(f"questions.columns.answer_pattern: not a regular expression: {error}") from error
     if not groups:
-        raise ValueError("questions.columns.answer_pattern: expected a group (...) around the answer, found none")
+        raise ValueError(
+            "questions.columns.answer_pattern: expected a group (...) around the answer, found none"
+        )
 
 
 def _place(questions: Questions, split: SplitName) -> _Place:
@@ -98,14 +106,20 @@ def _place(questions: Questions, split: SplitName) -> _Place:
     own, train = getattr(questions, split), questions.train
     source = own.source or train.source
     if source is None:
-        raise ValueError(f"questions.{split}.source: expected a file, folder, URL, Hub dataset id or {SANDBOX!r}, found none")
+        raise ValueError(
+            f"questions.{split}.source: expected a file, folder, URL, Hub dataset id or {SANDBOX!r}, found none"
+        )
     if source == SANDBOX:
         if own.limit is None:
-            raise ValueError(f"questions.{split}.limit: expected a number, the sandbox makes as many questions as asked")
+            raise ValueError(
+                f"questions.{split}.limit: expected a number, the sandbox makes as many questions as asked"
+            )
         return _Place(SANDBOX, split)
     label = own.split if own.source else own.split or train.split
     if own.source is None and label == train.split and own.limit is None:
-        raise ValueError(f"questions.{split}.limit: expected a number, because without a source it is carved from train's")
+        raise ValueError(
+            f"questions.{split}.limit: expected a number, because without a source it is carved from train's"
+        )
     return _Place(source, label)
 
 
@@ -114,7 +128,9 @@ def _read(
 ) -> dict[str | None, list[Row]]:
     """Parse a source once and deal its rows to the wanted labels (None takes every row)."""
     columns = Columns(**QUESTION_PRESETS["canonical"]) if source == SANDBOX else questions.columns
-    named = questions.preset == "commonsense_qa" or columns.choices != QUESTION_PRESETS["canonical"]["choices"]
+    named = (
+        questions.preset == "commonsense_qa" or columns.choices != QUESTION_PRESETS["canonical"]["choices"]
+    )
     choices_required = source != SANDBOX and columns.choices is not None and named
     pools: dict[str | None, list[Row]] = {label: [] for label in labels}
     seen: dict[tuple[str | None, str], tuple[Row, str]] = {}
@@ -146,10 +162,14 @@ def _read(
     return pools
 
 
-def _records(source: str, labels: Sequence[str | None], questions: Questions, columns: Columns, seed: int) -> Iterator[Record]:
+def _records(
+    source: str, labels: Sequence[str | None], questions: Questions, columns: Columns, seed: int
+) -> Iterator[Record]:
     if source != SANDBOX:
         optional = [name for name in (columns.id, columns.choices, columns.documents) if name]
-        yield from records(source, [columns.question, columns.answers], optional, labels, questions.hub_config)
+        yield from records(
+            source, [columns.question, columns.answers], optional, labels, questions.hub_config
+        )
         return
     from stasc_ray.tasks import sandbox
 
@@ -181,12 +201,19 @@ def _check_source(
             splits = sorted(name for name in labels_found if name is not None)
             found = f"splits {', '.join(splits)}" if splits and label is not None else "none"
             bad = next((f"; {place}: {problem}" for place, problem in counts.bad_rows.items()), "")
-            raise ValueError(f"questions: expected {what} in {source}, found {found} ({len(counts.bad_rows)} bad rows{bad})")
-    for field in ("id", "documents"):  # a preset's column may be missing, one that somebody wrote down may not
+            raise ValueError(
+                f"questions: expected {what} in {source}, found {found} ({len(counts.bad_rows)} bad rows{bad})"
+            )
+    for field in (
+        "id",
+        "documents",
+    ):  # a preset's column may be missing, one that somebody wrote down may not
         name = getattr(questions.columns, field)
         written = name != QUESTION_PRESETS[questions.preset].get(field)
         if name and written and name not in names_found and source != SANDBOX:
-            raise ValueError(f"questions.columns.{field}: expected column {name!r} in {source}, found it in no row")
+            raise ValueError(
+                f"questions.columns.{field}: expected column {name!r} in {source}, found it in no row"
+            )
 
 
 def _drop_duplicates(rows: Iterable[Row], counts: _Counts) -> dict[str, Row]:
@@ -213,7 +240,9 @@ def _choose(
         for text, row in pools[place].items():
             if text not in taken:
                 free.append((_order(seed, split, row["id"]), text, row))
-            elif taken[text] is not row:  # the same row, drawn by another split of a shared place, is no duplicate
+            elif (
+                taken[text] is not row
+            ):  # the same row, drawn by another split of a shared place, is no duplicate
                 counts.duplicates += 1
         free.sort(key=lambda item: item[:2])
         free = free[: getattr(questions, split).limit]
@@ -235,7 +264,9 @@ def _order(seed: int, split: str, identity: str) -> bytes:
 def _ambiguous_ids(pools: Iterable[Mapping[str, Row]]) -> set[str]:
     """Ids that stand for different texts in different places (each file counting from 0)."""
     first: dict[str, str] = {}
-    return {row["id"] for pool in pools for text, row in pool.items() if first.setdefault(row["id"], text) != text}
+    return {
+        row["id"] for pool in pools for text, row in pool.items() if first.setdefault(row["id"], text) != text
+    }
 
 
 def _place_row(row: Row, split: str, ambiguous: set[str]) -> Row:

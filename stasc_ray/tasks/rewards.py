@@ -168,7 +168,11 @@ def unmatchable(row: Mapping[str, Any], reward: Reward, answer_marker: str = "")
             return "has no choices"
         if not {answer.strip().upper() for answer in usable} & set(letters):
             return f"expects {usable}, but its choices are {letters[0]} to {letters[-1]}"
-    literal = reward.scope == "after_marker" and reward.name in ("in_accuracy", "exact_match") and answer_marker.strip()
+    literal = (
+        reward.scope == "after_marker"
+        and reward.name in ("in_accuracy", "exact_match")
+        and answer_marker.strip()
+    )
     if literal and all(_marker_pattern(answer_marker).search(answer) for answer in usable):
         return f"expects {usable}, which contains the answer marker {answer_marker!r}: only what follows it is graded"
     return None

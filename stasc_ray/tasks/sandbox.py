@@ -49,7 +49,9 @@ def questions(split: str, n: int, seed: int) -> list[dict[str, Any]]:
         ValueError: unknown split or negative `n`.
     """
     if split not in SPLITS or n < 0:
-        raise ValueError(f"sandbox: expected split in {sorted(SPLITS)} and n >= 0, found split {split!r}, n {n}")
+        raise ValueError(
+            f"sandbox: expected split in {sorted(SPLITS)} and n >= 0, found split {split!r}, n {n}"
+        )
     generator = random.Random(f"{seed}/{split}")
     found: dict[tuple[int, ...], dict[str, Any]] = {}
     while len(found) < n:

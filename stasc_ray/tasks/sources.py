@@ -74,13 +74,17 @@ def _find_files(source: str) -> tuple[Any, list[str]] | None:
         paths = _files_under(filesystem, path)
     elif any(sign in source for sign in "*?["):
         matches = filesystem.glob(path, detail=True)
-        folders = [_files_under(filesystem, name) for name, info in matches.items() if info["type"] == "directory"]
+        folders = [
+            _files_under(filesystem, name) for name, info in matches.items() if info["type"] == "directory"
+        ]
         paths = [name for name, info in matches.items() if info["type"] == "file" and _data_suffix(name)]
         paths = sorted({*paths, *(name for names in folders for name in names)})
     elif HUB_ID.fullmatch(source) and _data_suffix(source) is None:
         return None
     else:
-        raise FileNotFoundError(f"questions: expected a file, folder or glob, found nothing at {source} (read as {path})")
+        raise FileNotFoundError(
+            f"questions: expected a file, folder or glob, found nothing at {source} (read as {path})"
+        )
     if not paths:
         raise FileNotFoundError(f"questions: expected {_expected_files()} in {source}, found none")
     return filesystem, paths
@@ -114,7 +118,9 @@ def _label(values: Mapping[str, Any]) -> str | None:
     return None if value is None else str(value)
 
 
-def _json_records(filesystem: Any, path: str, required: Sequence[str], optional: Sequence[str]) -> Iterator[Record]:
+def _json_records(
+    filesystem: Any, path: str, required: Sequence[str], optional: Sequence[str]
+) -> Iterator[Record]:
     number = 0
     try:
         with filesystem.open(path, "rb", compression="infer") as handle:
@@ -131,11 +137,15 @@ def _json_record(place: str, line: bytes) -> Record:
     except (ValueError, RecursionError) as error:
         return Record(place, None, {}, f"unreadable: expected one JSON object per line in UTF-8: {error}")
     if not isinstance(values, dict):
-        return Record(place, None, {}, f"unreadable: expected one JSON object per line, found a {type(values).__name__}")
+        return Record(
+            place, None, {}, f"unreadable: expected one JSON object per line, found a {type(values).__name__}"
+        )
     return Record(place, _label(values), values)
 
 
-def _parquet_records(filesystem: Any, path: str, required: Sequence[str], optional: Sequence[str]) -> Iterator[Record]:
+def _parquet_records(
+    filesystem: Any, path: str, required: Sequence[str], optional: Sequence[str]
+) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
@@ -149,10 +159,14 @@ def _parquet_records(filesystem: Any, path: str, required: Sequence[str], option
                     number += 1
                     yield Record(f"{path}, row {number}", _label(values), values)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: expected a Parquet file, could not read it after row {number}: {error}") from error
+            raise ValueError(
+                f"{path}: expected a Parquet file, could not read it after row {number}: {error}"
+            ) from error
 
 
-def _pick_columns(place: str, found: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
+def _pick_columns(
+    place: str, found: Sequence[str], required: Sequence[str], optional: Sequence[str]
+) -> list[str]:
     missing = [name for name in required if name not in found]
     if missing:
         raise ValueError(
@@ -191,7 +205,9 @@ def hub_records(
             else {label: datasets.load_dataset(source, hub_config, split=label) for label in wanted}
         )
     except OSError as error:
-        raise FileNotFoundError(f"questions: {source!r} is no path here and did not load as Hub dataset: {error}") from error
+        raise FileNotFoundError(
+            f"questions: {source!r} is no path here and did not load as Hub dataset: {error}"
+        ) from error
     except ValueError as error:
         raise ValueError(
             f"questions: Hub dataset {source!r} (questions.hub_config = {hub_config!r}, "

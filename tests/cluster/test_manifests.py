@@ -25,7 +25,9 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def lock_version(device: str, package: str = "ray") -> str:
-    [version] = re.findall(rf"^{package}==(\S+)$", (ROOT / "requirements" / f"{device}.txt").read_text(), re.MULTILINE)
+    [version] = re.findall(
+        rf"^{package}==(\S+)$", (ROOT / "requirements" / f"{device}.txt").read_text(), re.MULTILINE
+    )
     return version
 
 
@@ -36,7 +38,9 @@ def ray_requirement() -> str:
 
 @pytest.mark.parametrize("path", WITH_RAY, ids=lambda path: path.name)
 def test_every_file_names_the_locks_ray_version(path: Path) -> None:
-    pattern = r'rayVersion: "([\d.]+)"|-ray([\d.]+)-c|RAY_VERSION=([\d.]+)|ray_version=([\d.]+)|Ray (\d+\.\d+\.\d+)'
+    pattern = (
+        r'rayVersion: "([\d.]+)"|-ray([\d.]+)-c|RAY_VERSION=([\d.]+)|ray_version=([\d.]+)|Ray (\d+\.\d+\.\d+)'
+    )
     found = {version for groups in re.findall(pattern, path.read_text()) for version in groups if version}
     assert found == {lock_version("cpu")} == {lock_version("cuda")}
     assert lock_version("cpu") in SpecifierSet(ray_requirement())
@@ -52,7 +56,9 @@ def test_images_agree() -> None:
 @pytest.mark.parametrize("path", [*WITH_RAY, DOCS, *CONFIGS], ids=lambda path: path.name)
 def test_every_path_and_command_that_is_named_exists(path: Path) -> None:
     text = path.read_text()
-    for name in set(re.findall(r"(?<![\w/])(?:jobs|cluster|docs|benchmarks|requirements|tests)/[\w./-]+\.[a-z]+\b", text)):
+    for name in set(
+        re.findall(r"(?<![\w/])(?:jobs|cluster|docs|benchmarks|requirements|tests)/[\w./-]+\.[a-z]+\b", text)
+    ):
         assert (ROOT / name).is_file(), f"{path.name} names {name}"
     for config, overrides in re.findall(r"(jobs/configs/\S+\.toml)((?: +[a-z_.]+=[^\s`]+)*)", text):
         load_config(ROOT / config, overrides.split())
@@ -60,7 +66,9 @@ def test_every_path_and_command_that_is_named_exists(path: Path) -> None:
     for target in set(re.findall(r"(?:`|^ {4})make ([a-z-]+)", text, re.MULTILINE)):
         assert re.search(rf"^{target}:", targets, re.MULTILINE), f"{path.name} names make {target}"
     cli = (ROOT / "stasc_ray" / "cli.py").read_text()
-    for command in set(re.findall(r"(?:^|[`\s])stasc (run|submit|serve|evaluate|report|config|ask|jobs|keys)\b", text)):
+    for command in set(
+        re.findall(r"(?:^|[`\s])stasc (run|submit|serve|evaluate|report|config|ask|jobs|keys)\b", text)
+    ):
         assert re.search(rf"def {command}\b|[\"']{command}[\"']", cli), f"{path.name} names stasc {command}"
 
 
@@ -80,7 +88,9 @@ def test_every_ray_option_exists() -> None:
 
 def test_every_environment_variable_is_read_by_someone() -> None:
     texts = "\n".join(path.read_text() for path in [*WITH_RAY, DOCS])
-    named = set(re.findall(r"\b(?:RAY|STASC|VLLM|HF)_[A-Z][A-Z_0-9]+\b", texts)) - {"RAY_VERSION"}  # a build argument
+    named = set(re.findall(r"\b(?:RAY|STASC|VLLM|HF)_[A-Z][A-Z_0-9]+\b", texts)) - {
+        "RAY_VERSION"
+    }  # a build argument
     readers = {"RAY": "ray", "VLLM": "vllm", "HF": "huggingface_hub", "STASC": "stasc_ray"}
     for prefix, package in readers.items():
         wanted = {name for name in named if name.startswith(prefix + "_")}
@@ -101,7 +111,11 @@ def read_in(package: str, names: set[str]) -> set[str]:
 
 def test_dockerfile_copies_what_exists_and_the_lock_of_each_device() -> None:
     text = DOCKERFILE.read_text()
-    allowed = {line[1:] for line in (DOCKERFILE.parent / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
+    allowed = {
+        line[1:]
+        for line in (DOCKERFILE.parent / "Dockerfile.dockerignore").read_text().splitlines()
+        if line[:1] == "!"
+    }
     for sources in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
         for source in sources.replace("${DEVICE}", "cpu").split():
             assert (ROOT / source).exists() and source.split("/")[0] in allowed
@@ -118,16 +132,33 @@ def test_every_shipped_config_is_valid_and_says_how_to_run_it(path: Path) -> Non
     settings = load_config(path)
     header = re.match(r"(?:#.*\n)+", path.read_text())
     assert header and f"stasc run jobs/configs/{path.name}" in header[0]
-    assert settings.sampling.initial.max_tokens + settings.sampling.correction.max_tokens < settings.engine.max_model_len_tokens
+    assert (
+        settings.sampling.initial.max_tokens + settings.sampling.correction.max_tokens
+        < settings.engine.max_model_len_tokens
+    )
 
 
 def test_the_nq_config_is_the_papers_setting() -> None:
     settings = load_config(ROOT / "jobs" / "configs" / "nq_qwen2.5_1.5b.toml")
     algorithm, finetune = settings.algorithm, settings.finetune
-    assert (algorithm.variant, algorithm.iterations, algorithm.n_initial, algorithm.n_corrections) == ("EIE", 10, 5, 5)
-    assert (finetune.method, finetune.learning_rate, finetune.batch_size, finetune.epochs) == ("full", 7e-6, 8, 1)
+    assert (algorithm.variant, algorithm.iterations, algorithm.n_initial, algorithm.n_corrections) == (
+        "EIE",
+        10,
+        5,
+        5,
+    )
+    assert (finetune.method, finetune.learning_rate, finetune.batch_size, finetune.epochs) == (
+        "full",
+        7e-6,
+        8,
+        1,
+    )
     assert (finetune.weight_decay, finetune.schedule, finetune.warmup_fraction) == (0.1, "cosine", 0.03)
-    assert (settings.questions.train.limit, settings.questions.dev.limit, settings.questions.test.limit) == (500, 500, 500)
+    assert (settings.questions.train.limit, settings.questions.dev.limit, settings.questions.test.limit) == (
+        500,
+        500,
+        500,
+    )
     for turn in (settings.sampling.initial, settings.sampling.correction):
         assert (turn.temperature, turn.top_p, turn.max_tokens) == (0.6, 0.9, 256)
     assert (settings.reward.name, settings.reward.scope) == ("in_accuracy", "whole_text")

@@ -26,28 +26,92 @@ COMPOSE = CLUSTER / "docker" / "docker-compose.yaml"
 FIELDS: dict[str, set[str]] = {
     "RayJob": {"entrypoint", "submissionMode", "submitterConfig", "backoffLimit", "preRunningDeadlineSeconds"}
     | {"activeDeadlineSeconds", "deletionStrategy", "rayClusterSpec"},
-    "RayService": {"upgradeStrategy", "rayClusterDeletionDelaySeconds", "excludeHeadPodFromServeSvc", "serveConfigV2"}
+    "RayService": {
+        "upgradeStrategy",
+        "rayClusterDeletionDelaySeconds",
+        "excludeHeadPodFromServeSvc",
+        "serveConfigV2",
+    }
     | {"rayClusterConfig"},
-    "RayCluster": {"rayVersion", "authOptions", "gcsFaultToleranceOptions", "enableInTreeAutoscaling", "autoscalerOptions"}
+    "RayCluster": {
+        "rayVersion",
+        "authOptions",
+        "gcsFaultToleranceOptions",
+        "enableInTreeAutoscaling",
+        "autoscalerOptions",
+    }
     | {"headGroupSpec", "workerGroupSpecs"},
     "head": {"rayStartParams", "template"},
     "worker": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
-    "pod": {"restartPolicy", "securityContext", "affinity", "nodeSelector", "tolerations", "containers", "volumes"}
+    "pod": {
+        "restartPolicy",
+        "securityContext",
+        "affinity",
+        "nodeSelector",
+        "tolerations",
+        "containers",
+        "volumes",
+    }
     | {"terminationGracePeriodSeconds"},
-    "container": {"name", "image", "imagePullPolicy", "ports", "resources", "env", "securityContext", "volumeMounts"},
+    "container": {
+        "name",
+        "image",
+        "imagePullPolicy",
+        "ports",
+        "resources",
+        "env",
+        "securityContext",
+        "volumeMounts",
+    },
 }
 
 
 CLOUD_FIELDS: dict[str, set[str]] = {  # the nodes': EC2's RunInstances, Compute Engine's instances.insert
-    "aws": {"type", "region", "availability_zone", "cache_stopped_nodes", "InstanceType", "ImageId", "BlockDeviceMappings"}
+    "aws": {
+        "type",
+        "region",
+        "availability_zone",
+        "cache_stopped_nodes",
+        "InstanceType",
+        "ImageId",
+        "BlockDeviceMappings",
+    }
     | {"DeviceName", "Ebs", "VolumeSize", "VolumeType", "InstanceMarketOptions", "MarketType"},
-    "gcp": {"type", "region", "availability_zone", "project_id", "cache_stopped_nodes", "machineType", "disks", "boot"}
+    "gcp": {
+        "type",
+        "region",
+        "availability_zone",
+        "project_id",
+        "cache_stopped_nodes",
+        "machineType",
+        "disks",
+        "boot",
+    }
     | {"autoDelete", "initializeParams", "diskSizeGb", "sourceImage", "scheduling", "provisioningModel"}
     | {"instanceTerminationAction", "onHostMaintenance"},
 }
-CLAIM_FIELDS = {"apiVersion", "kind", "metadata", "name", "spec", "accessModes", "resources", "requests", "storage"}
+CLAIM_FIELDS = {
+    "apiVersion",
+    "kind",
+    "metadata",
+    "name",
+    "spec",
+    "accessModes",
+    "resources",
+    "requests",
+    "storage",
+}
 COMPOSE_FIELDS: dict[str, set[str]] = {
-    "service": {"image", "network_mode", "shm_size", "ulimits", "restart", "stop_grace_period", "environment", "secrets"}
+    "service": {
+        "image",
+        "network_mode",
+        "shm_size",
+        "ulimits",
+        "restart",
+        "stop_grace_period",
+        "environment",
+        "secrets",
+    }
     | {"volumes", "profiles", "command", "deploy"},
     "ulimits": {"nofile"},
     "deploy": {"resources", "reservations", "devices", "driver", "count", "capabilities"},
@@ -103,7 +167,9 @@ def misspell(document: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
 def schema(manifest: dict[str, Any]) -> Draft202012Validator:
     path = SCHEMAS / f"{manifest['kind']}.v1.schema.json"
     if not path.is_file():
-        pytest.skip("needs KubeRay's strict schemas in ../shared/kuberay, which this checkout does not have beside it")
+        pytest.skip(
+            "needs KubeRay's strict schemas in ../shared/kuberay, which this checkout does not have beside it"
+        )
     return Draft202012Validator(json.loads(path.read_text()))
 
 
@@ -118,7 +184,11 @@ def test_every_misspelt_kuberay_field_fails_the_schema(path: Path) -> None:
     manifest = load(path)
     validator = schema(manifest)
     free = {"rayStartParams", "requests", "limits", "metadata"}  # maps of names, not of fields
-    first = {key[-1]: key for key in reversed(list(keys(manifest))) if key[0] == "spec" and not free & set(key[:-1])}
+    first = {
+        key[-1]: key
+        for key in reversed(list(keys(manifest)))
+        if key[0] == "spec" and not free & set(key[:-1])
+    }
     assert len(first) > 60
     assert [key for key in first.values() if validator.is_valid(misspell(manifest, key))] == []
 
@@ -136,7 +206,9 @@ def test_kuberay_fields_are_known_without_the_schemas(path: Path) -> None:
 
 def unknown_fields(manifest: dict[str, Any]) -> set[str]:
     cluster, kind = ray_cluster(manifest), manifest["kind"]
-    unknown = (set(manifest["spec"]) - FIELDS[kind]) | (set(cluster) - FIELDS["RayCluster"] - set(manifest["spec"]))
+    unknown = (set(manifest["spec"]) - FIELDS[kind]) | (
+        set(cluster) - FIELDS["RayCluster"] - set(manifest["spec"])
+    )
     for group in groups(manifest):
         unknown |= set(group) - FIELDS["worker" if "groupName" in group else "head"]
         unknown |= set(group["template"]["spec"]) - FIELDS["pod"]
@@ -152,7 +224,10 @@ def test_kuberay_clusters_are_safe(path: Path) -> None:
     assert cluster["authOptions"] == {"mode": "token", "secretName": "stasc-ray-token"}
     assert cluster["autoscalerOptions"]["version"] == "v2" and cluster["enableInTreeAutoscaling"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    claims = {claim["metadata"]["name"] for claim in yaml.safe_load_all((CLUSTER / "kuberay" / "storage.yaml").read_text())}
+    claims = {
+        claim["metadata"]["name"]
+        for claim in yaml.safe_load_all((CLUSTER / "kuberay" / "storage.yaml").read_text())
+    }
     for group in groups(manifest):
         pod = group["template"]["spec"]
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
@@ -161,7 +236,9 @@ def test_kuberay_clusters_are_safe(path: Path) -> None:
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
         assert {
-            volume["persistentVolumeClaim"]["claimName"] for volume in volumes.values() if "persistentVolumeClaim" in volume
+            volume["persistentVolumeClaim"]["claimName"]
+            for volume in volumes.values()
+            if "persistentVolumeClaim" in volume
         } == claims
         # The object store lies in /dev/shm, which counts towards the container's memory.
         shared = gib(volumes["shared-mem"]["emptyDir"]["sizeLimit"])
@@ -181,7 +258,9 @@ def test_rayjob_passes_the_operators_own_checks() -> None:
     assert not {"shutdownAfterJobFinishes", "ttlSecondsAfterFinished"} & set(spec)
     assert "DeleteWorkers" not in {rule["policy"] for rule in rules}  # refused with the autoscaler
     assert all(len({"jobStatus", "jobDeploymentStatus"} & set(rule["condition"])) == 1 for rule in rules)
-    succeeded = {rule["policy"]: rule["condition"]["ttlSeconds"] for rule in rules if "jobStatus" in rule["condition"]}
+    succeeded = {
+        rule["policy"]: rule["condition"]["ttlSeconds"] for rule in rules if "jobStatus" in rule["condition"]
+    }
     assert succeeded["DeleteCluster"] <= succeeded["DeleteSelf"]
     assert spec["backoffLimit"] > 0 and len(load(KUBERAY[0])["metadata"]["name"]) <= 47
 
@@ -192,7 +271,8 @@ def test_rayjob_entrypoint_is_a_valid_run_that_fits_its_cluster() -> None:
     assert python == "python" and (ROOT / script.removeprefix("/app/")).is_file()
     settings = load_config(ROOT / config.removeprefix("/app/"), overrides)
     gpus = sum(
-        group["replicas"] * int(group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0))
+        group["replicas"]
+        * int(group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0))
         for group in groups(manifest)[1:]
     )
     assert settings.engine.actors * settings.engine.tensor_parallel_size == settings.finetune.workers == gpus
@@ -233,7 +313,9 @@ def test_the_claims_of_storage_use_known_fields() -> None:
 def ray_up_schema() -> Draft202012Validator:
     import ray
 
-    return Draft202012Validator(json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text()))
+    return Draft202012Validator(
+        json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    )
 
 
 @pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
@@ -245,7 +327,10 @@ def test_ray_up_files_match_rays_schema_and_no_typo_does(path: Path) -> None:
     validate_config(prepare_config(copy.deepcopy(manifest)))
     free = {"node_config", "file_mounts", "provider", "available_node_types"}  # the cloud's fields, or names
     fields = [key for key in keys(manifest) if not free & {str(step) for step in key[:-1]}]
-    fields += [("available_node_types", "head", "resources"), ("available_node_types", "gpu-spot", "min_workers")]
+    fields += [
+        ("available_node_types", "head", "resources"),
+        ("available_node_types", "gpu-spot", "min_workers"),
+    ]
     assert [key for key in fields if validator.is_valid(misspell(manifest, key))] == []
 
 
@@ -260,8 +345,13 @@ def test_the_clouds_own_fields_are_known_and_no_typo_is(path: Path) -> None:
 
 
 def unknown_cloud_fields(manifest: dict[str, Any], cloud: str) -> set[str]:
-    blocks = [manifest.get("provider"), *(node_type.get("node_config") for node_type in manifest["available_node_types"].values())]
-    return {key[-1] for block in blocks for key in keys(block)} - CLOUD_FIELDS[cloud] | ({"provider"} - set(manifest))
+    blocks = [
+        manifest.get("provider"),
+        *(node_type.get("node_config") for node_type in manifest["available_node_types"].values()),
+    ]
+    return {key[-1] for block in blocks for key in keys(block)} - CLOUD_FIELDS[cloud] | (
+        {"provider"} - set(manifest)
+    )
 
 
 @pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
@@ -271,7 +361,10 @@ def test_ray_up_keeps_work_off_the_head_and_the_token_on_every_node(path: Path) 
     assert types["head"]["resources"] == {"CPU": 0} and manifest["head_node_type"] == "head"
     assert re.search("spot", json.dumps(types["gpu-spot"]["node_config"]), re.IGNORECASE)
     assert "spot" not in json.dumps(types["head"]).lower()
-    assert "~/.ray/auth_token" in manifest["file_mounts"] and "-e RAY_AUTH_MODE=token" in manifest["docker"]["run_options"]
+    assert (
+        "~/.ray/auth_token" in manifest["file_mounts"]
+        and "-e RAY_AUTH_MODE=token" in manifest["docker"]["run_options"]
+    )
 
 
 # --- Docker --------------------------------------------------------------------------------------------------------

@@ -32,7 +32,12 @@ def stand_ins(folder: Path, srun: str) -> dict[str, str]:
         file = folder / ".venv" / "bin" / name
         file.write_text(f'#!/bin/bash\necho "{name} $*" >> "{folder}/calls"\n{body}\n')
         file.chmod(0o755)
-    slurm = {"SLURM_SUBMIT_DIR": str(folder), "SLURM_JOB_ID": "41234", "SLURM_NNODES": "2", "SLURM_RESTART_COUNT": "1"}
+    slurm = {
+        "SLURM_SUBMIT_DIR": str(folder),
+        "SLURM_JOB_ID": "41234",
+        "SLURM_NNODES": "2",
+        "SLURM_RESTART_COUNT": "1",
+    }
     return {**os.environ, "HOME": str(folder), **slurm}
 
 
@@ -47,7 +52,9 @@ def test_sbatch_ends_with_the_runs_exit_status(tmp_path: Path, srun: str, status
 
 
 @pytest.mark.parametrize(("restarts", "status"), [("1", 0), ("50", 1)])
-def test_sbatch_goes_back_into_the_queue_near_the_time_limit(tmp_path: Path, restarts: str, status: int) -> None:
+def test_sbatch_goes_back_into_the_queue_near_the_time_limit(
+    tmp_path: Path, restarts: str, status: int
+) -> None:
     environment = stand_ins(tmp_path, "exec sleep 60") | {"SLURM_RESTART_COUNT": restarts}
     job = subprocess.Popen(["bash", SBATCH, "demo.toml"], env=environment, start_new_session=True)
     deadline = time.monotonic() + 20

@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stasc_ray.evaluation.metrics import (
-    EDIT_CHARACTERS,
-    INTERVALS,
-    edit_ratio,
-    score_row,
-    summarize,
-)
+from stasc_ray.evaluation.metrics import EDIT_CHARACTERS, INTERVALS, edit_ratio, score_row, summarize
 
 
 def rollout(id, initial_rewards, correction_rewards, initial=None, corrections=None, error=None):
@@ -104,7 +98,12 @@ def test_a_failed_row_counts_as_wrong_and_is_reported(failed):
 
 
 def test_nothing_is_nan_and_all_is_json():
-    for rows in ([], [rollout("a", [0.0], [[0.0]])], [rollout("a", [1.0], [[1.0]])], [rollout("e", [], [], error="x")]):
+    for rows in (
+        [],
+        [rollout("a", [0.0], [[0.0]])],
+        [rollout("a", [1.0], [[1.0]])],
+        [rollout("e", [], [], error="x")],
+    ):
         found = evaluate(rows, 1.0, 10, 0)
         assert not any(isinstance(value, float) and math.isnan(value) for value in found.values())
         json.dumps(found, allow_nan=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faulty_runs import (
+from harness.faulty_runs import (
     BUSY_ENGINE,
     CONTROLLER,
     ENGINE,
@@ -19,7 +19,7 @@ from faulty_runs import (
     kill_node_with,
     kill_one,
 )
-from ray_cluster import RayCluster, ray_cluster
+from harness.ray_cluster import RayCluster, ray_cluster
 
 from stasc_ray import store
 
@@ -35,13 +35,17 @@ def cluster() -> Iterator[RayCluster]:
 @pytest.mark.parametrize(
     ("moment", "title"),
     [
-        pytest.param(FaultyRun.generating, BUSY_ENGINE, id="an engine's actor in generation", marks=pytest.mark.ci),
+        pytest.param(
+            FaultyRun.generating, BUSY_ENGINE, id="an engine's actor in generation", marks=pytest.mark.ci
+        ),
         pytest.param(FaultyRun.generating, GRADER, id="a Ray Data worker in grading"),
         pytest.param(FaultyRun.training, TRAINER, id="a Ray Train worker in training", marks=pytest.mark.ci),
         pytest.param(FaultyRun.exporting, TRAINER, id="a Ray Train worker in export"),
     ],
 )
-def test_a_killed_worker_costs_work_in_flight_only(cluster: RayCluster, tmp_path: Path, moment, title: str) -> None:
+def test_a_killed_worker_costs_work_in_flight_only(
+    cluster: RayCluster, tmp_path: Path, moment, title: str
+) -> None:
     with faulty_run(cluster, tmp_path / "run") as run:
         run.wait_until(lambda: moment(run))
         kill_one(run, title)
@@ -57,7 +61,10 @@ def test_a_killed_worker_costs_work_in_flight_only(cluster: RayCluster, tmp_path
 
 def test_a_killed_engine_process_of_vllm(tmp_path: Path) -> None:
     """On GPUs vLLM's engine core is a child of the actor; the variable that vLLM reads makes it one on CPUs too."""
-    with ray_cluster(2, 2, VLLM_ENABLE_V1_MULTIPROCESSING="1") as own, faulty_run(own, tmp_path / "run") as run:
+    with (
+        ray_cluster(2, 2, VLLM_ENABLE_V1_MULTIPROCESSING="1") as own,
+        faulty_run(own, tmp_path / "run") as run,
+    ):
         run.wait_until(run.generating)
         kill_one(run, VLLM_CHILD)
         run.finish()
@@ -96,26 +103,37 @@ def test_the_driver_of_a_cluster_run(cluster: RayCluster, tmp_path: Path, moment
     check_run(tmp_path / "run")
 
 
-def test_a_driver_that_was_only_paused_cannot_write_after_another_took_over(cluster: RayCluster, tmp_path: Path) -> None:
+def test_a_driver_that_was_only_paused_cannot_write_after_another_took_over(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
     one = "engine.actors=1"
     with faulty_run(cluster, tmp_path / "run", one) as paused:
         paused.wait_until(paused.generating)
         paused.driver.send_signal(signal.SIGSTOP)
-        more = cluster.add_node(2)  # the paused driver gives back nothing that Ray leased to it, up to all CPUs there were
+        more = cluster.add_node(
+            2
+        )  # the paused driver gives back nothing that Ray leased to it, up to all CPUs there were
         with faulty_run(cluster, tmp_path / "run", one) as second:
-            assert second.driver.wait(timeout=120) == 1 and "is in use by process" in second.output.read_text()
+            assert (
+                second.driver.wait(timeout=120) == 1 and "is in use by process" in second.output.read_text()
+            )
         time.sleep(store.LEASE_TIMEOUT_S)
         with faulty_run(cluster, tmp_path / "run", one) as successor:
             successor.wait_until(successor.training)
             paused.driver.send_signal(signal.SIGCONT)
             assert paused.driver.wait(timeout=300) == 1
             successor.finish()
-        assert "has taken this run over from attempt 1; this one stops without writing" in paused.output.read_text()
+        assert (
+            "has taken this run over from attempt 1; this one stops without writing"
+            in paused.output.read_text()
+        )
     more.kill()
     cluster.nodes.remove(more)
     rollouts = tmp_path / "run" / "base" / "rollouts"
     committed = (rollouts / store.COMMIT_MARK).stat().st_mtime
-    assert all(file.stat().st_mtime <= committed for file in rollouts.iterdir()), "the paused driver's workers wrote nothing either"
+    assert all(file.stat().st_mtime <= committed for file in rollouts.iterdir()), (
+        "the paused driver's workers wrote nothing either"
+    )
     check_run(tmp_path / "run")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from stasc_ray import config
 from stasc_ray.generation.engine import Engine
-from stasc_ray.generation.requests import SEED_SPACING, Request, request_seed
+from stasc_ray.generation.samples import SEED_SPACING, Request, request_seed
 from stasc_ray.tasks import prompts, sandbox
 
 GREEDY = config.Sampling(temperature=0, max_tokens=48)
@@ -16,7 +16,11 @@ TEXTS = config.Prompts(preset="sandbox")
 
 
 def test_seeds_of_neighbouring_requests_and_their_children_never_collide() -> None:
-    seeds = {request_seed(0, "base", f"q{question}", turn) for question in range(20_000) for turn in ("initial", "correction/0")}
+    seeds = {
+        request_seed(0, "base", f"q{question}", turn)
+        for question in range(20_000)
+        for turn in ("initial", "correction/0")
+    }
     assert len(seeds) == 40_000
     children = {seed + child for seed in seeds for child in range(25)}
     assert len(children) == 25 * 40_000, "vLLM gives child k the seed s + k"
@@ -33,14 +37,17 @@ def engine() -> Iterator[Engine]:
 
 
 def _prompt(engine: Engine, question: str) -> list[int]:
-    return prompts.render(engine.tokenizer, prompts.initial_messages({"question": question}, TEXTS), add_generation_prompt=True)
+    return prompts.render(
+        engine.tokenizer, prompts.initial_messages({"question": question}, TEXTS), add_generation_prompt=True
+    )
 
 
 @pytest.mark.slow
 def test_n_samples_come_back_and_a_seed_gives_the_same_ones(engine: Engine) -> None:
     prompt = _prompt(engine, "What is 47 + 385 + 12?")
     first, again, other = (
-        engine.submit(prompt, Request(WARM, 8, seed)).result(timeout=120) for seed in (SEED_SPACING, SEED_SPACING, 2 * SEED_SPACING)
+        engine.submit(prompt, Request(WARM, 8, seed)).result(timeout=120)
+        for seed in (SEED_SPACING, SEED_SPACING, 2 * SEED_SPACING)
     )
     assert len(first) == 8 and len({sample.text for sample in first}) > 1
     assert first == again
@@ -57,12 +64,16 @@ def test_greedy_answers_equal_those_of_plain_transformers(engine: Engine) -> Non
     for row in sandbox.questions("test", 8, seed=1):
         prompt = _prompt(engine, row["question"])
         (sample,) = engine.submit(prompt, Request(GREEDY, 1, 0)).result(timeout=120)
-        output = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=48)[0, len(prompt) :].tolist()
+        output = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=48)[
+            0, len(prompt) :
+        ].tolist()
         assert list(sample.token_ids) == output, "vLLM keeps the end-of-turn token, as transformers does"
 
 
 @pytest.mark.slow
-def test_requests_that_come_in_while_it_steps_are_answered_and_a_refused_one_harms_no_other(engine: Engine) -> None:
+def test_requests_that_come_in_while_it_steps_are_answered_and_a_refused_one_harms_no_other(
+    engine: Engine,
+) -> None:
     questions = [row["question"] for row in sandbox.questions("test", 40, seed=2)]
     early = [engine.submit(_prompt(engine, question), Request(WARM, 2, 0)) for question in questions]
     early[0].result(timeout=120)  # the others are under way now
@@ -88,7 +99,9 @@ def test_an_answer_from_a_callback_needs_no_second_round(engine: Engine) -> None
 
 @pytest.mark.slow
 def test_a_closed_engine_says_so() -> None:
-    engine = Engine(str(sandbox.model_path()), config.Engine(max_model_len_tokens=256, kv_cache_gb=0.25), on_cuda=False)
+    engine = Engine(
+        str(sandbox.model_path()), config.Engine(max_model_len_tokens=256, kv_cache_gb=0.25), on_cuda=False
+    )
     engine.close()
     assert not engine.alive
     with pytest.raises(RuntimeError, match="not running"):

@@ -28,9 +28,9 @@ WARM = config.Sampling(temperature=0.7, top_p=1.0, max_tokens=48)
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    from stasc_ray import cluster
+    from stasc_ray.runtime import ray_session
 
-    with cluster.connect(None, tmp_path_factory.mktemp("logs")):
+    with ray_session.connect(None, tmp_path_factory.mktemp("logs")):
         yield
 
 
@@ -58,7 +58,9 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def first_pass(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], list[dict[str, Any]]]:
+def first_pass(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, list[dict[str, Any]], list[dict[str, Any]]]:
     """20 questions, one of them far too long; the folder, the questions and the summaries."""
     folder = tmp_path_factory.mktemp("pass")
     questions = sandbox.questions("train", 20, seed=3)
@@ -77,23 +79,38 @@ def test_every_question_has_one_rollout_with_all_its_samples(first_pass: Any) ->
         if identity == "long":
             continue
         assert len(row["initial"]) == 2 and [len(part) for part in row["corrections"]] == [3, 3]
-        assert [len(part) for part in row["correction_rewards"]] == [3, 3] and len(row["initial_rewards"]) == 2
-        assert row["model_version"] == "base" and row["initial_from"] == "current" and row["prompt_tokens"] > 0
+        assert [len(part) for part in row["correction_rewards"]] == [3, 3] and len(
+            row["initial_rewards"]
+        ) == 2
+        assert (
+            row["model_version"] == "base" and row["initial_from"] == "current" and row["prompt_tokens"] > 0
+        )
         for answer, reward in zip(row["initial"], row["initial_rewards"], strict=True):
             assert reward == float(answer.rpartition("=")[2].strip() == row["answers"][0])
     assert sum(summary["questions"] for summary in summaries) == 20
-    generated = sum(sum(row["initial_tokens"]) + sum(map(sum, row["correction_tokens"])) for row in rows.values())
-    assert sum(summary["initial_tokens"] + summary["correction_tokens"] for summary in summaries) == generated > 0
+    generated = sum(
+        sum(row["initial_tokens"]) + sum(map(sum, row["correction_tokens"])) for row in rows.values()
+    )
+    assert (
+        sum(summary["initial_tokens"] + summary["correction_tokens"] for summary in summaries)
+        == generated
+        > 0
+    )
 
 
 def test_a_prompt_that_is_too_long_is_an_error_of_its_row_alone(first_pass: Any) -> None:
     folder, _, summaries = first_pass
     row = read(folder / "rollouts")["long"]
-    assert "expected fewer than engine.max_model_len_tokens = 256 tokens" in row["error"] and row["initial"] == []
+    assert (
+        "expected fewer than engine.max_model_len_tokens = 256 tokens" in row["error"]
+        and row["initial"] == []
+    )
     assert sum(summary["errors"] for summary in summaries) == 1
 
 
-def test_only_what_has_no_file_is_done_again_and_half_files_are_never_read(first_pass: Any, tmp_path: Path) -> None:
+def test_only_what_has_no_file_is_done_again_and_half_files_are_never_read(
+    first_pass: Any, tmp_path: Path
+) -> None:
     folder, *_ = first_pass
     destination = folder / "rollouts"
     before = {file.name: file.stat().st_mtime_ns for file in destination.glob("*.parquet")}
@@ -107,7 +124,9 @@ def test_only_what_has_no_file_is_done_again_and_half_files_are_never_read(first
     after = {file.name: file.stat().st_mtime_ns for file in destination.glob("*.parquet")}
     assert {name for name in before if before[name] != after[name]} == {"train-000001.parquet"}
     assert not list(destination.glob(".*.partial"))
-    again = {name: len(list(destination.glob(f".{name}.*.begun"))) for name in ("train-000000", "train-000001")}
+    again = {
+        name: len(list(destination.glob(f".{name}.*.begun"))) for name in ("train-000000", "train-000001")
+    }
     assert again == {"train-000000": 1, "train-000001": 2}
     assert rollouts.done_again(destination, units) == 1 and not list(destination.glob(".*"))
     assert set(read(destination)) == set(content)
@@ -154,7 +173,9 @@ def test_an_engine_that_always_dies_ends_the_pass(tmp_path: Path, monkeypatch: p
     import ray
 
     monkeypatch.setattr(rollouts, "MAX_RESTARTS", 2)
-    units = unit_files.question_units(question_file(tmp_path, [{"id": "a", "question": "1+1", "answers": ["2"]}]), "train")
+    units = unit_files.question_units(
+        question_file(tmp_path, [{"id": "a", "question": "1+1", "answers": ["2"]}]), "train"
+    )
     turns = rollouts.Turns(1, 1, WARM, WARM)
     with pytest.raises(ray.exceptions.RayError, match="died"):
         rollouts.pipeline(job(tmp_path, turns), units, dying_actor(tmp_path / "starts")).materialize()
@@ -207,7 +228,9 @@ def test_a_unit_is_one_file_however_long_its_texts(tmp_path: Path) -> None:
     (unit,) = unit_files.question_units(tmp_path / "train.parquet", "train")
     destination = tmp_path / "rollouts"
     destination.mkdir()
-    (summary,) = rollouts.pipeline(job(destination, rollouts.Turns(1, 1, WARM, WARM)), [unit], wordy_actor()).take_all()
+    (summary,) = rollouts.pipeline(
+        job(destination, rollouts.Turns(1, 1, WARM, WARM)), [unit], wordy_actor()
+    ).take_all()
     assert summary["questions"] == 300
     (file,) = destination.glob("*.parquet")
     assert pq.read_metadata(file).num_rows == 300
@@ -216,7 +239,14 @@ def test_a_unit_is_one_file_however_long_its_texts(tmp_path: Path) -> None:
 def test_a_worker_of_an_attempt_that_was_taken_over_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "lease").mkdir()
     (tmp_path / "lease" / "0002").touch()
-    row = {"id": "a", "question": "What is 1 + 2?", "answers": ["3"], "split": "train", "documents": [], "choices": []}
+    row = {
+        "id": "a",
+        "question": "What is 1 + 2?",
+        "answers": ["3"],
+        "split": "train",
+        "documents": [],
+        "choices": [],
+    }
     row |= {"initial_from": "current", "model_version": "base", "initial": ["=3"], "initial_finish": ["stop"]}
     row |= {
         "initial_tokens": [2],
@@ -226,7 +256,13 @@ def test_a_worker_of_an_attempt_that_was_taken_over_writes_nothing(tmp_path: Pat
         "prompt_tokens": 9,
         "error": None,
     }
-    row |= {"initial_rewards": [], "correction_rewards": [], "grader_errors": [], "unit": "train-0", "engine_start_s": 0.0}
+    row |= {
+        "initial_rewards": [],
+        "correction_rewards": [],
+        "grader_errors": [],
+        "unit": "train-0",
+        "engine_start_s": 0.0,
+    }
     batch = pa.Table.from_pylist([row | {"engine_node": "one"}])
     folder = tmp_path / "rollouts"
     folder.mkdir()

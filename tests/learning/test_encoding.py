@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from chat_templates import CHATML, FAMILIES, tokenizer_of
+from harness.chat_templates import CHATML, FAMILIES, tokenizer_of
 
 from stasc_ray.config import Prompts
 from stasc_ray.learning.encoding import IGNORED, Encoded, encode, pack, pack_lengths, stack, stack_lengths
@@ -48,7 +48,9 @@ def test_only_the_correction_and_its_end_of_turn_are_trained(name: str):
 
 
 @all_families
-@pytest.mark.parametrize("correction", ["\n\nDanube", "Danube\n", "</s>", "<|im_end|>", "\u00fcber \U0001f30a", "01", "1"])
+@pytest.mark.parametrize(
+    "correction", ["\n\nDanube", "Danube\n", "</s>", "<|im_end|>", "\u00fcber \U0001f30a", "01", "1"]
+)
 def test_awkward_corrections_end_with_the_end_of_turn(name: str, correction: str):
     tokenizer = tokenizer_of(name)
     example = encoded(name, correction=correction, initial="")
@@ -157,13 +159,17 @@ def test_packing_restarts_positions_and_never_trains_across_examples():
 
 def test_stacking_puts_examples_of_like_length_side_by_side():
     assert stack_lengths([3, 7, 5, 2, 3, 30], capacity=10) == [[5], [1], [2, 0], [4, 3]]
-    stacked = stack([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}])
+    stacked = stack(
+        [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}]
+    )
     assert stacked["input_ids"].tolist() == [[5, 6, 7], [8, 9, 0]]
     assert stacked["labels"].tolist() == [[-100, 6, 7], [-100, 9, -100]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "attention"), [("LlamaForCausalLM", "sdpa"), ("Qwen2ForCausalLM", "eager")])
+@pytest.mark.parametrize(
+    ("family", "attention"), [("LlamaForCausalLM", "sdpa"), ("Qwen2ForCausalLM", "eager")]
+)
 def test_the_packed_loss_equals_the_unpacked_one(family: str, attention: str):
     import torch
 
@@ -178,7 +184,9 @@ def test_the_packed_loss_equals_the_unpacked_one(family: str, attention: str):
     tokens = sum(count for _, count in apart)
     assert together[1] == tokens
     assert together[0] / tokens == pytest.approx(sum(loss for loss, _ in apart) / tokens, abs=1e-5)
-    assert abs(mixed[0] - together[0]) / tokens > 1e-4, "the restarting positions are what keeps examples apart"
+    assert abs(mixed[0] - together[0]) / tokens > 1e-4, (
+        "the restarting positions are what keeps examples apart"
+    )
 
 
 def tiny_model(family: str, attention: str):

@@ -27,7 +27,9 @@ def test_files_of_several_row_groups_with_columns_of_their_own_are_read(tmp_path
 def test_a_file_without_the_columns_or_cut_short_is_named(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"id": ["x"], "text": ["y"]}), file)
-    with pytest.raises(ValueError, match=r"a\.parquet: expected the columns id and messages, found no messages"):
+    with pytest.raises(
+        ValueError, match=r"a\.parquet: expected the columns id and messages, found no messages"
+    ):
         read(file)
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"a\.parquet: expected a whole Parquet file"):

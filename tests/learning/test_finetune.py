@@ -14,7 +14,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
-from chat_templates import tokenizer_of
+from harness.chat_templates import tokenizer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from stasc_ray import config
@@ -64,7 +64,10 @@ def make_examples(n: int) -> list[dict[str, Any]]:
 
 
 def encode(rows: list[dict[str, Any]], max_length_tokens: int = 512) -> batches.Examples:
-    encoded = [finetune._encode(tokenizer_of("chatml"), row["id"], row["messages"], max_length_tokens) for row in rows]
+    encoded = [
+        finetune._encode(tokenizer_of("chatml"), row["id"], row["messages"], max_length_tokens)
+        for row in rows
+    ]
     return batches.collect([pa.Table.from_pylist(encoded[:3]), pa.Table.from_pylist(encoded[3:])])
 
 
@@ -166,7 +169,9 @@ def test_the_learning_rate_rises_falls_and_never_starts_at_zero():
 # --- training and export without Ray ------------------------------------------------------------------------------
 
 
-def test_packing_and_gradient_checkpointing_leave_the_loss_curve_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_packing_and_gradient_checkpointing_leave_the_loss_curve_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     base, examples = make_model(tmp_path / "base"), encode(make_examples(10))
     stacked, _ = train_here(make_settings(base, tmp_path, epochs=2), examples)
     monkeypatch.setattr(train_loop, "_stacks", lambda device: False)  # as on CUDA
@@ -187,7 +192,11 @@ def test_the_first_loss_is_the_mean_over_all_trained_tokens_of_the_batch(tmp_pat
     for index in range(4):
         row = examples.read(index)
         labels = torch.tensor(row["labels"][1:].astype(np.int64))
-        total += float(torch.nn.functional.cross_entropy(logits(model, row["input_ids"].tolist())[:-1], labels, reduction="sum"))
+        total += float(
+            torch.nn.functional.cross_entropy(
+                logits(model, row["input_ids"].tolist())[:-1], labels, reduction="sum"
+            )
+        )
     assert losses[0] == pytest.approx(total / examples.trained.sum(), abs=1e-5)
 
 
@@ -201,7 +210,9 @@ def test_full_export_reloads_as_trained(tmp_path: Path, tied: bool):
     reloaded: Any = AutoModelForCausalLM.from_pretrained(folder)
     ids = examples.read(0)["input_ids"].tolist()
     assert torch.allclose(logits(reloaded, ids), logits(model, ids), atol=1e-5)
-    assert not torch.allclose(logits(reloaded, ids), logits(AutoModelForCausalLM.from_pretrained(base), ids), atol=1e-2)
+    assert not torch.allclose(
+        logits(reloaded, ids), logits(AutoModelForCausalLM.from_pretrained(base), ids), atol=1e-2
+    )
     shared = reloaded.lm_head.weight.data_ptr() == reloaded.model.embed_tokens.weight.data_ptr()
     assert shared == tied == reloaded.config.tie_word_embeddings
     ours, theirs = (AutoTokenizer.from_pretrained(path) for path in (folder, base))
@@ -236,7 +247,9 @@ def test_lora_export_equals_the_adapter_and_can_be_continued(tmp_path: Path):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     ids = examples.read(0)["input_ids"].tolist()
     assert torch.allclose(logits(merged, ids), logits(model, ids), atol=1e-4)
-    assert not torch.allclose(logits(merged, ids), logits(AutoModelForCausalLM.from_pretrained(base), ids), atol=1e-2)
+    assert not torch.allclose(
+        logits(merged, ids), logits(AutoModelForCausalLM.from_pretrained(base), ids), atol=1e-2
+    )
     adapter = tmp_path / "model" / "adapter"
     assert (adapter / "adapter_model.safetensors").is_file()
     continued = train_loop.build_model({**settings, "adapter": str(adapter)}, CPU, world=1)
@@ -255,7 +268,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_AUTH_MODE", "disabled")
-        environment.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
+        environment.setenv(
+            "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+        )
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         DataContext.get_current().enable_progress_bars = False
         yield ray
@@ -280,7 +295,9 @@ def run(ray: Any, base: str, folder: Path, rows: list[dict[str, Any]], **values:
 
 
 @pytest.fixture(scope="module")
-def one_worker(cluster: Any, base: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def one_worker(
+    cluster: Any, base: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
     folder = tmp_path_factory.mktemp("one")
     return run(cluster, base, folder, make_examples(30)), folder
 
@@ -291,7 +308,11 @@ def test_one_worker_learns_and_reports(one_worker: tuple[dict[str, Any], Path], 
     assert found["steps"] == len(found["losses"]) == 8
     assert found["loss_last"] == found["losses"][-1] < found["loss_first"] == found["losses"][0]
     assert found["left_out_no_target"] == found["left_out_too_long"] == 0
-    assert found["trained_tokens"] > 0 and found["tokens_per_s"] > 0 and found["duration_s"] > found["train_s"] > 0
+    assert (
+        found["trained_tokens"] > 0
+        and found["tokens_per_s"] > 0
+        and found["duration_s"] > found["train_s"] > 0
+    )
     assert json.loads((folder / "state" / "progress.json").read_text())["step"] == 8
     assert AutoModelForCausalLM.from_pretrained(folder / "model").config.tie_word_embeddings
     # Ray Train puts a handler of its own in place; what was there before is back (a background shell ignores SIGINT).
@@ -299,11 +320,15 @@ def test_one_worker_learns_and_reports(one_worker: tuple[dict[str, Any], Path], 
 
 
 @pytest.mark.slow
-def test_two_workers_give_the_same_curve(cluster: Any, base: str, one_worker: tuple[dict[str, Any], Path], tmp_path: Path):
+def test_two_workers_give_the_same_curve(
+    cluster: Any, base: str, one_worker: tuple[dict[str, Any], Path], tmp_path: Path
+):
     found = run(cluster, base, tmp_path, make_examples(30), workers=[1, 4])  # elastic: there is room for two
     assert found["workers"] == 2
     assert found["losses"] == pytest.approx(one_worker[0]["losses"], abs=1e-4)
-    ours, theirs = (AutoModelForCausalLM.from_pretrained(folder / "model") for folder in (tmp_path, one_worker[1]))
+    ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(folder / "model") for folder in (tmp_path, one_worker[1])
+    )
     ids = tokenizer_of("chatml").encode("What is 3 + 4?")
     assert torch.allclose(logits(ours, ids), logits(theirs, ids), atol=1e-2)
 
@@ -333,11 +358,15 @@ def test_a_killed_worker_resumes_to_the_same_curve(
 
 @pytest.mark.slow
 @pytest.mark.cluster  # `make test` covers this in test_run.py, with a killed driver
-def test_a_second_call_continues_from_the_last_checkpoint(cluster: Any, base: str, one_worker: tuple[dict[str, Any], Path]):
+def test_a_second_call_continues_from_the_last_checkpoint(
+    cluster: Any, base: str, one_worker: tuple[dict[str, Any], Path]
+):
     again = run(cluster, base, one_worker[1], make_examples(30))
     assert again["resumed_from_step"] == 6
     assert again["losses"] == pytest.approx(one_worker[0]["losses"], abs=1e-6)
-    with pytest.raises(ValueError, match="expected a fine-tune of 1 steps, its checkpoint belongs to one of 8"):
+    with pytest.raises(
+        ValueError, match="expected a fine-tune of 1 steps, its checkpoint belongs to one of 8"
+    ):
         run(cluster, base, one_worker[1], make_examples(3))
 
 
@@ -346,5 +375,13 @@ def test_what_cannot_be_trained_stops_with_its_reason(cluster: Any, base: str, t
     with pytest.raises(ValueError, match=r"all 5 are left out: 5 longer than finetune.max_length_tokens = 8"):
         run(cluster, base, tmp_path, make_examples(5), max_length_tokens=8)
     with pytest.raises(FloatingPointError, match="expected a finite loss"):
-        run(cluster, base, tmp_path / "nan", make_examples(12), learning_rate=1e30, max_grad_norm=1e30, batch_size=2)
+        run(
+            cluster,
+            base,
+            tmp_path / "nan",
+            make_examples(12),
+            learning_rate=1e30,
+            max_grad_norm=1e30,
+            batch_size=2,
+        )
     assert not (tmp_path / "nan" / "model").exists()

@@ -5,10 +5,11 @@ import json
 
 import httpx
 import pytest
-import served_runs
+from harness import served_runs
 
-from stasc_ray import models, store
-from stasc_ray.generation.requests import Sample
+from stasc_ray import store
+from stasc_ray.generation.samples import Sample
+from stasc_ray.runtime import model_folder
 from stasc_ray.serving.api import make_api
 from stasc_ray.serving.engines import EngineDiedError
 from stasc_ray.serving.keys import KeyRing, add_key
@@ -23,7 +24,7 @@ class ScriptedEngine:
     """Answers `first`, then `second`; a question may ask it to be slow, or to die."""
 
     def __init__(self, deaths: int = 0) -> None:
-        self.tokenizer = models.load_tokenizer(str(sandbox.model_path()))
+        self.tokenizer = model_folder.load_tokenizer(str(sandbox.model_path()))
         self.deaths, self.finished, self.aborted = deaths, 0, 0
 
     def release(self) -> None:
@@ -63,7 +64,9 @@ class Api:
             self.service.refresh_gauges()
             return [monitor.families("r1"), monitor.families("r2")]
 
-        self.app = make_api(self.service, replica="r1", keys=keys, loopback_only=loopback_only, all_metrics=all_metrics)
+        self.app = make_api(
+            self.service, replica="r1", keys=keys, loopback_only=loopback_only, all_metrics=all_metrics
+        )
 
     def client(self, base_url="http://127.0.0.1:8000") -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
@@ -98,7 +101,10 @@ def test_an_answer_names_both_turns_the_version_and_what_it_cost(api):
 def test_a_stream_tells_both_turns_token_by_token_and_ends_with_the_whole_object(api):
     found = events(api.call("POST", "/v1/correct", json={"question": "Why?", "stream": True}))
     assert [name for name, _ in found] == ["start", *["token"] * 11, "result"]
-    texts = {turn: "".join(data["text"] for name, data in found if data.get("turn") == turn) for turn in ("initial", "correction")}
+    texts = {
+        turn: "".join(data["text"] for name, data in found if data.get("turn") == turn)
+        for turn in ("initial", "correction")
+    }
     assert texts == {"initial": "first", "correction": "second"}
     assert found[-1][1]["answer"] == "second"
 
@@ -196,7 +202,11 @@ def test_an_engine_that_dies_costs_one_retry_and_then_503(tmp_path):
 
 
 def test_without_keys_only_this_machine_is_answered(api):
-    for host, status in {"http://localhost:8000": 200, "http://[::1]:8000": 200, "http://evil.example": 403}.items():
+    for host, status in {
+        "http://localhost:8000": 200,
+        "http://[::1]:8000": 200,
+        "http://evil.example": 403,
+    }.items():
         assert api.call("GET", "/v1/models", base_url=host).status_code == status
 
 
@@ -210,32 +220,47 @@ def test_with_keys_asking_needs_a_key_and_activating_an_admin_key(tmp_path):
     api = Api(tmp_path, keys=KeyRing(file), loopback_only=False)
     send = {"json": {"question": "Why?"}}
     assert api.call("POST", "/v1/correct", **send).status_code == 401
-    assert api.call("POST", "/v1/correct", **send, headers={"Authorization": f"Bearer {plain}"}).status_code == 200
+    assert (
+        api.call("POST", "/v1/correct", **send, headers={"Authorization": f"Bearer {plain}"}).status_code
+        == 200
+    )
     for key, version, status in [(plain, "v0000", 403), (admin, "v0009", 404), (admin, "v0000", 200)]:
         headers = {"Authorization": f"Bearer {key}"}
         reply = api.call("POST", "/v1/admin/activate", json={"version": version}, headers=headers)
         assert reply.status_code == status
     assert read_pin(api.run.path) == "v0000"
-    api.call("POST", "/v1/admin/activate", json={"version": "latest"}, headers={"Authorization": f"Bearer {admin}"})
+    api.call(
+        "POST", "/v1/admin/activate", json={"version": "latest"}, headers={"Authorization": f"Bearer {admin}"}
+    )
     assert read_pin(api.run.path) is None
     for open_path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/"):
         assert api.call("GET", open_path).status_code == 200
 
 
 def test_chat_answers_with_the_correction(api):
-    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
-    body = api.call("POST", "/v1/chat/completions", json={"model": "latest", "messages": messages, "user": "me"}).json()
+    messages = [
+        {"role": "system", "content": "x"},
+        {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+    ]
+    body = api.call(
+        "POST", "/v1/chat/completions", json={"model": "latest", "messages": messages, "user": "me"}
+    ).json()
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "second", "refusal": None}
     assert body["stasc"]["initial_answer"] == "first" and body["model"] == "v0000"
     plain = {"model": "latest", "messages": messages, "stasc": {"rounds": 0}}
-    assert api.call("POST", "/v1/chat/completions", json=plain).json()["choices"][0]["message"]["content"] == "first"
+    assert (
+        api.call("POST", "/v1/chat/completions", json=plain).json()["choices"][0]["message"]["content"]
+        == "first"
+    )
 
 
 def test_chat_stops_at_a_stop_string(api):
     asked = {"model": "latest", "messages": [{"role": "user", "content": "Why?"}], "stop": ["co", "zzz"]}
     choice = api.call("POST", "/v1/chat/completions", json=asked).json()["choices"][0]
     assert choice["message"]["content"] == "se"
-    lines = api.call("POST", "/v1/chat/completions", json={**asked, "stream": True}).text.strip().split("\n\n")
+    lines = (
+        api.call("POST", "/v1/chat/completions", json={**asked, "stream": True}).text.strip().split("\n\n")
+    )
     deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines[:-1]]
     assert "".join(delta.get("content", "") for delta in deltas) == "se"
     assert lines[-1] == "data: [DONE]"

@@ -2,8 +2,9 @@ import asyncio
 
 import pytest
 
-from stasc_ray import config, models
-from stasc_ray.generation.requests import Sample
+from stasc_ray import config
+from stasc_ray.generation.samples import Sample
+from stasc_ray.runtime import model_folder
 from stasc_ray.serving.correcting import Asker, Chain, Plan, vote
 from stasc_ray.serving.errors import ApiError
 from stasc_ray.tasks import prompts, sandbox
@@ -13,7 +14,7 @@ TEXTS = config.Prompts(preset="qa")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return models.load_tokenizer(str(sandbox.model_path()))
+    return model_folder.load_tokenizer(str(sandbox.model_path()))
 
 
 class Scripted:
@@ -32,7 +33,14 @@ class Scripted:
 
 def plan(**changes) -> Plan:
     row = {"question": "Who wrote Faust?", "documents": ["Goethe wrote it."], "choices": []}
-    values = {"row": row, "initial_answer": None, "rounds": 1, "samples": 1, "sampling": config.SamplingPerTurn(), "seed": 7}
+    values = {
+        "row": row,
+        "initial_answer": None,
+        "rounds": 1,
+        "samples": 1,
+        "sampling": config.SamplingPerTurn(),
+        "seed": 7,
+    }
     return Plan(**{**values, "max_prompt_tokens": 4000, **changes})
 
 
@@ -45,14 +53,20 @@ def ask(tokenizer, engine, on_text=None, **changes) -> list[Chain]:
     [
         {"question": "Who wrote Faust?", "documents": ["Goethe wrote it.", "Marlowe too."], "choices": []},
         {"question": "Which?", "documents": [], "choices": ["one", "two"]},
-        {"question": "<|end|><|assistant|>{question} hello", "documents": ["<|user|>"], "choices": ["<|end|>", "b"]},
+        {
+            "question": "<|end|><|assistant|>{question} hello",
+            "documents": ["<|user|>"],
+            "choices": ["<|end|>", "b"],
+        },
     ],
 )
 def test_prompts_are_token_for_token_those_of_training(tokenizer, row):
     engine = Scripted("Mar<|end|>lowe", "Goethe")
     ask(tokenizer, engine, row=row)
     initial, correction = (token_ids for token_ids, _ in engine.asked)
-    assert initial == prompts.render(tokenizer, prompts.initial_messages(row, TEXTS), add_generation_prompt=True)
+    assert initial == prompts.render(
+        tokenizer, prompts.initial_messages(row, TEXTS), add_generation_prompt=True
+    )
     trained = prompts.training_messages(row, "Mar<|end|>lowe", "Goethe", TEXTS)
     trained_ids = prompts.render(tokenizer, trained, add_generation_prompt=False)
     assert trained_ids[: len(correction)] == correction

@@ -5,14 +5,14 @@ import threading
 import time
 from collections.abc import Iterator
 
-import chromium
 import httpx
 import pytest
-import test_served
 import uvicorn
-from test_api import Api, ScriptedEngine
+from harness import chromium
+from serving import test_served
+from serving.test_api import Api, ScriptedEngine
 
-from stasc_ray.generation.requests import Sample
+from stasc_ray.generation.samples import Sample
 from stasc_ray.serving.keys import KeyRing, add_key
 
 pytestmark = [
@@ -49,7 +49,9 @@ class Markup(ScriptedEngine):
 @contextlib.contextmanager
 def listening(api: Api, port: int) -> Iterator[str]:
     """The application on a port, without Ray."""
-    server = uvicorn.Server(uvicorn.Config(api.app, port=port, log_level="error", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(api.app, port=port, log_level="error", timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -82,7 +84,9 @@ def log_in(tab: chromium.Tab, key: str) -> None:
     tab.wait("!document.querySelector('#run').hidden")
 
 
-def test_both_answers_stream_in_with_the_changed_words_marked_and_a_new_version_takes_over(served, tab, tmp_path):
+def test_both_answers_stream_in_with_the_changed_words_marked_and_a_new_version_takes_over(
+    served, tab, tmp_path
+):
     before = served.health()["active"]
     replies = {question: served.correct(question).json() for question in test_served.QUESTIONS}
     reply = next(reply for reply in replies.values() if reply["changed"])
@@ -99,14 +103,19 @@ def test_both_answers_stream_in_with_the_changed_words_marked_and_a_new_version_
     assert tab.js("seen.size") > 3
     assert tab.js("document.querySelectorAll('#y1 del, #y2 ins').length") > 0
     assert without_marked(tab, "#y1") == without_marked(tab, "#y2")
-    assert before in tab.text("#facts") and f"{reply['usage']['completion_tokens']} written" in tab.text("#facts")
+    assert before in tab.text("#facts") and f"{reply['usage']['completion_tokens']} written" in tab.text(
+        "#facts"
+    )
 
     version = served.publish("b")
     tab.wait(f"document.querySelector('#state').innerText.startsWith('{version} answers')")
     tab.wait(f"document.querySelector('tr.active').innerText.includes('{version}')")
     ask(tab, reply["question"])
     assert version in tab.text("#facts")
-    assert tab.js("document.querySelector('#y2').textContent") == served.correct(reply["question"]).json()["answer"]
+    assert (
+        tab.js("document.querySelector('#y2').textContent")
+        == served.correct(reply["question"]).json()["answer"]
+    )
 
     tab.fill("#rounds", "3")
     ask(tab, reply["question"])
@@ -134,7 +143,9 @@ def test_it_says_when_the_server_is_busy_or_gone_and_when_it_is_back(tab, tmp_pa
     assert tab.js("document.querySelector('#question').value") == "And how?"
     tab.screenshot(tmp_path / "gone.png")
     with listening(api, port):
-        tab.wait("document.querySelector('#notice').hidden && document.querySelector('#state').dataset.is === 'good'")
+        tab.wait(
+            "document.querySelector('#notice').hidden && document.querySelector('#state').dataset.is === 'good'"
+        )
         ask(tab, "And how?")
         assert tab.text("#asked") == "And how?"
 
@@ -144,7 +155,9 @@ def test_it_says_what_is_swapped_and_what_was_refused(tab, tmp_path):
     with listening(api, test_served.free_port()) as url:
         tab.open(url)
         api.versions.loading = "v0001"
-        tab.wait("document.querySelector('#state').innerText === 'v0000 answers while v0001 is prepared and verified'")
+        tab.wait(
+            "document.querySelector('#state').innerText === 'v0000 answers while v0001 is prepared and verified'"
+        )
         active, api.versions.active = api.versions.active, None
         tab.wait("document.querySelector('#state').innerText.startsWith('v0001 is being loaded')")
         api.versions.active, api.versions.loading = active, None
@@ -181,7 +194,11 @@ def test_a_key_is_asked_for_and_stays_in_the_tab_and_texts_stay_text(tab, tmp_pa
         tab.press("Enter")
         tab.wait("document.querySelector('#key-why').innerText.includes('does not know')")
         log_in(tab, key)
-        assert tab.js("[localStorage.length, document.cookie, Object.values(sessionStorage).length]") == [0, "", 1]
+        assert tab.js("[localStorage.length, document.cookie, Object.values(sessionStorage).length]") == [
+            0,
+            "",
+            1,
+        ]
         ask(tab, MARKUP)
         assert tab.text("#asked") == tab.text("#y2") == MARKUP
         assert tab.js("document.querySelectorAll('#answers b, #answers img').length") == 0

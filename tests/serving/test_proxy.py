@@ -33,7 +33,9 @@ def answered(response: ASGIApp) -> httpx.Response:
     ],
 )
 def test_the_proxys_own_errors_are_told_in_our_shape(status: int, expected: int, type: str) -> None:
-    found = answered(PlainTextResponse("Internal Server Error", status_code=status, headers={"x-request-id": "one"}))
+    found = answered(
+        PlainTextResponse("Internal Server Error", status_code=status, headers={"x-request-id": "one"})
+    )
     assert found.status_code == expected and found.headers["x-request-id"] == "one"
     assert found.json()["error"]["type"] == type and "Internal" not in found.text
     assert ("retry-after" in found.headers) == (expected in (429, 503))
@@ -43,7 +45,10 @@ def test_what_a_replica_answers_is_left_alone() -> None:
     body = {"error": {"type": "not_found_error", "message": "no", "param": None}}
     found = answered(JSONResponse(body, status_code=404))
     assert found.status_code == 404 and found.json() == body
-    assert answered(StreamingResponse(iter(["event: start\n", "data: {}\n\n"]))).text == "event: start\ndata: {}\n\n"
+    assert (
+        answered(StreamingResponse(iter(["event: start\n", "data: {}\n\n"]))).text
+        == "event: start\ndata: {}\n\n"
+    )
 
 
 def test_no_answer_at_all_is_a_replica_that_died() -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-import served_runs
+from harness import served_runs
 
-from stasc_ray import config, models, store
+from stasc_ray import config, store
+from stasc_ray.runtime import model_folder
 from stasc_ray.serving.keys import add_key
 from stasc_ray.tasks import prompts, sandbox
 
@@ -35,7 +36,9 @@ class Served:
         self.run, self.models, self.url, self.keys = run, models_folder, url, keys
 
     def client(self, key: str = "plain") -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.keys[key]}"}, timeout=PATIENCE_S)
+        return httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {self.keys[key]}"}, timeout=PATIENCE_S
+        )
 
     def correct(self, question: str, **fields) -> httpx.Response:
         with self.client() as client:
@@ -78,13 +81,23 @@ def serving(folder: Path, *overrides: str):
     """An endpoint with two published versions."""
     import ray
 
-    from stasc_ray.serving import commands
+    from stasc_ray.cli import serve
 
-    for name, values in {"a": {"noise": 0.05, "seed": 1}, "b": {"noise": 0.05, "seed": 2}, "tied": {"tied": True}}.items():
+    for name, values in {
+        "a": {"noise": 0.05, "seed": 1},
+        "b": {"noise": 0.05, "seed": 2},
+        "tied": {"tied": True},
+    }.items():
         served_runs.make_model(folder / name, **values)
     served_runs.make_lora_model(folder / "lora", noise=0.02, seed=3)
-    limits = ["finetune.method=lora", f"serve.max_in_flight={CAPACITY['in_flight']}", f"serve.max_queue={CAPACITY['queue']}"]
-    run = served_runs.make_run(folder / "run", *limits, f"serve.request_timeout_s={PATIENCE_S}", "serve.max_rounds=64", *overrides)
+    limits = [
+        "finetune.method=lora",
+        f"serve.max_in_flight={CAPACITY['in_flight']}",
+        f"serve.max_queue={CAPACITY['queue']}",
+    ]
+    run = served_runs.make_run(
+        folder / "run", *limits, f"serve.request_timeout_s={PATIENCE_S}", "serve.max_rounds=64", *overrides
+    )
     served_runs.publish(run, None)
     served_runs.publish(run, folder / "a")
     keys_file = folder / "keys.json"
@@ -93,7 +106,9 @@ def serving(folder: Path, *overrides: str):
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=session)
     port = free_port()
     try:
-        with commands.serving(run.path, store.read_config(run.path), "127.0.0.1", port, keys_file, loopback_only=False):
+        with serve.serving(
+            run.path, store.read_config(run.path), "127.0.0.1", port, keys_file, loopback_only=False
+        ):
             yield Served(run, folder, f"http://127.0.0.1:{port}", keys)
     finally:
         ray.shutdown()
@@ -111,16 +126,21 @@ def greedy(run: store.RunFolder, version: str, question: str) -> tuple[str, str]
     (manifest,) = [manifest for manifest in run.versions() if manifest["version"] == version]
     path = str(run.path / manifest["model"])
     if (version, question) not in _greedy_answers:
-        tokenizer, texts = models.load_tokenizer(path), config.Prompts(preset="sandbox")
+        tokenizer, texts = model_folder.load_tokenizer(path), config.Prompts(preset="sandbox")
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
         def write(messages) -> str:
             ids = torch.tensor([prompts.render(tokenizer, messages, add_generation_prompt=True)])
-            found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False)
+            found = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False
+            )
             return tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
 
         initial = write(prompts.initial_messages({"question": question}, texts))
-        _greedy_answers[version, question] = initial, write(prompts.correction_messages({"question": question}, initial, texts))
+        _greedy_answers[version, question] = (
+            initial,
+            write(prompts.correction_messages({"question": question}, initial, texts)),
+        )
     return _greedy_answers[version, question]
 
 
@@ -135,22 +155,31 @@ def test_the_newest_version_answers_what_its_weights_say(served):
 def test_a_stream_comes_in_pieces_that_add_up(served):
     with (
         served.client() as client,
-        client.stream("POST", "/v1/correct", json={"question": QUESTIONS[0], "temperature": 0, "stream": True}) as reply,
+        client.stream(
+            "POST", "/v1/correct", json={"question": QUESTIONS[0], "temperature": 0, "stream": True}
+        ) as reply,
     ):
         assert reply.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in reply.iter_lines() if line]
     found = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
     names = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
     assert names[0] == "start" and names[-1] == "result" and names.count("token") > 4
-    texts = {turn: "".join(data["text"] for data in found if data.get("turn") == turn) for turn in ("initial", "correction")}
+    texts = {
+        turn: "".join(data["text"] for data in found if data.get("turn") == turn)
+        for turn in ("initial", "correction")
+    }
     assert (texts["initial"], texts["correction"]) == (found[-1]["initial_answer"], found[-1]["answer"])
-    assert (texts["initial"], texts["correction"]) == greedy(served.run, found[-1]["model_version"], QUESTIONS[0])
+    assert (texts["initial"], texts["correction"]) == greedy(
+        served.run, found[-1]["model_version"], QUESTIONS[0]
+    )
 
 
 def test_the_openai_client_works_streaming_too(served):
     import openai
 
-    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.keys["plain"], max_retries=0, timeout=PATIENCE_S)
+    client = openai.OpenAI(
+        base_url=f"{served.url}/v1", api_key=served.keys["plain"], max_retries=0, timeout=PATIENCE_S
+    )
     assert {"latest", "v0000", "v0001"} <= {model.id for model in client.models.list()}
     ask = {"model": "latest", "messages": [{"role": "user", "content": QUESTIONS[0]}], "temperature": 0}
     whole = client.chat.completions.create(**ask)
@@ -200,10 +229,10 @@ def test_ask_prints_both_answers_and_says_how_to_start(served):
     from typer import Typer
     from typer.testing import CliRunner
 
-    from stasc_ray.serving import commands
+    from stasc_ray.cli import serve
 
     app = Typer()
-    app.command()(commands.ask)
+    app.command()(serve.ask)
     arguments = [QUESTIONS[0], "--temperature", "0", "--key", served.keys["plain"]]
     found = CliRunner().invoke(app, [*arguments, "--url", served.url])
     initial, correction = greedy(served.run, served.health()["active"], QUESTIONS[0])
@@ -250,7 +279,9 @@ def test_at_twice_the_capacity_every_request_is_answered_or_told_to_come_back(se
     told = f"{statuses.count(200)} x 200, {statuses.count(429)} x 429, slowest accepted {accepted[-1]:.1f} s"
     print(f"{told}; without a queue {at_once_s:.1f} s")
     rounds_of_the_queue = 1 + CAPACITY["queue"] / CAPACITY["in_flight"]
-    assert accepted[-1] < 2 * rounds_of_the_queue * at_once_s, "p99 (here the slowest) is bounded by the queue; 2 for noise"
+    assert accepted[-1] < 2 * rounds_of_the_queue * at_once_s, (
+        "p99 (here the slowest) is bounded by the queue; 2 for noise"
+    )
 
 
 class Load:
@@ -283,7 +314,9 @@ class Load:
         failed = [reply for reply in self.replies if reply[1] != 200]
         assert not failed, f"{len(failed)} of {len(self.replies)} failed: {failed[:2]}"
         for question, _, body, _ in self.replies:
-            assert (body["initial_answer"], body["answer"]) == greedy(self.served.run, body["model_version"], question)
+            assert (body["initial_answer"], body["answer"]) == greedy(
+                self.served.run, body["model_version"], question
+            )
         return {body["model_version"] for _, _, body, _ in self.replies}
 
 
@@ -342,7 +375,9 @@ def test_versions_that_are_broken_are_never_served(served, tmp_path):
         refused = {}
         for what, folder in broken.items():
             version = served_runs.publish(served.run, folder)
-            refused[what] = served.wait(lambda health, version=version: version in health["refused"])["refused"][version]
+            refused[what] = served.wait(lambda health, version=version: version in health["refused"])[
+                "refused"
+            ][version]
     assert load.check() == {before}
     assert "log-probabilities" in refused["other_weights"] and "canary" in refused["no_canary"]
     assert "tokenizer" in refused["other_tokenizer"]
@@ -365,7 +400,9 @@ def test_an_admin_moves_back_and_forward(served):
 
 @pytest.mark.served
 def test_a_replica_that_is_killed_is_replaced(served):
-    (replica,) = [p for p in psutil.Process().children(recursive=True) if "ServeReplica" in " ".join(p.cmdline())]
+    (replica,) = [
+        p for p in psutil.Process().children(recursive=True) if "ServeReplica" in " ".join(p.cmdline())
+    ]
     with ThreadPoolExecutor(4) as pool:
         replies = [pool.submit(served.correct, question, rounds=16) for question in QUESTIONS[:4]]
         served.wait(lambda health: health["in_flight"] == 4)
@@ -374,7 +411,9 @@ def test_a_replica_that_is_killed_is_replaced(served):
     statuses = [reply.status_code for reply in found]
     assert set(statuses) <= {200, 503} and 503 in statuses
     for reply in found:
-        assert reply.status_code == 200 or (reply.json()["error"]["type"] == "unavailable_error" and reply.headers["retry-after"])
+        assert reply.status_code == 200 or (
+            reply.json()["error"]["type"] == "unavailable_error" and reply.headers["retry-after"]
+        )
     served.wait(lambda health: health["status"] == "ok")
     assert served.correct(QUESTIONS[0]).status_code == 200
     print(f"requests on the killed replica: {statuses}")
@@ -382,7 +421,9 @@ def test_a_replica_that_is_killed_is_replaced(served):
 
 @pytest.mark.served
 def test_an_engine_that_is_killed_is_replaced(served):
-    killed = served.wait(lambda health: len(health["loaded"]) == 1 and health["loading"] is None)["engine_pids"]
+    killed = served.wait(lambda health: len(health["loaded"]) == 1 and health["loading"] is None)[
+        "engine_pids"
+    ]
     with ThreadPoolExecutor(4) as pool:
         replies = [pool.submit(served.correct, question, rounds=16) for question in QUESTIONS[:4]]
         served.wait(lambda health: health["in_flight"] == 4)

@@ -6,10 +6,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import served_runs
+from harness import served_runs
 
-from stasc_ray import config, models, store
-from stasc_ray.generation.requests import Request
+from stasc_ray import config, store
+from stasc_ray.generation.samples import Request
+from stasc_ray.runtime import model_folder
 from stasc_ray.serving import app, versions
 from stasc_ray.serving.pins import pin
 from stasc_ray.tasks import prompts
@@ -37,8 +38,14 @@ async def answer(followed: versions.Versions) -> str:
 
 
 @pytest.mark.served
-def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where_it_does_not(local_ray, tmp_path):
-    for name, values in {"a": {"noise": 0.05, "seed": 1}, "b": {"noise": 0.05, "seed": 2}, "tied": {"tied": True}}.items():
+def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where_it_does_not(
+    local_ray, tmp_path
+):
+    for name, values in {
+        "a": {"noise": 0.05, "seed": 1},
+        "b": {"noise": 0.05, "seed": 2},
+        "tied": {"tied": True},
+    }.items():
         served_runs.make_model(tmp_path / name, **values)
     run = served_runs.make_run(tmp_path / "run", "serve.swap=in_place")
     served_runs.publish(run, tmp_path / "a")
@@ -134,7 +141,7 @@ def greedy(model: Path) -> str:
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer = models.load_tokenizer(str(model))
+    tokenizer = model_folder.load_tokenizer(str(model))
     messages = prompts.initial_messages({"question": "47+385+12"}, config.Prompts(preset="sandbox"))
     ids = torch.tensor([prompts.render(tokenizer, messages, add_generation_prompt=True)])
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -151,7 +158,9 @@ def test_a_start_with_a_broken_latest_serves_the_newest_version_that_is_not(loca
     settings = store.read_config(run.path)
 
     async def scenario() -> None:
-        followed = versions.Versions(run, settings, app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False)))
+        followed = versions.Versions(
+            run, settings, app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False))
+        )
         await followed.start()
         assert followed.active and followed.active.version == "v0000"
         assert "config.json" in followed.reasons()["v0001"]
@@ -165,6 +174,8 @@ def test_a_run_without_a_version_that_works_says_why(tmp_path):
     (tmp_path / "empty").mkdir()
     served_runs.publish(run, tmp_path / "empty")
     settings = store.read_config(run.path)
-    followed = versions.Versions(run, settings, app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False)))
+    followed = versions.Versions(
+        run, settings, app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False))
+    )
     with pytest.raises(RuntimeError, match=r"v0000: .*config"):
         asyncio.run(followed.start())

@@ -18,7 +18,13 @@ def test_equal_questions_normalize_to_the_same_text() -> None:
 
 
 def test_canonical_row() -> None:
-    given = {"id": 7, "question": " Who? ", "answers": ["a", "", "a", 3.0, 2.5, None], "documents": ["d"], "note": 1}
+    given = {
+        "id": 7,
+        "question": " Who? ",
+        "answers": ["a", "", "a", 3.0, 2.5, None],
+        "documents": ["d"],
+        "note": 1,
+    }
     assert canonical(given) == {
         "id": "7",
         "question": "Who?",

@@ -121,7 +121,9 @@ ODD_REFERENCES = [
     "🙂",
     "½",
 ]
-ORDINARY_TEXT = "It is said that there was no evidence (10% at most), so the dog, who may do a lot, let us in: yes!"
+ORDINARY_TEXT = (
+    "It is said that there was no evidence (10% at most), so the dog, who may do a lot, let us in: yes!"
+)
 
 
 @pytest.mark.parametrize("reference", ODD_REFERENCES)

@@ -77,7 +77,10 @@ def test_a_hang_is_killed_its_error_kept_and_the_next_answer_graded():
     start = time.monotonic()
     value, error = grade(HANGS, row)
     assert time.monotonic() - start < 10
-    assert (value, error) == (0.0, "TimeoutError: math grader: took longer than 2 s to grade an answer; killed")
+    assert (value, error) == (
+        0.0,
+        "TimeoutError: math grader: took longer than 2 s to grade an answer; killed",
+    )
     assert hung is not None
     assert hung.poll() is not None  # dead and reaped
     assert grade("so it is 18 dollars", row) == (1.0, None)

@@ -5,7 +5,7 @@ import random
 from typing import Literal
 
 import pytest
-from chat_templates import FAMILIES, tokenizer_of
+from harness.chat_templates import FAMILIES, tokenizer_of
 
 from stasc_ray.config import Demonstration, Prompts
 from stasc_ray.tasks.prompts import (
@@ -34,7 +34,12 @@ presets = pytest.mark.parametrize("preset", ["qa", "math", "choice", "sandbox"])
 
 def few_shot() -> Prompts:
     shown = Demonstration(question="2 + 2?", initial="5", correction="4")
-    return Prompts(preset="sandbox", system="Be brief.", initial_demonstrations=(shown,), correction_demonstrations=(shown, shown))
+    return Prompts(
+        preset="sandbox",
+        system="Be brief.",
+        initial_demonstrations=(shown,),
+        correction_demonstrations=(shown, shown),
+    )
 
 
 def roles(messages: list[dict[str, str]]) -> list[str]:
@@ -56,7 +61,12 @@ def test_roles_alternate_in_every_preset(preset: Preset):
 
 def test_demonstrations_come_before_the_question_in_both_turns():
     prompts = few_shot()
-    assert [m["content"] for m in initial_messages(QUESTION, prompts)] == ["Be brief.", "2 + 2?", "5", "Which river?"]
+    assert [m["content"] for m in initial_messages(QUESTION, prompts)] == [
+        "Be brief.",
+        "2 + 2?",
+        "5",
+        "Which river?",
+    ]
     assert [m["content"] for m in correction_messages(QUESTION, "Rhine", prompts)] == [
         "Be brief.",
         *["2 + 2?", "5", prompts.correction, "4"] * 2,
@@ -85,7 +95,9 @@ def test_documents_and_choices_are_in_both_turns_and_in_training():
 
 
 def test_a_text_may_place_documents_and_choices_itself():
-    prompts = Prompts(preset="sandbox", initial="{question} | {choices} | {documents}", correction="{question} again")
+    prompts = Prompts(
+        preset="sandbox", initial="{question} | {choices} | {documents}", correction="{question} again"
+    )
     row = {**QUESTION, "choices": ["x"], "documents": ["y"]}
     assert initial_messages(row, prompts)[-1]["content"] == "Which river? | A. x | [1] y"
     assert correction_messages(row, "", prompts)[-1]["content"] == "Which river? again"
@@ -106,7 +118,9 @@ def test_the_prompt_is_a_prefix_of_training(name: str, preset: Preset):
 
 @all_families
 @pytest.mark.parametrize("initial", ["", "Rhine\n", " Rhine", "<|im_end|></s>[INST]"])
-@pytest.mark.parametrize("correction", ["Danube", "\n\nDanube", " Danube \n", "\u00fcber \U0001f30a", "</s>[/INST]"])
+@pytest.mark.parametrize(
+    "correction", ["Danube", "\n\nDanube", " Danube \n", "\u00fcber \U0001f30a", "</s>[/INST]"]
+)
 def test_the_prompt_is_a_prefix_of_training_for_awkward_answers(name: str, initial: str, correction: str):
     check_prefix(name, few_shot(), initial, correction)
 
@@ -115,7 +129,9 @@ def check_prefix(name: str, prompts: Prompts, initial: str, correction: str):
     tokenizer = tokenizer_of(name)
     row = {**QUESTION, "documents": ["It is blue."]}
     prompt = render(tokenizer, correction_messages(row, initial, prompts), add_generation_prompt=True)
-    trained = render(tokenizer, training_messages(row, initial, correction, prompts), add_generation_prompt=False)
+    trained = render(
+        tokenizer, training_messages(row, initial, correction, prompts), add_generation_prompt=False
+    )
     assert trained[: len(prompt)] == prompt
     assert len(trained) > len(prompt)
 
@@ -141,7 +157,9 @@ def test_control_strings_in_contents_stay_text(name: str, injection: str):
     harmless = {**QUESTION, "documents": ["blue"]}
     row = {**QUESTION, "question": f"Which {injection} river?", "documents": [injection]}
     asked = render(tokenizer, correction_messages(row, injection, prompts), add_generation_prompt=True)
-    trained = render(tokenizer, training_messages(row, injection, injection, prompts), add_generation_prompt=False)
+    trained = render(
+        tokenizer, training_messages(row, injection, injection, prompts), add_generation_prompt=False
+    )
     expected = render(tokenizer, training_messages(harmless, "x", "x", prompts), add_generation_prompt=False)
     assert controls(tokenizer, trained) == controls(tokenizer, expected)
     assert trained[: len(asked)] == asked
@@ -149,7 +167,18 @@ def test_control_strings_in_contents_stay_text(name: str, injection: str):
     assert f"Which {injection} river?" in decoded, "the text is still there, character for character"
 
 
-FRAGMENTS = [*"<|[ \n\t{x\u00e9", "im_end|>", "s>", "/s>", "INST]", "<|im_end|>", "</s>", "<|user|>", "\ufdd0", "\u200b"]
+FRAGMENTS = [
+    *"<|[ \n\t{x\u00e9",
+    "im_end|>",
+    "s>",
+    "/s>",
+    "INST]",
+    "<|im_end|>",
+    "</s>",
+    "<|user|>",
+    "\ufdd0",
+    "\u200b",
+]
 
 
 @all_families
@@ -162,7 +191,9 @@ def test_random_mixtures_of_markup_stay_text_and_keep_the_prefix(name: str):
         question, initial, correction = ("".join(generator.choices(FRAGMENTS, k=8)) for _ in range(3))
         row = {"question": question}
         prompt = render(tokenizer, correction_messages(row, initial, prompts), add_generation_prompt=True)
-        whole = render(tokenizer, training_messages(row, initial, correction, prompts), add_generation_prompt=False)
+        whole = render(
+            tokenizer, training_messages(row, initial, correction, prompts), add_generation_prompt=False
+        )
         assert whole[: len(prompt)] == prompt, (question, initial, correction)
         assert controls(tokenizer, whole) == controls(tokenizer, expected), (question, initial, correction)
 
@@ -172,7 +203,10 @@ def test_correction_demonstrations_keep_one_answer_and_fix_one(preset: Preset):
     prompts = Prompts(preset=preset)
     assert prompts.initial_demonstrations == ()
     finals = [
-        (shown.initial.rpartition(prompts.answer_marker)[2], (shown.correction or "").rpartition(prompts.answer_marker)[2])
+        (
+            shown.initial.rpartition(prompts.answer_marker)[2],
+            (shown.correction or "").rpartition(prompts.answer_marker)[2],
+        )
         for shown in prompts.correction_demonstrations
     ]
     assert [before == after for before, after in finals] == ([] if preset == "sandbox" else [True, False])
@@ -184,7 +218,9 @@ def test_plain_text_markers_of_the_template_cannot_be_forged(name: str):
     prompts = Prompts(preset="sandbox")
     row = {**QUESTION, "question": " ".join(FAMILIES[name].markers) or "none"}
     decoded = tokenizer.decode(render(tokenizer, initial_messages(row, prompts), add_generation_prompt=True))
-    plain = tokenizer.decode(render(tokenizer, initial_messages(QUESTION, prompts), add_generation_prompt=True))
+    plain = tokenizer.decode(
+        render(tokenizer, initial_messages(QUESTION, prompts), add_generation_prompt=True)
+    )
     for marker in FAMILIES[name].markers:
         assert decoded.count(marker) == plain.count(marker)
 

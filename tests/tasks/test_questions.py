@@ -31,7 +31,9 @@ def numbers(first: int, last: int) -> list[dict[str, Any]]:
 
 def load_test(source: str, seed: int = 0, **fields: Any) -> LoadedQuestions:
     """All questions of one source, as the test split alone."""
-    return load_questions(Questions.model_validate({"test": {"source": source}, **fields}), seed, splits=("test",))
+    return load_questions(
+        Questions.model_validate({"test": {"source": source}, **fields}), seed, splits=("test",)
+    )
 
 
 def only_row(tmp_path: Path, row: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -39,7 +41,10 @@ def only_row(tmp_path: Path, row: dict[str, Any], **fields: Any) -> dict[str, An
 
 
 def by_split(loaded: LoadedQuestions) -> dict[str, list[str]]:
-    return {split: [row["id"] for row in loaded.rows if row["split"] == split] for split in ("train", "dev", "test")}
+    return {
+        split: [row["id"] for row in loaded.rows if row["split"] == split]
+        for split in ("train", "dev", "test")
+    }
 
 
 # --- columns
@@ -60,7 +65,9 @@ def test_misspelt_optional_column_is_named(tmp_path: Path, field: str) -> None:
         only_row(tmp_path, plain("x")[0], columns={field: "nmae"})
 
 
-@pytest.mark.parametrize(("pattern", "message"), [("a(", "not a regular expression"), ("a.*", "expected a group")])
+@pytest.mark.parametrize(
+    ("pattern", "message"), [("a(", "not a regular expression"), ("a.*", "expected a group")]
+)
 def test_wrong_answer_pattern(tmp_path: Path, pattern: str, message: str) -> None:
     with pytest.raises(ValueError, match=rf"questions.columns.answer_pattern: {message}"):
         only_row(tmp_path, plain("x")[0], columns={"answer_pattern": pattern})
@@ -94,7 +101,9 @@ BAD_LINES: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD_LINES)
-def test_bad_row_fails_with_file_and_line_or_is_skipped_and_counted(tmp_path: Path, bad: Any, message: str) -> None:
+def test_bad_row_fails_with_file_and_line_or_is_skipped_and_counted(
+    tmp_path: Path, bad: Any, message: str
+) -> None:
     good = [{"id": "first", "question": "What is it?", "answers": ["it"]}, *plain("x")]
     source = write_lines(tmp_path / "rows.jsonl", [good[0], "", bad, good[1]])
     with pytest.raises(ValueError, match=rf"rows.jsonl, line 3: {message}"):
@@ -106,14 +115,19 @@ def test_bad_row_fails_with_file_and_line_or_is_skipped_and_counted(tmp_path: Pa
 
 def test_line_in_another_encoding_is_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"question": "q", "answers": "a"}\r\n{"question": "caf\xe9", "answers": "a"}\n')
+    path.write_bytes(
+        b'\xef\xbb\xbf{"question": "q", "answers": "a"}\r\n{"question": "caf\xe9", "answers": "a"}\n'
+    )
     with pytest.raises(ValueError, match=r"rows.jsonl, line 2: unreadable"):
         load_test(str(path))
     assert [row["question"] for row in load_test(str(path), on_bad_row="skip").rows] == ["q"]
 
 
 def test_bad_line_of_a_file_that_serves_three_splits_counts_once(tmp_path: Path) -> None:
-    rows = [{**row, "split": split} for row, split in zip(numbers(0, 6), ["train", "dev", "test"] * 2, strict=True)]
+    rows = [
+        {**row, "split": split}
+        for row, split in zip(numbers(0, 6), ["train", "dev", "test"] * 2, strict=True)
+    ]
     source = write_lines(tmp_path / "rows.jsonl", [*rows, "broken"])
     splits = {split: {"source": source, "split": split} for split in ("train", "dev", "test")}
     loaded = load_questions(Questions.model_validate({**splits, "on_bad_row": "skip"}), 0)
@@ -128,7 +142,9 @@ def test_wholly_repeated_row_is_a_duplicate_not_an_error(tmp_path: Path) -> None
 
 def test_only_bad_rows_is_an_error_that_shows_one(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "rows.jsonl", [{"text": "q", "answers": "a"}])
-    with pytest.raises(ValueError, match=r"found none \(1 bad rows; .*rows.jsonl, line 1: no question: .* found only 'text'"):
+    with pytest.raises(
+        ValueError, match=r"found none \(1 bad rows; .*rows.jsonl, line 1: no question: .* found only 'text'"
+    ):
         load_test(source, on_bad_row="skip")
 
 
@@ -170,7 +186,10 @@ def test_which_duplicate_stays_does_not_depend_on_file_order(tmp_path: Path) -> 
 
 def test_overlap_between_splits_stays_in_test_then_dev(tmp_path: Path) -> None:
     names = {"train": "abcdef", "dev": "ABx", "test": "ay"}
-    sources = {split: {"source": write_lines(tmp_path / f"{split}.jsonl", plain(*letters))} for split, letters in names.items()}
+    sources = {
+        split: {"source": write_lines(tmp_path / f"{split}.jsonl", plain(*letters))}
+        for split, letters in names.items()
+    }
     loaded = load_questions(Questions.model_validate(sources), 0)
     found = {split: {row["answers"][0] for row in loaded.rows if row["split"] == split} for split in names}
     assert found == {"train": set("cdef"), "dev": {"B", "x"}, "test": {"a", "y"}}
@@ -200,20 +219,30 @@ def test_same_id_for_different_questions_gets_the_split_in_front(tmp_path: Path)
 
 
 def test_split_column_and_other_split_of_the_source_of_train(tmp_path: Path) -> None:
-    rows = [{**row, "split": "validation" if number < 5 else "train"} for number, row in enumerate(numbers(0, 20))]
+    rows = [
+        {**row, "split": "validation" if number < 5 else "train"} for number, row in enumerate(numbers(0, 20))
+    ]
     source = write_lines(tmp_path / "rows.jsonl", rows)
-    questions = {"train": {"source": source, "split": "train"}, "dev": {"limit": 3}, "test": {"split": "validation"}}
+    questions = {
+        "train": {"source": source, "split": "train"},
+        "dev": {"limit": 3},
+        "test": {"split": "validation"},
+    }
     loaded = load_questions(Questions.model_validate(questions), 0)
     assert [len(ids) for ids in by_split(loaded).values()] == [12, 3, 5]
     assert {row["answers"][0] for row in loaded.rows if row["split"] == "test"} == set("01234")
-    with pytest.raises(ValueError, match=r"expected rows of split 'dev' in .*, found splits train, validation"):
+    with pytest.raises(
+        ValueError, match=r"expected rows of split 'dev' in .*, found splits train, validation"
+    ):
         load_questions(Questions.model_validate({**questions, "dev": {"source": source, "split": "dev"}}), 0)
 
 
 def test_limit_beyond_the_source_takes_all_but_never_leaves_a_split_empty(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "rows.jsonl", numbers(0, 10))
     assert len(by_split(carved(source, train=500, dev=2, test=3))["train"]) == 5
-    with pytest.raises(ValueError, match=r"questions.train: expected questions, found none left .* in test and dev already"):
+    with pytest.raises(
+        ValueError, match=r"questions.train: expected questions, found none left .* in test and dev already"
+    ):
         carved(source, dev=5, test=5)
 
 
@@ -266,7 +295,11 @@ def test_real_data(preset: str, file: str, count: int) -> None:
     if preset == "commonsense_qa":
         assert all(len(row["choices"]) == 5 and row["answers"][0] in "ABCDE" for row in loaded.rows)
     if preset == "gsm8k":
-        assert all("#" not in answer and any(sign.isdigit() for sign in answer) for row in loaded.rows for answer in row["answers"])
+        assert all(
+            "#" not in answer and any(sign.isdigit() for sign in answer)
+            for row in loaded.rows
+            for answer in row["answers"]
+        )
 
 
 def test_pure() -> None:
@@ -279,5 +312,7 @@ heavy = ("ray", "torch", "vllm", "transformers", "datasets", "pyarrow", "fsspec"
 print([name for name in heavy if name in sys.modules])
 """
     root = str(Path(__file__).resolve().parents[2])
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True
+    )
     assert result.stdout.strip() == "[]"

@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 
 from stasc_ray.config import Reward
-from stasc_ray.tasks.rewards import (
-    REWARDS,
-    Grader,
-    after_marker,
-    check_answers,
-    grader,
-)
+from stasc_ray.tasks.rewards import REWARDS, Grader, after_marker, check_answers, grader
 
 
 @pytest.mark.parametrize(
@@ -155,12 +149,18 @@ def test_graders_pickle_before_and_after_use(user_module, name):
         (Reward(name="choice"), {"answers": ["A"], "choices": []}, "has no choices"),
         (Reward(name="choice"), {"answers": ["A"]}, "has no choices"),
         (Reward(name="choice"), {"answers": ["D"], "choices": ["x", "y"]}, "its choices are A to B"),
-        (Reward(name="exact_match", scope="after_marker"), {"answers": ["x=5"]}, "contains the answer marker '='"),
+        (
+            Reward(name="exact_match", scope="after_marker"),
+            {"answers": ["x=5"]},
+            "contains the answer marker '='",
+        ),
     ],
 )
 def test_references_that_never_match_are_refused_with_the_id(reward, row, message):
     with pytest.raises(ValueError, match=message) as caught:
-        check_answers([{"id": "fine", "answers": ["A"], "choices": ["x"]}, {"id": "bad-7", **row}], reward, "=")
+        check_answers(
+            [{"id": "fine", "answers": ["A"], "choices": ["x"]}, {"id": "bad-7", **row}], reward, "="
+        )
     assert "'bad-7'" in str(caught.value)
     assert "'fine'" not in str(caught.value)
 

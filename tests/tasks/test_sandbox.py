@@ -48,7 +48,9 @@ def model() -> Any:
 def test_questions_are_canonical_rows_with_the_right_sum() -> None:
     for split in sandbox.SPLITS:
         for row in sandbox.questions(split, 300, seed=5):
-            addends = [int(part) for part in row["question"].removeprefix("What is ").removesuffix("?").split(" + ")]
+            addends = [
+                int(part) for part in row["question"].removeprefix("What is ").removesuffix("?").split(" + ")
+            ]
             assert row["answers"] == [str(sum(addends))]
             assert row["split"] == split
             assert (row["documents"], row["choices"]) == ([], [])
@@ -57,9 +59,14 @@ def test_questions_are_canonical_rows_with_the_right_sum() -> None:
 
 def test_splits_never_meet_whatever_the_seeds() -> None:
     texts = {
-        split: {row["question"] for seed in range(3) for row in sandbox.questions(split, 2000, seed)} for split in sandbox.SPLITS
+        split: {row["question"] for seed in range(3) for row in sandbox.questions(split, 2000, seed)}
+        for split in sandbox.SPLITS
     }
-    assert not texts["train"] & texts["dev"] and not texts["train"] & texts["test"] and not texts["dev"] & texts["test"]
+    assert (
+        not texts["train"] & texts["dev"]
+        and not texts["train"] & texts["test"]
+        and not texts["dev"] & texts["test"]
+    )
 
 
 def test_the_order_of_the_addends_does_not_change_the_split() -> None:
@@ -103,7 +110,10 @@ def test_the_module_needs_no_heavy_library() -> None:
         "import sys, stasc_ray.tasks.sandbox as sandbox; sandbox.model_path(); "
         "print([name for name in ('torch', 'transformers', 'ray', 'vllm') if name in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
 
 
 def test_the_shipped_folder_is_small_and_says_what_vllm_needs() -> None:
@@ -111,7 +121,9 @@ def test_the_shipped_folder_is_small_and_says_what_vllm_needs() -> None:
     assert set(files) == MODEL_FILES
     assert sum(path.stat().st_size for path in files.values()) < 3_000_000
     config = json.loads(files["config.json"].read_text())
-    assert config["tie_word_embeddings"] is False  # reload_weights is silently wrong on tied embeddings on CPU
+    assert (
+        config["tie_word_embeddings"] is False
+    )  # reload_weights is silently wrong on tied embeddings on CPU
     assert config["head_dim"] == 32  # the smallest that vLLM has a CPU kernel for
     assert config["max_position_embeddings"] >= 4096  # real questions are read byte by byte
 
@@ -148,13 +160,21 @@ def test_a_conversation_renders_to_one_control_token_per_turn_and_its_end(tokeni
 def test_the_base_model_is_wrong_as_often_as_it_should_be(tokenizer: Any, model: Any) -> None:
     texts, rows = Prompts(preset="sandbox"), sandbox.questions("test", 200, seed=0)
     initial = sample(model, tokenizer, [prompts.initial_messages(row, texts) for row in rows], seed=0)
-    asked = [prompts.correction_messages(row, answer, texts) for row, answer in zip(rows, initial, strict=True)]
+    asked = [
+        prompts.correction_messages(row, answer, texts) for row, answer in zip(rows, initial, strict=True)
+    ]
     corrections = sample(model, tokenizer, asked, seed=1)
-    r1, r2 = ([is_right(*pair) for pair in zip(answers, rows, strict=True)] for answers in (initial, corrections))
+    r1, r2 = (
+        [is_right(*pair) for pair in zip(answers, rows, strict=True)] for answers in (initial, corrections)
+    )
     assert 0.22 < sum(r1) / 200 < 0.44  # 0.31 over 500 questions; the standard error of 200 is 0.035
     assert 0.31 < sum(r2) / 200 < 0.55  # 0.42 over 500
-    assert sum(after > before for before, after in zip(r1, r2, strict=True)) > 200 * 0.10  # there is something to keep
-    assert sum(after < before for before, after in zip(r1, r2, strict=True)) > 200 * 0.03  # and something to unlearn
+    assert (
+        sum(after > before for before, after in zip(r1, r2, strict=True)) > 200 * 0.10
+    )  # there is something to keep
+    assert (
+        sum(after < before for before, after in zip(r1, r2, strict=True)) > 200 * 0.03
+    )  # and something to unlearn
 
 
 def sample(model: Any, tokenizer: Any, conversations: list[list[dict[str, str]]], seed: int) -> list[str]:

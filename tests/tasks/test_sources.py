@@ -37,7 +37,9 @@ def numbers(first: int, last: int) -> list[dict[str, Any]]:
 
 def load_test(source: str, seed: int = 0, **fields: Any) -> LoadedQuestions:
     """All questions of one source, as the test split alone."""
-    return load_questions(Questions.model_validate({"test": {"source": source}, **fields}), seed, splits=("test",))
+    return load_questions(
+        Questions.model_validate({"test": {"source": source}, **fields}), seed, splits=("test",)
+    )
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -77,7 +79,11 @@ def test_fsspec_url(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", numbers(0, 4))
     memory.pipe("/questions_url/a.jsonl", Path(source).read_bytes())
     try:
-        for url in ("memory://questions_url/a.jsonl", "memory://questions_url", "memory://questions_url/*.jsonl"):
+        for url in (
+            "memory://questions_url/a.jsonl",
+            "memory://questions_url",
+            "memory://questions_url/*.jsonl",
+        ):
             assert len(load_test(url).rows) == 4
         with pytest.raises(FileNotFoundError, match=r"found nothing at memory://questions_url/b.jsonl"):
             load_test("memory://questions_url/b.jsonl")
@@ -97,7 +103,9 @@ def test_parquet_reads_only_what_it_needs_and_numbers_its_rows(tmp_path: Path) -
 
 def test_parquet_without_a_needed_column(tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "rows.parquet", [{"query": "q", "answers": "a"}])
-    with pytest.raises(ValueError, match=r"rows.parquet: expected column 'question', found 'query', 'answers'"):
+    with pytest.raises(
+        ValueError, match=r"rows.parquet: expected column 'question', found 'query', 'answers'"
+    ):
         load_test(source, on_bad_row="skip")
 
 
@@ -111,7 +119,9 @@ def test_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         load_test(str(tmp_path / name), on_bad_row="skip")
 
 
-@pytest.mark.parametrize("source", ["missing.jsonl", "./missing", "/nowhere/missing", "a/b/c", "missing*.jsonl", "x.parquet"])
+@pytest.mark.parametrize(
+    "source", ["missing.jsonl", "./missing", "/nowhere/missing", "a/b/c", "missing*.jsonl", "x.parquet"]
+)
 def test_missing_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="found no"):
@@ -150,7 +160,13 @@ print(json.dumps([loaded.rows, loaded.bad_row_examples, len(every.rows), problem
 def test_hub_dataset_from_the_offline_cache(tmp_path: Path) -> None:
     def row(name: str, key: str) -> dict[str, Any]:
         choices = {"label": ["A", "B"], "text": [f"{name} one", f"{name} two"]}
-        return {"id": name, "question": f"Which {name}?", "question_concept": "x", "choices": choices, "answerKey": key}
+        return {
+            "id": name,
+            "question": f"Which {name}?",
+            "question_concept": "x",
+            "choices": choices,
+            "answerKey": key,
+        }
 
     write_parquet(tmp_path / "name" / "train.parquet", [row(f"t{i}", "AB"[i % 2]) for i in range(6)])
     write_parquet(tmp_path / "name" / "validation.parquet", [row("v0", "B"), row("v1", "")])

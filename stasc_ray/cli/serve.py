@@ -1,0 +1,243 @@
+"""The commands `stasc serve`, `stasc ask` and `stasc keys add`; cli.py registers them."""
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+WORKER_NICENESS = 0  # with Ray's 15, an engine on CPUs waits for whatever else this machine does
+
+keys_app = typer.Typer(help="API keys for `stasc serve`.", no_args_is_help=True)
+
+
+def serve(
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder with at least one published version.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[section.field=value ...]", help="Override single fields.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; others than this machine's need keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
+    version: Annotated[
+        str | None, typer.Option(help="Pin a version; default: follow the run's LATEST.")
+    ] = None,
+    api_keys_file: Annotated[
+        Path | None, typer.Option(help="File made by `stasc keys add`; requests need one of its keys.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen at another address without keys.")
+    ] = False,
+    detach: Annotated[
+        bool,
+        typer.Option("--detach", help="Return once it answers; the cluster keeps it until `serve shutdown`."),
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster to join; default: RAY_ADDRESS, else a local Ray that ends with the command."
+        ),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Serve a run's LATEST version over HTTP, and move on when LATEST does."""
+    from stasc_ray.cli.errors import errors_for_people, naming_logs
+
+    with errors_for_people(debug):
+        from stasc_ray import config, store
+        from stasc_ray.runtime import ray_session
+
+        run_folder = run_folder.resolve()
+        settings = config.with_overrides(store.read_config(run_folder), overrides or [])
+        check_open(host, api_keys_file, insecure)
+        if detach and not (address or os.environ.get("RAY_ADDRESS")):
+            raise ValueError(
+                "--detach: expected --address or RAY_ADDRESS, found neither; a local Ray ends with this command"
+            )
+        check_version(store.RunFolder(run_folder), version)
+        started = time.monotonic()
+        writable = os.access(run_folder, os.W_OK)  # a cluster may mount it read-only for serving
+        logs = run_folder / "logs" / "serve" if writable else Path(tempfile.mkdtemp(prefix="stasc-serve-"))
+        with (
+            naming_logs(logs),
+            ray_session.connect(address, logs, worker_niceness=WORKER_NICENESS),
+            serving(
+                run_folder,
+                settings,
+                host,
+                port,
+                api_keys_file,
+                loopback_only=host in LOOPBACK_HOSTS and not api_keys_file,
+                detach=detach,
+            ),
+        ):
+            how = "`serve shutdown --address http://HEAD:8265` stops it" if detach else "Ctrl-C stops it"
+            typer.echo(
+                f"{settings.name} answers at http://{host}:{port} after {time.monotonic() - started:.0f} s; {how}"
+            )
+            if detach:
+                return
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    time.sleep(3600)
+            typer.echo(f"stopping: requests in flight have serve.grace_s = {settings.serve.grace_s:g} s")
+
+
+@contextlib.contextmanager
+def serving(
+    run_folder: Path,
+    settings: Any,
+    host: str,
+    port: int,
+    api_keys_file: Path | None,
+    *,
+    loopback_only: bool,
+    detach: bool = False,
+) -> Iterator[None]:
+    """The endpoint for the length of the block, or beyond it, on the Ray that this process is connected to; drains at the end.
+
+    Raises:
+        RuntimeError: no version of the run can be served.
+    """
+    from ray import serve as ray_serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    from stasc_ray.runtime import ray_session
+    from stasc_ray.serving import app, proxy
+
+    # Serve's own limit is the last resort behind ours, which answers in the one error shape.
+    limit_s = settings.serve.request_timeout_s + 30
+    location = ProxyLocation.HeadOnly if host in LOOPBACK_HOSTS else ProxyLocation.EveryNode
+    ray_serve.start(
+        proxy_location=location,
+        http_options=HTTPOptions(host=host, port=port, request_timeout_s=limit_s),
+        controller_options=proxy.CONTROLLER_OPTIONS,
+    )
+    application = app.endpoint(
+        run_folder,
+        settings,
+        on_cuda=ray_session.on_cuda(settings.engine),
+        api_keys_file=api_keys_file,
+        loopback_only=loopback_only,
+    )
+    was_there = app.APP in ray_serve.status().applications
+    try:
+        ray_serve.run(application, name=app.APP, route_prefix="/")
+        yield
+    except BaseException:
+        detach = detach and was_there  # what did not come up does not stay, and what answered before does
+        raise
+    finally:
+        if not detach:
+            ray_serve.delete(app.APP)
+            ray_serve.shutdown()
+
+
+def check_open(host: str, api_keys_file: Path | None, insecure: bool) -> None:
+    """Refuse to answer everybody on a network by accident.
+
+    Raises:
+        ValueError: another address than this machine's, without keys.
+    """
+    from stasc_ray.serving.keys import read_keys
+
+    if api_keys_file:
+        read_keys(api_keys_file)
+    elif host not in LOOPBACK_HOSTS and not insecure:
+        raise ValueError(
+            f"--host {host}: expected 127.0.0.1, since without keys everybody who reaches this address is answered; make a key "
+            "with `stasc keys add keys.json` and pass --api-keys-file keys.json, or say --insecure"
+        )
+
+
+def check_version(run: Any, version: str | None) -> None:
+    """Pin the version that the command line names, or none: what an operator pinned earlier ends with the earlier server.
+
+    Raises:
+        ValueError: nothing is published, or not that version.
+    """
+    from stasc_ray.serving.pins import LATEST, pin, read_pin
+
+    names = [manifest["version"] for manifest in run.versions()]
+    if not names:
+        raise ValueError(
+            f"{run.path}: expected a published version in versions/, found none; `stasc run` publishes"
+        )
+    if version not in (None, LATEST, *names):
+        raise ValueError(f"--version: expected one of {', '.join(names)}, found {version!r}")
+    wanted = None if version == LATEST else version
+    if wanted != read_pin(run.path):
+        pin(run.path, wanted)
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="The question.")],
+    url: Annotated[str, typer.Option(help="Where `stasc serve` answers.")] = "http://127.0.0.1:8000",
+    rounds: Annotated[int, typer.Option(min=0, help="Corrections in a row.")] = 1,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the run's.")] = None,
+    version: Annotated[str | None, typer.Option(help="A loaded version; default: the active one.")] = None,
+    key: Annotated[str | None, typer.Option(envvar="STASC_API_KEY", help="API key.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply.")] = False,
+) -> None:
+    """Ask a served model; prints its first answer and its correction."""
+    import httpx
+
+    asked = {"question": question, "rounds": rounds, "temperature": temperature, "version": version}
+    try:
+        reply = httpx.post(
+            f"{url}/v1/correct",
+            json={name: value for name, value in asked.items() if value is not None},
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=300,
+        )
+    except httpx.TransportError as error:
+        typer.echo(
+            f"error: nothing answers at {url} ({error}). Start it with: stasc serve runs/NAME", err=True
+        )
+        raise typer.Exit(1) from None
+    try:
+        body = reply.json()
+    except ValueError:
+        body = {"error": {"message": reply.text[:300]}}
+    if reply.is_error:
+        typer.echo(f"error: {reply.status_code}: {body['error']['message']}", err=True)
+        raise typer.Exit(1)
+    typer.echo(json.dumps(body, ensure_ascii=False, indent=2) if as_json else as_text(body))
+
+
+def as_text(body: dict[str, Any]) -> str:
+    """A reply of /v1/correct for people."""
+    lines = [f"initial answer  {body['initial_answer']}"]
+    lines += [f"correction {number:<4} {text}" for number, text in enumerate(body["corrections"], start=1)]
+    what = "changed" if body["changed"] else "kept"
+    return "\n".join([*lines, f"({body['model_version']}, {what}, {body['timings_ms']['total']:.0f} ms)"])
+
+
+@keys_app.command("add")
+def keys_add(
+    file: Annotated[
+        Path, typer.Argument(metavar="KEYS.json", help="File of hashes; is made if it does not exist.")
+    ],
+    name: Annotated[str, typer.Option(help="Whose key it is.")] = "default",
+    admin: Annotated[bool, typer.Option("--admin", help="The key may also activate versions.")] = False,
+    requests_per_minute: Annotated[
+        float | None, typer.Option(min=0.01, help="Requests a minute, per replica.")
+    ] = None,
+) -> None:
+    """Make a key, keep its hash in a file and print the key, once."""
+    from stasc_ray.cli.errors import errors_for_people
+    from stasc_ray.serving.keys import add_key
+
+    with errors_for_people(debug=False):
+        secret = add_key(file, name, admin=admin, requests_per_minute=requests_per_minute)
+        typer.echo(f"{name}'s key, shown this once (its hash is in {os.fspath(file)}):", err=True)
+        typer.echo(secret)

@@ -1,0 +1,476 @@
+"""The configuration of a run: one frozen pydantic tree.
+
+Reads TOML files and dotted overrides (`finetune.learning_rate=1e-5`), is written back as JSON into the run folder.
+Importable without Ray, torch, vLLM or transformers. Humans write TOML, machines write JSON.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """What every section shares: unknown keys are errors, values never change, docstrings become descriptions."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class Model(Section):
+    """The base model M0."""
+
+    path: str = "sandbox"
+    """Hugging Face folder, Hub id, or `sandbox` for the tiny model that ships with the package."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit); only used with a Hub id."""
+    trust_remote_code: bool = False
+    """Whether code from the model repository may run."""
+
+
+class Columns(Section):
+    """Which columns of the source hold what."""
+
+    question: str = "question"
+    """Column with the question text."""
+    answers: str = "answers"
+    """Column with the reference answer, a list of them, or (with choices) the index or label of the right choice."""
+    id: str | None = None
+    """Column with a unique id; without one the id is a hash of question and answers."""
+    choices: str | None = None
+    """Column with the list of choices of a multiple-choice question."""
+    documents: str | None = None
+    """Column with the list of documents an open-book question may use."""
+    answer_pattern: str | None = None
+    """Regular expression whose first group is the answer inside the answers column (GSM8K: `####\\s*(.+)`)."""
+
+
+QUESTION_PRESETS: dict[str, dict[str, Any]] = {
+    "canonical": {"id": "id", "choices": "choices", "documents": "documents"},
+    "nq_open": {"answers": "answer"},
+    "gsm8k": {"answers": "answer", "answer_pattern": r"####\s*(.+)"},
+    "math500": {"question": "problem", "answers": "answer", "id": "unique_id"},
+    "commonsense_qa": {"answers": "answer", "id": "id", "choices": "choices"},
+}
+
+
+class Split(Section):
+    """Where one split's questions come from."""
+
+    source: str | None = None
+    """JSONL or Parquet file, folder, glob or fsspec URL, a Hub dataset id, or `sandbox`. None: carved from train's source."""
+    split: str | None = None
+    """Split name in a Hub dataset, or value of a `split` column in a file; None takes every row."""
+    limit: PositiveInt | None = None
+    """Number of questions to take, chosen by seed; None takes all. Required for a split that is carved from train's source."""
+
+
+class Questions(Section):
+    """The questions: where they are, how to read them, how to split them."""
+
+    preset: Literal["canonical", "nq_open", "gsm8k", "math500", "commonsense_qa"] = "canonical"
+    """Column names of a known dataset; `columns` overrides single fields."""
+    columns: Columns = Columns()
+    """Column mapping, filled from the preset where not given."""
+    hub_config: str | None = None
+    """Configuration name of a Hub dataset (for gsm8k: `main`)."""
+    train: Split = Split(source="sandbox", limit=1000)
+    """Questions the model learns on."""
+    dev: Split = Split(limit=200)
+    """Questions that choose the published version."""
+    test: Split = Split(limit=500)
+    """Questions that are only measured."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """What an unusable row does: stop with file and line number, or be counted and left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_columns(cls, values: Any) -> Any:
+        preset = values.get("preset", "canonical") if isinstance(values, dict) else None
+        if preset in QUESTION_PRESETS and isinstance(values.get("columns", {}), Mapping):
+            values = {**values, "columns": {**QUESTION_PRESETS[preset], **values.get("columns", {})}}
+        return values
+
+
+class Demonstration(Section):
+    """One worked example shown before the question (few-shot)."""
+
+    question: str
+    """Question text."""
+    initial: str
+    """Initial answer as the model should write it."""
+    correction: str | None = None
+    """Correction of that initial answer; required in `correction_demonstrations`."""
+
+
+class Prompts(Section):
+    """Prompt texts. `{question}`, `{choices}` and `{documents}` are replaced; everything else is literal."""
+
+    preset: Literal["qa", "math", "choice", "sandbox"] = "qa"
+    """Which shipped texts fill the fields that are not given (see stasc_ray/config/prompts/)."""
+    system: str = ""
+    """System text; empty for none. Goes into the first user turn for chat templates without a system role."""
+    initial: str = "{question}"
+    """User turn that asks for the initial answer."""
+    correction: str = ""
+    """User turn that asks to correct the initial answer if it is incorrect."""
+    documents: str = "Documents:\n{documents}\n\n"
+    """How documents are put before the initial user turn, when the question has any."""
+    choices: str = "\n{choices}"
+    """How lettered choices are put after the question text, when it has any."""
+    answer_marker: str = "Final Answer:"
+    """Text before the final answer; the last occurrence counts when grading `after_marker`."""
+    initial_demonstrations: tuple[Demonstration, ...] = ()
+    """Few-shot examples in the initial turn's prompt."""
+    correction_demonstrations: tuple[Demonstration, ...] = ()
+    """Few-shot examples (initial and correction) in the correction turn's prompt."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        preset = values.get("preset", "qa") if isinstance(values, dict) else None
+        path = resources.files("stasc_ray.config") / "prompts" / f"{preset}.toml"
+        if isinstance(preset, str) and preset.isalnum() and path.is_file():
+            return {**tomllib.loads(path.read_text(encoding="utf-8")), **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "{question}" not in self.initial:
+            raise ValueError("prompts.initial must contain {question}")
+        if not self.correction.strip():
+            raise ValueError("prompts.correction must not be empty: it asks the model to correct its answer")
+        if any(demonstration.correction is None for demonstration in self.correction_demonstrations):
+            raise ValueError("every entry of prompts.correction_demonstrations needs a `correction`")
+        return self
+
+
+class Reward(Section):
+    """How an answer is graded."""
+
+    name: str = "in_accuracy"
+    """`in_accuracy`, `exact_match`, `f1`, `math`, `choice`, or a dotted path `package.module:function`."""
+    scope: Literal["whole_text", "after_marker"] = "whole_text"
+    """Grade the whole generation, or what follows the last `prompts.answer_marker`."""
+    timeout_s: PositiveFloat = 5.0
+    """Seconds one answer may take to grade before it counts as a grader error (reward 0); used by `math`."""
+
+
+class Engine(Section):
+    """The vLLM engines and the actors that hold them."""
+
+    actors: PositiveInt | Literal["all"] | tuple[PositiveInt, PositiveInt] = 1
+    """Number of actors, one engine each; `all`: as many as the running nodes have room for; `[min, max]`: grows with the work."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where engines and training run; `auto` takes CUDA when Ray sees a GPU."""
+    reserve_gpus: bool = False
+    """With `device = "cpu"`, `stasc run` reserves GPUs as on CUDA: to try GPU scheduling where they are only declared."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs per engine."""
+    cpus_per_actor: PositiveInt = 1
+    """CPUs that Ray reserves for each actor."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights in the engine; `auto`: bfloat16 on CUDA, float32 on CPU."""
+    max_model_len_tokens: PositiveInt = 2048
+    """Longest prompt plus output, in tokens."""
+    max_num_seqs: PositiveInt = 256
+    """Sequences in one engine step at most."""
+    max_num_batched_tokens: PositiveInt = 8192
+    """Tokens in one engine step at most."""
+    gpu_memory_utilization: Fraction = 0.9
+    """Share of GPU memory the engine may take; unused on CPU."""
+    kv_cache_gb: PositiveFloat = 1.0
+    """KV cache per engine on CPU, in GiB; unused on CUDA."""
+    enforce_eager: bool = False
+    """Skip CUDA graphs (slower, starts sooner); unused on CPU."""
+    batch_size: PositiveInt = 32
+    """Questions in one unit of work, which is committed at once; more where a split would have over 4,096 units."""
+    concurrent_batches: PositiveInt = 4
+    """Batches in flight per actor, so that an engine never idles at a batch boundary."""
+    start_timeout_s: PositiveFloat = 900.0
+    """Seconds until every actor must be up."""
+    max_error_fraction: Fraction = 0.05
+    """Share of rows with an error above which the run stops."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.actors, tuple) and self.actors[0] > self.actors[1]:
+            raise ValueError(f"engine.actors: expected [min, max] with min <= max, found {list(self.actors)}")
+        return self
+
+    @property
+    def least_actors(self) -> int:
+        """How many actors generation needs at least."""
+        if isinstance(self.actors, tuple):
+            return self.actors[0]
+        return 1 if self.actors == "all" else self.actors
+
+
+class Sampling(Section):
+    """Sampling values of one turn; all are passed to vLLM explicitly."""
+
+    temperature: NonNegativeFloat = 0.6
+    """Softmax temperature; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Nucleus probability mass."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Most likely tokens kept; 0 keeps all."""
+    min_p: Fraction = 0.0
+    """Least probability, relative to the likeliest token."""
+    repetition_penalty: PositiveFloat = 1.0
+    """Penalty on tokens already present; 1 is none."""
+    max_tokens: PositiveInt = 256
+    """New tokens at most."""
+
+
+class SamplingPerTurn(Section):
+    """Sampling of the two turns."""
+
+    initial: Sampling = Sampling()
+    """Initial answers (Y1)."""
+    correction: Sampling = Sampling()
+    """Corrections (Y2)."""
+
+
+FILTERS = Literal["improving", "non_decreasing", "both_correct"]
+
+
+class Algorithm(Section):
+    """Algorithm 1 of arXiv 2503.08681. `variant` accepts the paper's three letters (EIE ... FNF) as a shorthand."""
+
+    iterations: PositiveInt = 4
+    """N: how often the loop runs."""
+    initial_answers_from: Literal["base", "current"] = "current"
+    """Who writes the initial answers: M0 (Fixed, F) or M_{n-1} (Evolving, E). First letter of the variant."""
+    filter: FILTERS = "improving"
+    """Which corrections are kept: `improving` r2 > r1 (I); `non_decreasing` also r2 = r1 >= threshold (N); `both_correct`."""
+    finetune_from: Literal["base", "current"] = "base"
+    """Where each fine-tune starts: M0 (Fixed, F) or M_{n-1} (Evolving, E). Third letter of the variant."""
+    n_initial: PositiveInt = 1
+    """N_init: initial answers per train question."""
+    n_corrections: PositiveInt = 5
+    """N_corr: corrections per initial answer."""
+    threshold: float = 1.0
+    """t: the reward from which an answer counts as correct."""
+    pairing: Literal["own", "cross"] = "own"
+    """`own`: a correction is judged against the answer it was written for; `cross`: against every answer of its question."""
+    max_examples_per_question: PositiveInt | None = None
+    """Kept corrections per question at most; None keeps all."""
+    keep_correct_share: Fraction | None = None
+    """Target share of correct-to-correct pairs among the kept, reached by dropping; None leaves it. Only with `non_decreasing`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_variant(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("variant") is None:
+            return values
+        values = dict(values)
+        letters = str(values.pop("variant")).upper()
+        if len(letters) != 3 or letters[0] not in "EF" or letters[1] not in "IN" or letters[2] not in "EF":
+            raise ValueError(
+                f"algorithm.variant: expected one of EIE EIF ENE ENF FIE FIF FNE FNF, found {letters!r}"
+            )
+        source = {"E": "current", "F": "base"}
+        words = {
+            "initial_answers_from": source[letters[0]],
+            "filter": {"I": "improving", "N": "non_decreasing"}[letters[1]],
+            "finetune_from": source[letters[2]],
+        }
+        for name, word in words.items():
+            if values.get(name, word) != word:
+                raise ValueError(
+                    f"algorithm.variant {letters} says {name} = {word!r}, but {name} is {values[name]!r}: drop one"
+                )
+        return {**values, **words}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.keep_correct_share is not None and self.filter != "non_decreasing":
+            kept = {"improving": "no", "both_correct": "nothing but"}[self.filter]
+            raise ValueError(
+                f"algorithm.keep_correct_share balances c->c against i->c pairs: expected filter = 'non_decreasing', found "
+                f"filter = {self.filter!r}, which keeps {kept} c->c pairs"
+            )
+        return self
+
+    @property
+    def variant(self) -> str:
+        """The paper's three letters; `B` in the middle stands for `both_correct`, which the paper does not name."""
+        letter = {"improving": "I", "non_decreasing": "N", "both_correct": "B", "current": "E", "base": "F"}
+        return letter[self.initial_answers_from] + letter[self.filter] + letter[self.finetune_from]
+
+
+class Lora(Section):
+    """Low-rank adapters (peft)."""
+
+    rank: Annotated[int, Field(gt=0, le=512)] = 16
+    """Rank r; vLLM serves adapters of at most 512."""
+    alpha: PositiveFloat = 32.0
+    """Scale; the update is multiplied by alpha / rank."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapter's input."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Module names that get an adapter."""
+
+
+class Finetune(Section):
+    """One iteration's supervised fine-tune on the kept corrections (Ray Train)."""
+
+    method: Literal["full", "lora"] = "full"
+    """Train all weights, or an adapter that is merged (in float32) at export."""
+    lora: Lora = Lora()
+    """Adapter settings, used with `method = "lora"`."""
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Ray Train workers, one GPU each on CUDA, FSDP2 between them; `[min, max]`: as many as there is room for."""
+    sharding: Literal["full", "hybrid"] = "full"
+    """How several workers share the model; `hybrid`: shards in a node, replicas across nodes (less traffic, more memory)."""
+    learning_rate: PositiveFloat = 7e-6
+    """Peak learning rate of AdamW."""
+    batch_size: PositiveInt = 8
+    """Examples per optimizer step over all workers together."""
+    epochs: PositiveInt = 1
+    """Passes over the kept examples per iteration."""
+    weight_decay: NonNegativeFloat = 0.1
+    """AdamW weight decay."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """Learning-rate decay to 0 after the warm-up."""
+    warmup_fraction: Fraction = 0.03
+    """Share of the steps in which the learning rate rises from 0."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this global norm."""
+    max_length_tokens: PositiveInt = 2048
+    """Length of one packed sequence (on CUDA); a longer example is left out and counted."""
+    packing: bool = True
+    """Several examples in one forward pass: on CUDA in one sequence, on CPUs side by side; the loss is the same."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Computation type; `auto`: bfloat16 autocast on CUDA, float32 on CPU. Master weights are float32."""
+    checkpoint_every_n_steps: PositiveInt = 50
+    """Optimizer steps between checkpoints, from which a dead worker resumes."""
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    """Times the workers may die and be started again in one fine-tune."""
+    start_timeout_s: PositiveFloat = 900.0
+    """Seconds until every worker must be up; with `[min, max]` training waits for the least number without a limit."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
+            raise ValueError(
+                f"finetune.workers: expected [min, max] with min <= max, found {list(self.workers)}"
+            )
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        """How many workers a fine-tune needs at least."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+
+class Evaluation(Section):
+    """How each model is measured on dev and test."""
+
+    samples: PositiveInt = 1
+    """Initial answers per question, each with one correction."""
+    greedy: bool = False
+    """Temperature 0 in both turns instead of `sampling`; needs `samples = 1`."""
+    bootstrap_samples: PositiveInt = 1000
+    """Resamples of the questions behind each 95% interval."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.greedy and self.samples > 1:
+            raise ValueError(
+                f"evaluation.greedy gives the same answer each time: expected samples = 1, found {self.samples}"
+            )
+        return self
+
+
+class Publish(Section):
+    """When LATEST moves to a new version."""
+
+    when: Literal["dev_improves", "always"] = "dev_improves"
+    """`dev_improves`: only to the best dev r(Y2) so far; `always`: after each iteration."""
+
+
+class Serve(Section):
+    """How a run is served over HTTP (`stasc serve`). Limits hold per replica."""
+
+    replicas: PositiveInt = 1
+    """Replicas, one engine each; with `max_replicas` the least number."""
+    max_replicas: PositiveInt | None = None
+    """Most replicas that load may bring; None keeps `replicas`."""
+    target_in_flight: PositiveFloat = 16.0
+    """Questions in flight per replica that autoscaling aims at."""
+    cpus_per_replica: NonNegativeFloat = 1.0
+    """CPUs that Ray reserves for a replica and its engine."""
+    gpus_per_engine: PositiveFloat | None = None
+    """GPUs that Ray reserves per engine; None: `engine.tensor_parallel_size`. 0.5 lets two versions share one GPU."""
+    swap: Literal["beside", "in_place"] = "beside"
+    """`beside`: a new version gets an engine of its own, the old one answers until it is up. `in_place`: one engine; requests
+    wait while its weights are exchanged, or, where the canary finds that this went wrong, while a new engine starts."""
+    poll_s: PositiveFloat = 2.0
+    """Seconds between two looks at LATEST, and between two signs of life of the engine."""
+    canary_tolerance: PositiveFloat | None = None
+    """Mean absolute difference of log-probabilities up to which a version is served; None: 0.01, or 0.1 for 16-bit engines."""
+    max_in_flight: PositiveInt = 64
+    """Questions that are worked on at once."""
+    max_queue: Annotated[int, Field(ge=0)] = 128
+    """Questions that wait for a place; one more gets 429."""
+    max_body_kb: PositiveInt = 1024
+    """Size of a request's body in KiB; more gets 413."""
+    max_prompt_tokens: PositiveInt | None = None
+    """Tokens of one turn's prompt; more gets 413. None: what `engine.max_model_len_tokens` leaves room for."""
+    max_output_tokens: PositiveInt = 1024
+    """Largest `max_tokens` that a request may ask for; more gets 422."""
+    max_rounds: PositiveInt = 8
+    """Largest `rounds` that a request may ask for."""
+    max_samples: PositiveInt = 16
+    """Largest `samples` that a request may ask for."""
+    request_timeout_s: PositiveFloat = 60.0
+    """Seconds from arrival to the last token, queueing included; then 504, and the engine stops working on it."""
+    grace_s: PositiveFloat = 30.0
+    """Seconds that requests in flight get to finish when a replica stops."""
+    log_texts: bool = False
+    """Whether questions and answers go into the log."""
+
+
+class Tracking(Section):
+    """Where metrics go besides metrics.jsonl; each needs its optional dependency."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files into the run folder."""
+    mlflow: bool = False
+    """Log to MLflow (set MLFLOW_TRACKING_URI)."""
+    wandb: bool = False
+    """Log to Weights & Biases (set WANDB_API_KEY or WANDB_MODE=offline)."""
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Name of the run, and of its folder under `storage`."""
+    storage: str = "runs"
+    """Folder that holds runs; on a cluster a path that every node sees (NFS, Lustre, FSx, a mounted bucket)."""
+    seed: int = 0
+    """Seed of everything that is random."""
+    model: Model = Model()
+    questions: Questions = Questions()
+    prompts: Prompts = Prompts()
+    reward: Reward = Reward()
+    engine: Engine = Engine()
+    sampling: SamplingPerTurn = SamplingPerTurn()
+    algorithm: Algorithm = Algorithm()
+    finetune: Finetune = Finetune()
+    evaluation: Evaluation = Evaluation()
+    publish: Publish = Publish()
+    serve: Serve = Serve()
+    tracking: Tracking = Tracking()

@@ -1,0 +1,1 @@
+"""What every command does first: settings, lease, Ray, one look at every node, checks."""

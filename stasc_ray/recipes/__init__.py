@@ -1,0 +1,1 @@
+"""Recipes: what is asked, what is learnt, how questions are answered."""

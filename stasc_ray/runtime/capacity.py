@@ -1,0 +1,106 @@
+"""What a cluster has room for: arithmetic over the resources of its nodes. Pure; asks no Ray."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from stasc_ray import config
+
+FULL_BYTES, LORA_BYTES = 16, 4
+"""Per parameter on the trainer's GPUs: float32 weights, gradients and AdamW's two moments; an adapter needs the weights only."""
+
+
+def reserved_gpus(engine: config.Engine, cuda: bool) -> int:
+    """GPUs that Ray reserves for each engine; with none, none for the trainer's workers either."""
+    return engine.tensor_parallel_size if cuda or engine.reserve_gpus else 0
+
+
+def pool_size(engine: config.Engine, nodes: Sequence[Mapping[str, float]], cuda: bool) -> tuple[int, int]:
+    """The least and the most engines that generation runs at once; `engine.actors = "all"`: those that the nodes hold."""
+    if engine.actors == "all":
+        room = max(1, room_for_engines(engine, nodes, cuda))
+        return room, room
+    return engine.actors if isinstance(engine.actors, tuple) else (engine.actors, engine.actors)
+
+
+def room_for_engines(engine: config.Engine, nodes: Sequence[Mapping[str, float]], cuda: bool) -> int:
+    """How many engines the nodes hold, each on one node; one CPU of the cluster is left to read and grade."""
+    found = places(nodes, engine.cpus_per_actor, reserved_gpus(engine, cuda))
+    left = sum(int(node.get("CPU", 0)) for node in nodes) - found * engine.cpus_per_actor
+    return found if left >= 1 else max(0, found - 1)
+
+
+def places(nodes: Sequence[Mapping[str, float]], cpus: int, gpus: int) -> int:
+    """How many processes with that many CPUs and GPUs the nodes hold."""
+    by_cpus = [int(node.get("CPU", 0)) // cpus for node in nodes]
+    by_gpus = [int(node.get("GPU", 0)) // gpus for node in nodes] if gpus else by_cpus
+    return sum(map(min, by_cpus, by_gpus))
+
+
+def lack_of_room(
+    settings: config.Config,
+    nodes: Sequence[Mapping[str, float]],
+    cuda: bool,
+    *,
+    generation: bool,
+    training: bool,
+) -> Iterator[str]:
+    """What these nodes (their resources) are too small for."""
+    engine, finetune = settings.engine, settings.finetune
+    gpus = reserved_gpus(engine, cuda)
+    on_cpus = (
+        f", or set engine.device=cpu{' without engine.reserve_gpus' if engine.reserve_gpus else ''}"
+        if gpus
+        else ""
+    )
+    room = room_for_engines(engine, nodes, cuda)
+    if generation and engine.least_actors > room:
+        each = f"{engine.cpus_per_actor} CPU(s)" + (f" and {gpus} GPU(s)" if gpus else "")
+        yield (
+            f"engine.actors: expected at most the {room} engine(s) that the cluster's {_amounts(nodes)} have room for ({each} "
+            f"each, on one node, and a CPU to read and grade), found {engine.least_actors}; lower it or what each takes, add "
+            f"nodes{on_cpus}"
+        )
+    room = places(nodes, 1, 1 if gpus else 0)
+    if training and finetune.least_workers > room:
+        yield (
+            f"finetune.workers: expected at most the {room} worker(s) that the cluster's {_amounts(nodes)} have room for, found "
+            f"{finetune.least_workers}; lower it, add nodes{on_cpus}"
+        )
+    memory_gb, actors = sum(node.get("memory", 0) for node in nodes) / 2**30, engine.least_actors
+    if generation and not cuda and actors * engine.kv_cache_gb > memory_gb:
+        yield (
+            f"engine.kv_cache_gb: expected actors x kv_cache_gb below the cluster's {memory_gb:.1f} GiB, found "
+            f"{actors} x {engine.kv_cache_gb:g}; lower one of them"
+        )
+
+
+def _amounts(nodes: Sequence[Mapping[str, float]]) -> str:
+    cpus, gpus = (int(sum(node.get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
+    return f"{len(nodes)} node(s) with {cpus} CPUs and {gpus} GPUs"
+
+
+def too_small(
+    settings: config.Config, weights: int, gpu_gb: float, *, generation: bool = True, training: bool = True
+) -> str | None:
+    """Why GPUs of that size cannot hold this many weights, or None. Activations and KV cache need room on top of that."""
+    engine, finetune = settings.engine, settings.finetune
+    bytes_each = 4 if engine.dtype == "float32" else 2
+    room_gb, need_gb = (
+        gpu_gb * engine.gpu_memory_utilization,
+        weights * bytes_each / engine.tensor_parallel_size / 2**30,
+    )
+    if generation and need_gb >= room_gb:
+        return (
+            f"engine: expected the weights to fit into {room_gb:.1f} GiB (engine.gpu_memory_utilization of a GPU's {gpu_gb:.1f}), "
+            f"found {need_gb:.1f} GiB per GPU; raise engine.tensor_parallel_size or take a smaller model"
+        )
+    state = LORA_BYTES if finetune.method == "lora" else FULL_BYTES
+    need_gb = (
+        weights * state / finetune.least_workers / 2**30
+    )  # hybrid sharding needs more: a share of a node's workers
+    if training and need_gb >= gpu_gb:
+        return (
+            f"finetune: expected weights, gradients and optimizer state to fit into a GPU's {gpu_gb:.1f} GiB, "
+            f"found {need_gb:.1f} GiB "
+            "per worker; raise finetune.workers, or set finetune.method=lora"
+        )
+    return None

@@ -1,0 +1,84 @@
+"""Model folders: what one must hold to be answered with and trained on, and how its tokenizer is loaded."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stasc_ray import config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def check_model(path: str) -> None:
+    """Refuse a local folder that cannot work, before any worker starts; a Hub id is left to the Hub.
+
+    Raises:
+        FileNotFoundError: a path that does not exist, or a folder without config, weights or tokenizer.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+            raise FileNotFoundError(
+                f"model.path: expected a Hugging Face model folder or a Hub id, found nothing at {path}"
+            )
+        return
+    for what, patterns in {
+        "a config": ["config.json"],
+        "weights": ["*.safetensors", "pytorch_model*.bin"],
+        "a tokenizer": ["tokenizer.json", "tokenizer.model", "vocab.json"],
+    }.items():
+        if not any(any(folder.glob(pattern)) for pattern in patterns):
+            raise FileNotFoundError(
+                f"model.path: expected {what} in {path} (one of {', '.join(patterns)}), found "
+                f"{', '.join(sorted(file.name for file in folder.iterdir())) or 'an empty folder'}"
+            )
+    settings = folder / "tokenizer_config.json"
+    if not any(folder.glob("chat_template*")) and '"chat_template"' not in (
+        settings.read_text() if settings.is_file() else ""
+    ):
+        raise FileNotFoundError(
+            f"model.path: expected a chat template in {path} (chat_template.jinja, or in tokenizer_config.json), found none; use "
+            "an instruction-tuned model, or put a chat_template.jinja there"
+        )
+
+
+def revision(path: str, model: config.Model) -> str | None:
+    """The Hub revision to load: `model.revision` for M0 itself; what a run made lies in folders and has none."""
+    return model.revision if path == model.path else None
+
+
+def load_tokenizer(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: it has no chat template, or no end-of-turn token.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        path, revision=revision or "main", trust_remote_code=trust_remote_code
+    )
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"model.path: expected a tokenizer with a chat template in {path}, found none; use an instruction-tuned "
+            "model, or put a chat_template.jinja beside its tokenizer"
+        )
+    return tokenizer
+
+
+def stop_token_ids(
+    path: str, tokenizer: "PreTrainedTokenizerBase", *, revision: str | None = None
+) -> list[int]:
+    """Ids that end an answer: the tokenizer's and every one that the model's generation config names."""
+    from transformers import GenerationConfig
+    from transformers.utils.hub import cached_file
+
+    found: list[Any] = [tokenizer.eos_token_id]
+    if cached_file(
+        path, "generation_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    ):
+        named = GenerationConfig.from_pretrained(path, revision=revision or "main").eos_token_id
+        found += named if isinstance(named, list) else [named]
+    return sorted({token for token in found if token is not None})

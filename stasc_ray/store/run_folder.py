@@ -1,0 +1,251 @@
+"""The run folder: every path in it, commit marks, the lease that keeps a second driver out, versions and LATEST.
+
+    <storage>/<run>/
+      config.json environment.json metrics.jsonl      what ran, on what, and what came out (one line per finished stage)
+      questions/{train,dev,test}.parquet              the questions, one row group per unit of work
+      base/ iteration_01/ ...                         rollouts/ examples/ model/ evaluation/, each closed by _COMMITTED.json
+      versions/v0001.json ... LATEST                  what was published; the pointer is renamed last
+      lease/0001 ...                                  one file per attempt; the highest number may write
+      logs/                                           Ray's and vLLM's own logs
+
+A stage is: if committed, skip; else compute, write, commit. A file without its mark is never read. `storage` is a path that every
+node sees; renaming a file over another must be atomic there (POSIX file systems and NFS are; object stores are not).
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stasc_ray import config
+from stasc_ray.store.files import read_json, write_atomically
+from stasc_ray.store.lease import Lease, hold_lease
+
+COMMIT_MARK = "_COMMITTED.json"
+OPERATIONAL = (
+    "storage",
+    "name",
+    "engine.actors",
+    "engine.concurrent_batches",
+    "engine.gpu_memory_utilization",
+    "engine.kv_cache_gb",
+    "engine.max_error_fraction",
+    "engine.reserve_gpus",
+    "engine.start_timeout_s",
+    "finetune.gradient_checkpointing",
+    "finetune.max_failures",
+    "finetune.sharding",
+    "finetune.start_timeout_s",
+    "finetune.workers",
+)
+"""Fields that say how a run is carried out, not what it is: a resumed run may have others."""
+
+
+class RunFolder:
+    """Paths and commit marks of one run. Reading needs no lease; `commit`, `publish` and `log` need the one in `lease`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lease: Lease | None = None
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object per finished stage."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of Ray, vLLM and the driver."""
+        return self.path / "logs"
+
+    @property
+    def questions(self) -> Path:
+        """Questions of all splits, as Parquet."""
+        return self.path / "questions"
+
+    def iteration(self, number: int) -> Path:
+        """Folder of one iteration; 0 is the base model."""
+        return self.path / iteration_name(number)
+
+    def stage(self, number: int, stage: str) -> Path:
+        """Folder of one stage of one iteration: rollouts, examples, model or evaluation."""
+        return self.iteration(number) / stage
+
+    def committed(self, folder: Path) -> dict[str, Any] | None:
+        """What a stage's commit mark holds; None where there is none."""
+        mark = folder / COMMIT_MARK
+        return read_json(mark, "line", "files") if mark.is_file() else None
+
+    def files(self, folder: Path) -> list[Path]:
+        """The Parquet files of a committed stage, as its mark lists them.
+
+        Raises:
+            FileNotFoundError: the stage is not committed.
+        """
+        mark = self.committed(folder)
+        if mark is None:
+            raise FileNotFoundError(
+                f"{folder}: expected a finished stage (with {COMMIT_MARK}), found none; `stasc run` makes it"
+            )
+        return [folder / name for name in mark["files"]]
+
+    def commit(self, folder: Path, mark: Mapping[str, Any]) -> None:
+        """Close a stage: from now on its files are read and its work is not done again.
+
+        Raises:
+            RuntimeError: another driver has taken the run over.
+        """
+        self.check_lease()
+        write_atomically(folder / COMMIT_MARK, json.dumps(mark, indent=2, ensure_ascii=False))
+
+    def fresh_stage(self, folder: Path) -> Path:
+        """An empty folder for a stage that cannot continue from what an earlier attempt left."""
+        self.check_lease()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append a finished stage's line to metrics.jsonl unless it is there (a driver may die between mark and line)."""
+        self.check_lease()
+        stage = (line["stage"], line["iteration"])
+        if stage not in {(known["stage"], known["iteration"]) for known in self.metrics()}:
+            # An attempt that was killed while it wrote may have left half a line: begin on a new one.
+            data = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(("" if data.endswith(b"\n") or not data else "\n") + json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl, in order."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = []
+        for text in self.metrics_file.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):  # the half line of a killed attempt
+                lines.append(json.loads(text))
+        return [line for line in lines if isinstance(line, dict) and {"stage", "iteration"} <= set(line)]
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Keep what the newest attempt ran on."""
+        self.check_lease()
+        write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
+
+    def versions(self) -> list[dict[str, Any]]:
+        """Manifests of the published versions, oldest first."""
+        return [
+            read_json(file, "version", "model") for file in sorted((self.path / "versions").glob("v*.json"))
+        ]
+
+    def latest(self) -> str | None:
+        """Name of the version that LATEST points to; None before the first publication."""
+        pointer = self.path / "LATEST"
+        return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
+
+    def publish(self, manifest: Mapping[str, Any], *, move_latest: bool) -> None:
+        """Write a version's manifest and then, if wanted, the pointer. `manifest["version"]` names it."""
+        self.check_lease()
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        write_atomically(self.path / "versions" / f"{manifest['version']}.json", text)
+        if move_latest:
+            self.check_lease()
+            write_atomically(self.path / "LATEST", f"{manifest['version']}\n")
+
+    @property
+    def attempt(self) -> int:
+        """Number of this driver's attempt at the run."""
+        self.check_lease()
+        assert self.lease is not None
+        return self.lease.number
+
+    def check_lease(self) -> None:
+        """Raises RuntimeError unless this process holds the run's newest lease."""
+        if self.lease is None:
+            raise RuntimeError(f"run folder {self.path} was opened for reading; writing needs `open_run`")
+        self.lease.check()
+
+
+def iteration_name(number: int) -> str:
+    """`base` for 0, else `iteration_01` and so on."""
+    return "base" if number == 0 else f"iteration_{number:02d}"
+
+
+@contextlib.contextmanager
+def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Iterator[RunFolder]:
+    """Create a run folder or take up an existing one, and hold its lease.
+
+    Args:
+        fresh: delete what the folder holds and begin again.
+
+    Raises:
+        ValueError: the folder belongs to a run with another config, or is not a run folder; the message says the ways out.
+        RuntimeError: another driver works on it.
+        OSError: the folder cannot be written to.
+    """
+    run = RunFolder(path)
+    ours = (path / "config.json").exists() or (path / "lease").is_dir()
+    if path.exists() and not ours and any(path.iterdir()):
+        raise ValueError(
+            f"run folder {path}: expected a run's folder or an empty one, found other files; name another folder"
+        )
+    if not fresh:
+        _check_same_config(path, settings)
+    path.mkdir(parents=True, exist_ok=True)
+    with hold_lease(path / "lease") as lease:
+        run.lease = lease
+        if fresh or not (path / "config.json").exists():
+            # The config goes first and comes last: a folder without it holds nothing of a run, whoever was killed here.
+            (path / "config.json").unlink(missing_ok=True)
+            for entry in path.iterdir():
+                if entry.name != "lease":
+                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        run.logs.mkdir(exist_ok=True)
+        write_atomically(path / "config.json", config.to_json(settings))
+        try:
+            yield run
+        except Exception:
+            lease.check()  # whoever was taken over fails in one of many ways; this is the reason for all of them
+            raise
+
+
+def read_config(path: Path) -> config.Config:
+    """The config a run folder was made with.
+
+    Raises:
+        FileNotFoundError: no run folder at `path`.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"run folder: expected config.json in {path}, found none; `stasc run` makes one"
+        )
+    return config.validate(read_json(file), origin=str(file))
+
+
+def _check_same_config(path: Path, settings: config.Config) -> None:
+    if not (path / "config.json").is_file() or not (path / "questions" / COMMIT_MARK).is_file():
+        return  # nothing was done with the old config yet
+    stored = read_config(path)
+    differing = config.differing_fields(stored, settings)
+    names = [
+        name for name in differing if name not in OPERATIONAL and not name.startswith(("serve.", "tracking."))
+    ]
+    if names:
+        old, new = (
+            dict((name, value) for name, value, *_ in config.walk(tree)) for tree in (stored, settings)
+        )
+        lines = [f"  {name}: {old[name]!r} in the folder, {new[name]!r} now" for name in names]
+        raise ValueError(
+            f"run folder {path} belongs to a run with another config:\n" + "\n".join(lines) + "\n"
+            "resume it with its own config, start over with --fresh (deletes it), or choose another name=... or --run-dir"
+        )
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,49 @@
+import subprocess
+import sys
+
+import pytest
+from harness import served_runs
+
+from stasc_ray import config
+from stasc_ray.cli import serve
+from stasc_ray.serving import app, pins
+from stasc_ray.serving.keys import add_key
+
+
+def test_another_address_needs_keys_or_a_word(tmp_path):
+    with pytest.raises(ValueError, match="--insecure"):
+        serve.check_open("0.0.0.0", None, insecure=False)
+    serve.check_open("0.0.0.0", None, insecure=True)
+    serve.check_open("127.0.0.1", None, insecure=False)
+    add_key(tmp_path / "keys.json", "me")
+    serve.check_open("0.0.0.0", tmp_path / "keys.json", insecure=False)
+
+
+def test_the_command_line_pins_a_published_version_and_ends_an_earlier_pin(tmp_path):
+    run = served_runs.make_run(tmp_path)
+    with pytest.raises(ValueError, match="stasc run"):
+        serve.check_version(run, None)
+    served_runs.publish(run, None)
+    with pytest.raises(ValueError, match="v0000"):
+        serve.check_version(run, "v0007")
+    serve.check_version(run, "v0000")
+    assert pins.read_pin(run.path) == "v0000"
+    serve.check_version(run, None)
+    assert pins.read_pin(run.path) is None
+
+
+def test_a_serve_config_file_needs_keys_or_a_word():
+    with pytest.raises(ValueError, match="insecure: true"):
+        app.build(app.BuildArguments(run="/runs/demo"))
+
+
+def test_overrides_reach_the_stored_config():
+    assert config.with_overrides(config.Config(), ["serve.max_queue=3"]).serve.max_queue == 3
+    with pytest.raises(ValueError, match="max_queue"):
+        config.with_overrides(config.Config(), ["serve.max_quee=3"])
+
+
+def test_the_commands_load_nothing_heavy():
+    code = "import sys, stasc_ray.serving.commands; print([m for m in ('ray', 'torch', 'fastapi', 'httpx') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,124 @@
+"""The config: overrides, the variant's letters, errors that name the field, and every config that ships."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stasc_ray import config
+
+REPOSITORY = Path(__file__).parent.parent
+CONFIGS = sorted((REPOSITORY / "jobs" / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_shipped_config_is_valid(file: Path) -> None:
+    settings = config.load_config(file)
+    assert settings.name != "run", "a shipped config names its run"
+    assert config.validate(settings.model_dump(mode="json")) == settings, "and survives the way through JSON"
+
+
+@pytest.mark.parametrize("letters", ["EIE", "EIF", "ENE", "ENF", "FIE", "FIF", "FNE", "FNF"])
+def test_the_papers_letters_go_in_and_come_back(letters: str) -> None:
+    assert config.load_config(None, [f"algorithm.variant={letters}"]).algorithm.variant == letters
+
+
+def test_the_letters_mean_what_the_paper_says() -> None:
+    algorithm = config.load_config(None, ["algorithm.variant=FNE"]).algorithm
+    assert (algorithm.initial_answers_from, algorithm.filter, algorithm.finetune_from) == (
+        "base",
+        "non_decreasing",
+        "current",
+    )
+
+
+def test_letters_on_the_command_line_replace_the_words_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[algorithm]\nfilter = "both_correct"\nfinetune_from = "base"\n')
+    assert config.load_config(file, ["algorithm.variant=eie"]).algorithm.variant == "EIE"
+    assert config.load_config(file).algorithm.variant == "EBF"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("finetune.learning_rat=1", "did you mean 'learning_rate'?"),
+        ("finetun.learning_rate=1", "did you mean 'finetune'?"),
+        ("algorithm.varint=EIE", "did you mean 'variant'?"),
+        ("algorithm.variant=EXE", "expected one of EIE EIF"),
+        ("finetune.learning_rate=fast", "finetune.learning_rate"),
+        ("finetune.learning_rate=-1", "greater than 0, found -1"),
+        ("algorithm.iterations=0", "greater than 0, found 0"),
+        ("sampling.initial.top_p=1.5", "sampling.initial.top_p"),
+        ("reward.scope=all", "'whole_text' or 'after_marker', found 'all'"),
+        ("evaluation.samples=2 ", ""),
+        ("name=../escape", "name"),
+        ("seed", "expected section.field=value"),
+        ("seed.x=1", "seed"),
+        ("algorithm.keep_correct_share=0.4", "filter = 'improving', which keeps no c->c pairs"),
+        ("prompts.initial=Answer!", "must contain {question}"),
+    ],
+)
+def test_a_wrong_value_names_its_field(override: str, expected: str) -> None:
+    if not expected:
+        assert config.load_config(None, [override]).evaluation.samples == 2
+        return
+    with pytest.raises(ValueError) as refused:
+        config.load_config(None, ["seed=1", override])
+    assert expected in str(refused.value)
+
+
+def test_a_file_that_is_missing_or_no_toml(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="expected a TOML file"):
+        config.load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(ValueError, match=r"bad\.toml: not valid TOML"):
+        config.load_config(tmp_path / "bad.toml")
+
+
+def test_values_are_read_as_toml_else_as_text() -> None:
+    settings = config.load_config(
+        None, ["model.path=Qwen/Qwen2.5-1.5B-Instruct", "questions.train.limit=none", "seed=3"]
+    )
+    assert (settings.model.path, settings.questions.train.limit, settings.seed) == (
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        None,
+        3,
+    )
+
+
+def test_presets_fill_what_is_not_given() -> None:
+    settings = config.load_config(
+        None, ["questions.preset=gsm8k", "questions.columns.id=uid", "prompts.preset=math"]
+    )
+    assert settings.questions.columns.answers == "answer" and settings.questions.columns.id == "uid"
+    assert "{question}" in settings.prompts.initial and len(settings.prompts.correction_demonstrations) == 2
+
+
+def test_every_field_says_what_it_is() -> None:
+    missing = [name for name, _, _, description in config.walk(config.Config()) if not description]
+    assert not missing, f"without a docstring: {missing}"
+
+
+def test_differing_fields_are_named() -> None:
+    changed = config.load_config(None, ["engine.actors=2", "sampling.correction.top_p=0.5"])
+    assert config.differing_fields(config.Config(), changed) == ["engine.actors", "sampling.correction.top_p"]
+
+
+def test_what_decides_imports_without_the_heavy_libraries() -> None:
+    modules = "config, store, models, display, tasks.questions, tasks.prompts, tasks.rewards, tasks.sandbox, learning.selection"
+    names = [
+        f"stasc_ray.{name.strip()}"
+        for name in f"{modules}, learning.encoding, evaluation.metrics, cli".split(",")
+    ]
+    program = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+    program += (
+        "print([name for name in ('ray', 'torch', 'vllm', 'transformers', 'peft') if name in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -1,0 +1,327 @@
+"""The report page, from a run folder as a real run writes it (arithmetic with a forgotten carry, three iterations)."""
+
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stasc_ray.config import to_json, validate
+from stasc_ray.generation.unit_files import ROLLOUT_SCHEMA
+from stasc_ray.report.charts import number
+from stasc_ray.report.history import chosen_iteration, read_run
+from stasc_ray.report.page import write_report
+from stasc_ray.report.transcripts import TRANSITIONS, choose
+
+# per iteration: chance of a right first answer, of repairing a wrong one, of keeping a right one
+SKILL = {0: (0.36, 0.15, 0.88), 1: (0.49, 0.28, 0.90), 2: (0.58, 0.44, 0.93), 3: (0.60, 0.43, 0.95)}
+SIZES = {"train": 200, "dev": 200, "test": 500}
+EVIL = "<script>alert('x')</script> = 7 <|im_end|> & \x07"
+
+
+def make_run(folder: Path, iterations: int = 3) -> Path:
+    """Write a run folder with the base model and `iterations` iterations; returns it."""
+    rng, clock, lines = random.Random(0), 1_795_000_000.0, []
+    settings = {
+        "name": folder.name,
+        "prompts": {"preset": "sandbox"},
+        "algorithm": {"variant": "ENF", "iterations": 3, "n_corrections": 4},
+        "finetune": {"learning_rate": 1e-3, "batch_size": 16},
+    }
+    environment = {
+        "ray": "2.60.0",
+        "vllm": "0.29.0",
+        "torch": "2.13.0",
+        "git": {"commit": "0123abc", "clean": True},
+    }
+    (folder / "versions").mkdir(parents=True)
+    (folder / "config.json").write_text(to_json(validate(settings)), encoding="utf-8")
+    (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+    for k in range(iterations + 1):
+        lines += _training_lines(k, clock, rng) if k else []
+        rows = {split: _rows(split, n, k, rng) for split, n in SIZES.items()}
+        name = f"iteration_{k:02d}" if k else "base"
+        _write_rollouts(folder / name / "rollouts", rows)
+        lines += _measuring_lines(k, clock + 40, rows)
+        manifest = {
+            "version": f"v{k:04d}",
+            "iteration": k,
+            "model": f"{name}/model",
+            "created": "2026-11-20T12:00:00Z",
+        }
+        (folder / "versions" / f"v{k:04d}.json").write_text(json.dumps(manifest), encoding="utf-8")
+        clock += 60
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
+    (folder / "LATEST").write_text(f"v{iterations:04d}\n", encoding="utf-8")
+    return folder
+
+
+def _line(stage: str, k: int, clock: float, values: dict[str, Any]) -> dict[str, Any]:
+    named = {f"{stage}/{name}": value for name, value in values.items()}
+    return {"stage": stage, "iteration": k, "time": clock, **named}
+
+
+def _training_lines(k: int, clock: float, rng: random.Random) -> list[dict[str, Any]]:
+    losses = [0.25 + 1.9 / k * math.exp(-step / 12) + rng.gauss(0, 0.05) for step in range(40 + 15 * k)]
+    counts = {"i_to_c": 120 + 10 * k, "c_to_c": 90 + 80 * k, "c_to_i": 40, "i_to_i": 550 - 90 * k}
+    kept = {"kept": 210 + 90 * k, "attempts": 800, "questions_with_examples": 150, "duration_s": 0.8}
+    trained = {
+        "losses": losses,
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "steps": len(losses),
+        "trained_tokens": 5200 + 900 * k,
+        "tokens_per_s": 410.0 - 9 * k,
+        "duration_s": 13.0 + 3 * k,
+        "left_out_no_target": 0,
+        "left_out_too_long": 1,
+    }
+    return [_line("examples", k, clock, counts | kept), _line("finetune", k, clock + 20, trained)]
+
+
+def _measuring_lines(k: int, clock: float, rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    done = {
+        "questions": sum(map(len, rows.values())),
+        "errors": 0,
+        "grader_errors": k % 2,
+        "generated_tokens": 12_600 + k,
+        "tokens_per_s": 640.0 + 15 * k,
+        "duration_s": 24.0 - k,
+        "engine_start_s": 6.5,
+        "resumed_questions": 0,
+        "units_done_again": k,
+    }
+    measured = _measure(rows["dev"], "dev") | _measure(rows["test"], "test") | {"duration_s": 1.2}
+    return [_line("rollouts", k, clock, done), _line("evaluation", k, clock + 1, measured)]
+
+
+def _rows(split: str, n: int, k: int, rng: random.Random) -> list[dict[str, Any]]:
+    rows, (right, repair, keep) = [], SKILL[k]
+    for i in range(n):
+        a, b = rng.randrange(10, 500), rng.randrange(10, 500)
+        r1 = float(rng.random() < right)
+        r2 = float(rng.random() < (keep if r1 else repair))
+        initial = a + b - (0 if r1 else 10)
+        correction = a + b + (0 if r2 else rng.choice([-10, 100, -100]))
+        row = {
+            "id": f"{split}-{i:04d}",
+            "question": f"What is {a} + {b}?",
+            "answers": [str(a + b)],
+            "split": split,
+            "initial_from": "current",
+            "initial": [f"{a}+{b}={initial}"],
+            "initial_rewards": [r1],
+            "corrections": [[f"{a}+{b}={correction}"]],
+            "correction_rewards": [[r2]],
+        }
+        rows.append(row)
+    return rows
+
+
+def _write_rollouts(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Units of 50 questions, as the actors write them, a failed row in each, and one file that was never committed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for split, of_split in rows.items():
+        failed = {**of_split[0], "initial": [], "corrections": [], "error": "the prompt is too long"}
+        for start in range(0, len(of_split), 50):
+            names.append(f"{split}-{start // 50:05d}.parquet")
+            table = pa.Table.from_pylist([failed, *of_split[start : start + 50]], schema=ROLLOUT_SCHEMA)
+            pq.write_table(table, folder / names[-1])
+        stray = pa.Table.from_pylist([{**of_split[-1], "id": f"{split}-uncommitted"}], schema=ROLLOUT_SCHEMA)
+        pq.write_table(stray, folder / f"{split}-99999.parquet")
+    (folder / "_COMMITTED.json").write_text(json.dumps({"line": {}, "files": names}), encoding="utf-8")
+
+
+def _measure(rows: list[dict], split: str) -> dict[str, float]:
+    pairs = [
+        (row["initial_rewards"][0], row["correction_rewards"][0][0]) for row in rows if row["split"] == split
+    ]
+    n = len(pairs)
+    y1, y2 = (sum(values) / n for values in zip(*pairs, strict=True))
+    pairs_of = {"c_to_c": (1, 1), "c_to_i": (1, 0), "i_to_c": (0, 1), "i_to_i": (0, 0)}
+    found = {name: sum(pair == wanted for pair in pairs) / n for name, wanted in pairs_of.items()}
+    found |= {"r_y1": y1, "r_y2": y2, "delta": y2 - y1, "changed": 0.4, "edit_ratio": 0.1, "questions": n}
+    found |= {"cl": 0.9, "cs": 0.2, "rss": 0.6}
+    for name in ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i"):
+        half = 1.96 * (max(abs(found[name]) * (1 - abs(found[name])), 0.0) / n) ** 0.5
+        found |= {f"{name}_low": found[name] - half, f"{name}_high": found[name] + half}
+    return {f"{split}/{name}": value for name, value in found.items()}
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask for, and checks that tags are closed in order."""
+
+    VOID = frozenset({"meta", "br", "link", "img"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def _set(folder: Path, iteration: int, key: str, value: float) -> None:
+    """Append a repeated evaluation line with one value changed: the later line counts."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    line = next(line for line in lines if (line["stage"], line["iteration"]) == ("evaluation", iteration))
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line | {key: value}) + "\n")
+
+
+def test_page_of_a_finished_run_has_every_part(tmp_path: Path) -> None:
+    path = write_report(make_run(tmp_path / "demo"))
+    assert path == tmp_path / "demo" / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    text = " ".join(" ".join(page.text).split())
+    sections = ["Results on test", "Figures", "Transcripts", "Configuration", "Environment", "Versions (4)"]
+    charts = [
+        "Test reward",
+        "Dev reward",
+        "Test transitions",
+        "Dev transitions",
+        "Kept examples",
+        "Training loss",
+    ]
+    charts += ["Time per stage, seconds", "Tokens per second"]
+    values = ["ENF", "sandbox", "v0003 (iteration 3, best r(Y2) on dev)", "algorithm.n_corrections", "2.60.0"]
+    assert [part for part in (*sections, *charts, *values) if part not in text] == []
+    assert len(page.all("svg")) == len(page.all("figure")) == len(charts)
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    assert len(page.all("article")) == 20
+    assert not list(tmp_path.glob("**/*.partial"))
+
+
+def test_summary_sets_the_version_chosen_on_dev_beside_base_and_last(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    _set(folder, iteration=1, key="evaluation/dev/r_y2", value=0.99)
+    run = read_run(folder)
+    html = write_report(folder, tmp_path / "elsewhere" / "page.html").read_text(encoding="utf-8")
+    html = html[html.index('id="results"') : html.index('id="figures"')]
+    rows = {title: cells for title, cells in re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', html)}
+    for title, k in (("base", 0), ("iteration 1, chosen on dev", 1), ("iteration 3, last", 3)):
+        assert number(run.value("evaluation/test/r_y2", k)) in rows[title]
+        assert number(run.value("evaluation/test/r_y2_low", k)) in rows[title]
+
+
+def test_base_is_chosen_when_no_iteration_is_better_on_dev(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo", iterations=1)
+    _set(folder, iteration=1, key="evaluation/dev/r_y2", value=0.0)
+    assert chosen_iteration(read_run(folder)) == 0
+    html = write_report(folder).read_text(encoding="utf-8")
+    assert "no iteration is better than the base model" in html and "base, chosen on dev" in html
+    assert "the model of iteration 1" in html  # the transcripts: what learning did
+
+
+def test_model_text_is_escaped_everywhere(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo", iterations=0)
+    texts = {
+        "question": EVIL,
+        "answers": [EVIL],
+        "choices": [EVIL],
+        "initial": [EVIL],
+        "corrections": [[EVIL + " no"]],
+    }
+    rows = [
+        {**row, **texts, "id": f"{i} {EVIL}"} for i, row in enumerate(_rows("test", 4, 0, random.Random(1)))
+    ]
+    _write_rollouts(folder / "base" / "rollouts", {"test": rows})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["prompts"]["system"] = EVIL
+    (folder / "config.json").write_text(json.dumps({**config, "name": "x"}), encoding="utf-8")
+    (folder / "environment.json").write_text(json.dumps({"</td><script>": EVIL}), encoding="utf-8")
+    html = write_report(folder).read_text(encoding="utf-8")
+    page = Page(html)
+    assert "<script" not in html and not page.all("script") and "\x07" not in html
+    assert html.count("&lt;script&gt;alert") > 8
+
+
+def test_page_needs_no_network(tmp_path: Path) -> None:
+    html = write_report(make_run(tmp_path / "demo")).read_text(encoding="utf-8")
+    page = Page(html)
+    assert re.findall(r"https?://[^\s\"<]+", html) == ["https://arxiv.org/abs/2503.08681"]
+    assert not [
+        tag
+        for tag, attributes in page.tags
+        if "src" in attributes or tag in ("link", "script", "iframe", "img", "object")
+    ]
+    assert "url(" not in html and "@import" not in html
+    assert any("default-src 'none'" in (meta.get("content") or "") for meta in page.all("meta"))
+
+
+def test_unfinished_run_gives_a_shorter_page(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path / "demo", iterations=0)).read_text(encoding="utf-8"))
+    text = " ".join(" ".join(page.text).split())
+    assert "Only the base model has been measured so far" in text and "0 of 3 iterations" in text
+    assert "Training loss" not in text and "\N{EN DASH}" in text
+    assert len(page.all("article")) == 20
+
+
+def test_nothing_but_a_cut_off_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "rollouts", "itera', encoding="utf-8")
+    text = " ".join(Page(write_report(tmp_path).read_text(encoding="utf-8")).text)
+    assert "No model has been measured yet" in text and "Nothing to draw yet" in text
+
+
+def test_missing_and_infinite_values_are_dashes(tmp_path: Path) -> None:
+    lines = [
+        {"stage": "evaluation", "iteration": k, "evaluation/test/r_y2": value}
+        for k, value in enumerate([0.4, float("nan"), "x"])
+    ]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "nan" not in html.lower() and "0.400" in html
+
+
+def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"expected a run folder with metrics.jsonl"):
+        write_report(tmp_path / "nothing")
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "environment.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"environment.json: expected JSON"):
+        write_report(tmp_path)
+
+
+def test_transcripts_are_balanced_committed_and_always_the_same(tmp_path: Path) -> None:
+    rollouts = make_run(tmp_path / "demo", iterations=1) / "iteration_01" / "rollouts"
+    picked = choose(rollouts, "test", 1.0)
+    assert [sum(one.transition == name for one in picked) for name in TRANSITIONS] == [5, 5, 5, 5]
+    assert all(one.id.startswith("test-") for one in picked) and len({one.id for one in picked}) == 20
+    assert picked == choose(rollouts, "test", 1.0)
+    assert choose(rollouts, "nowhere", 1.0) == []
+
+
+def test_places_of_a_rare_transition_go_to_the_others(tmp_path: Path) -> None:
+    rows = [row for row in _rows("test", 60, 0, random.Random(0)) if row["initial_rewards"] == [0.0]]
+    _write_rollouts(tmp_path / "base" / "rollouts", {"test": rows})
+    picked = choose(tmp_path / "base" / "rollouts", "test", 1.0)
+    assert len(picked) == 20 and {one.transition for one in picked} == {"i→c", "i→i"}

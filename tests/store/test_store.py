@@ -1,0 +1,189 @@
+"""The run folder: leases, commit marks, resuming, refusing."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from stasc_ray import config, store
+
+SETTINGS = config.Config()
+MARK = {"line": {"stage": "questions", "iteration": 0}, "files": []}
+
+
+def test_a_stage_counts_only_when_it_is_committed(tmp_path: Path) -> None:
+    with store.open_run(tmp_path / "run", SETTINGS) as run:
+        folder = run.fresh_stage(run.stage(1, "examples"))
+        (folder / "half.parquet").write_text("half")
+        assert run.committed(folder) is None
+        run.commit(folder, MARK)
+        assert run.committed(folder) == MARK
+        assert run.fresh_stage(folder) == folder
+        assert list(folder.iterdir()) == []
+
+
+def test_the_same_name_with_another_config_is_refused_and_names_the_fields(tmp_path: Path) -> None:
+    changed = config.validate({"finetune": {"learning_rate": 1e-3}, "seed": 7})
+    with store.open_run(tmp_path / "run", changed):
+        pass
+    with store.open_run(tmp_path / "run", SETTINGS) as run:  # nothing had been done with the other one
+        run.commit(run.questions, MARK)
+    with store.open_run(
+        tmp_path / "run", config.validate({"engine": {"actors": 2, "max_error_fraction": 0.5}})
+    ):
+        pass  # how a run is carried out is not what it is
+    with (
+        pytest.raises(ValueError, match="another config") as refused,
+        store.open_run(tmp_path / "run", changed),
+    ):
+        pass
+    text = str(refused.value)
+    assert (
+        "finetune.learning_rate: 7e-06 in the folder, 0.001 now" in text
+        and "seed: 0 in the folder, 7 now" in text
+    )
+    assert "--fresh" in text and "name=" in text
+    with store.open_run(tmp_path / "run", changed, fresh=True) as run:
+        assert store.read_config(run.path) == changed
+
+
+def test_what_a_killed_start_leaves_is_begun_anew(tmp_path: Path) -> None:
+    with store.open_run(tmp_path / "run", SETTINGS) as run:
+        run.commit(run.stage(0, "rollouts"), MARK)
+        (run.path / "config.json").unlink()  # --fresh deletes it first, and was killed right after
+    with store.open_run(tmp_path / "run", SETTINGS) as run:
+        assert run.committed(run.stage(0, "rollouts")) is None and store.read_config(run.path) == SETTINGS
+
+
+def test_who_was_taken_over_fails_for_that_reason_in_workers_too(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match="has taken this run over from attempt 1"),
+        store.open_run(tmp_path, SETTINGS) as run,
+    ):
+        assert run.lease
+        worker = pickle.loads(pickle.dumps(run.lease))
+        worker.check()
+        (run.lease.folder / "0002").write_text("{}")
+        assert worker.lost
+        raise ValueError("whatever fails first then")
+
+
+def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="other files"), store.open_run(tmp_path, SETTINGS, fresh=True):
+        pass
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    with store.open_run(tmp_path / "run", SETTINGS):
+        with (
+            pytest.raises(RuntimeError, match="in use by process"),
+            store.open_run(tmp_path / "run", SETTINGS),
+        ):
+            pass
+        with (
+            pytest.raises(RuntimeError, match="in use"),
+            store.open_run(tmp_path / "run", SETTINGS, fresh=True),
+        ):
+            pass
+    with store.open_run(tmp_path / "run", SETTINGS):  # given back: free at once
+        pass
+
+
+def test_a_killed_drivers_lease_is_taken_over_at_once(tmp_path: Path) -> None:
+    program = textwrap.dedent(f"""
+        import time
+        from pathlib import Path
+        from stasc_ray import config, store
+        with store.open_run(Path({str(tmp_path / "run")!r}), config.Config()):
+            print("held", flush=True)
+            time.sleep(60)
+    """)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None and driver.stdout.readline() == "held\n"
+        driver.kill()
+    with store.open_run(tmp_path / "run", SETTINGS) as run:
+        run.log({"stage": "examples", "iteration": 1})
+
+
+def test_a_paused_driver_cannot_write_after_a_take_over(tmp_path: Path) -> None:
+    with store.open_run(tmp_path / "run", SETTINGS) as paused:
+        assert paused.lease is not None
+        # What a driver under SIGSTOP looks like: alive, but its lease is no longer renewed.
+        os.utime(paused.lease.file, (0, time.time() - 10 * store.LEASE_TIMEOUT_S))
+        with store.open_run(tmp_path / "run", SETTINGS) as successor:
+            for write in (
+                lambda: paused.commit(paused.stage(1, "examples"), MARK),
+                lambda: paused.log({"stage": "examples", "iteration": 1}),
+                lambda: paused.publish({"version": "v0001"}, move_latest=True),
+                lambda: paused.fresh_stage(paused.stage(1, "examples")),
+            ):
+                with pytest.raises(RuntimeError, match="taken this run over"):
+                    write()
+            assert paused.latest() is None
+            successor.publish({"version": "v0001"}, move_latest=True)
+            assert successor.latest() == "v0001"
+
+
+def _race(folder: str, results: "multiprocessing.Queue[bool]") -> None:
+    try:
+        with store.hold_lease(Path(folder)):
+            results.put(True)
+            time.sleep(1)
+    except RuntimeError:
+        results.put(False)
+
+
+def test_of_many_drivers_at_once_exactly_one_wins(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results: multiprocessing.Queue[bool] = context.Queue()
+    drivers = [context.Process(target=_race, args=(str(tmp_path / "lease"), results)) for _ in range(4)]
+    for driver in drivers:
+        driver.start()
+    won = [results.get(timeout=60) for _ in drivers]
+    for driver in drivers:
+        driver.join()
+    assert won.count(True) >= 1
+    numbers = sorted(int(file.name) for file in (tmp_path / "lease").iterdir() if file.name.isdigit())
+    assert numbers == list(range(1, won.count(True) + 1)), "every winner had a number of its own"
+
+
+def test_a_line_is_logged_once_and_half_lines_do_no_harm(tmp_path: Path) -> None:
+    with store.open_run(tmp_path / "run", SETTINGS) as run:
+        run.log({"stage": "rollouts", "iteration": 0, "rollouts/questions": 5})
+        with run.metrics_file.open("a") as file:
+            file.write('{"stage": "evalu')  # a driver killed while it wrote
+        run.log({"stage": "evaluation", "iteration": 0})
+        run.log({"stage": "evaluation", "iteration": 0})
+        assert [line["stage"] for line in run.metrics()] == ["rollouts", "evaluation"]
+
+
+def test_atomic_writing_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
+    file = tmp_path / "LATEST"
+    store.write_atomically(file, "v0001")
+    with pytest.raises(UnicodeEncodeError):
+        store.write_atomically(file, "\ud800")
+    assert file.read_text() == "v0001" and [entry.name for entry in tmp_path.iterdir()] == ["LATEST"]
+
+
+def test_a_manifest_with_garbage_names_the_file(tmp_path: Path) -> None:
+    with store.open_run(tmp_path / "run", SETTINGS) as run:
+        run.publish({"version": "v0001"}, move_latest=True)
+        (run.path / "versions" / "v0001.json").write_text("{garbage")
+        with pytest.raises(ValueError, match=r"v0001\.json: expected JSON"):
+            run.versions()
+
+
+def test_the_config_in_the_folder_reads_back(tmp_path: Path) -> None:
+    settings = config.validate({"algorithm": {"variant": "FNF"}, "prompts": {"preset": "math"}})
+    with store.open_run(tmp_path / "run", settings) as run:
+        assert store.read_config(run.path) == settings
+        assert json.loads((run.path / "config.json").read_text())["algorithm"]["filter"] == "non_decreasing"
