@@ -3,7 +3,8 @@
 python jobs/finetune.py jobs/configs/demo.toml --examples /shared/runs/demo/iteration_01/examples --output /shared/model
 ray job submit --address http://HEAD:8265 -- python jobs/finetune.py CONFIG.toml --examples /shared/examples --output /shared/model
 
-Reads Parquet files of rows {id, messages: [{role, content}, ...]}; only the last message is trained on. Writes a model folder.
+Reads Parquet files of rows {id, messages: [{role, content, train?}, ...]}. Loss falls on messages with `train`; if none has
+it, on the last one. Writes a model folder.
 The same command again continues from the last checkpoint, which lies beside the output until it is whole.
 """
 
@@ -14,12 +15,15 @@ from typing import Annotated
 
 import typer
 
-from stasc_ray import config, passes, store
-from stasc_ray.cli.errors import errors_for_people, naming_logs
+from stasc_ray import config, stages
+from stasc_ray.cli.errors import errors_for_people
 from stasc_ray.cli.main import Address, ConfigFile, Debug, Overrides
 from stasc_ray.learning.examples import read_examples
-from stasc_ray.learning.finetune import finetune
-from stasc_ray.runtime import preflight, ray_session
+from stasc_ray.learning.finetune import FinetuneJob, finetune
+from stasc_ray.opening import open_finetune_on
+from stasc_ray.recipes import section_of
+from stasc_ray.runtime import ray_session
+from stasc_ray.runtime.display import Display
 
 
 def main(
@@ -34,8 +38,7 @@ def main(
 ) -> None:
     """Fine-tune the config's model on examples; prints what `finetune.finetune` returns as JSON."""
     with errors_for_people(debug):
-        settings = config.load_config(config_file, overrides or [])
-        passes.check_config(settings)
+        settings = config.load_config(config_file, overrides or [], section_of)
         output = ray_session.run_folder(settings, output)
         state = output.with_name(f"{output.name}.training")
         files = [str(file) for file in sorted(examples.resolve().glob("*.parquet"))]
@@ -43,27 +46,19 @@ def main(
             raise ValueError(f"--examples: expected Parquet files in {examples}, found none")
         if output.exists() and not state.exists():
             raise ValueError(f"--output: expected a new folder, found {output}")
-        logs = state / "logs"
-        with (
-            store.hold_lease(state / "lease") as lease,
-            naming_logs(logs),
-            ray_session.connect(address, logs),
-        ):
-            cuda = ray_session.on_cuda(settings.engine)
-            for lack in preflight.check(settings, state, passes.base_model(settings), cuda, generation=False):
-                typer.echo(lack, err=True)
-            # A call that was taken over may still train: it exports into a folder of its own, which only the lease's holder moves.
+        with open_finetune_on(settings, state, address, Display()) as (lease, cuda):
+            # A call that was taken over may still train: only the lease's holder moves what it exports.
             built = state / f"model.{lease.number:04d}"
-            found = finetune(
-                read_examples(files),
-                base_model=passes.base_model(settings),
+            job = FinetuneJob.of(
+                settings,
+                stages.base_model(settings),
                 output=built,
-                config=settings,
-                iteration=1,
                 storage=state,
+                iteration=1,
                 on_cuda=cuda,
                 lease=lease,
             )
+            found = finetune(read_examples(files), job)
             lease.check()
             shutil.rmtree(output, ignore_errors=True)
             built.rename(output)

@@ -1,4 +1,4 @@
-"""Rollouts only: initial answers and corrections of any model on a config's questions, on the cluster that this job runs on.
+"""Traces only: answers and corrections of any model on a config's questions, on the cluster that this job runs on.
 
 python jobs/generate.py jobs/configs/demo.toml --output /shared/rollouts model.path=/shared/runs/demo/iteration_01/model
 ray job submit --address http://HEAD:8265 -- python jobs/generate.py jobs/configs/demo.toml --output /shared/rollouts
@@ -12,12 +12,12 @@ from typing import Annotated
 
 import typer
 
-from stasc_ray import config, passes, stages, store
-from stasc_ray.cli.errors import errors_for_people, naming_logs
+from stasc_ray import config, stages
+from stasc_ray.cli.errors import errors_for_people
 from stasc_ray.cli.main import Address, ConfigFile, Debug, Overrides
-from stasc_ray.runtime import preflight, ray_session
-from stasc_ray.runtime.display import Display
-from stasc_ray.store import tracking
+from stasc_ray.opening import open_run_on
+from stasc_ray.recipes import section_of
+from stasc_ray.runtime import ray_session
 
 
 def main(
@@ -29,23 +29,12 @@ def main(
 ) -> None:
     """Generate initial answers and corrections of the config's questions."""
     with errors_for_people(debug):
-        settings = config.load_config(config_file, overrides or [])
-        passes.check_config(settings)
+        settings = config.load_config(config_file, overrides or [], section_of)
         folder = ray_session.run_folder(settings, output)
-        with (
-            store.open_run(folder, settings) as opened,
-            naming_logs(opened.logs),
-            ray_session.connect(address, opened.logs),
-            tracking.sinks(settings, folder) as track,
-        ):
-            cuda, display = ray_session.on_cuda(settings.engine), Display()
-            for lack in preflight.check(settings, folder, passes.base_model(settings), cuda, training=False):
-                display.note(lack)
-            passes.check_models(settings)
-            run = stages.Run(opened, settings, cuda, display, track)
+        with open_run_on(settings, folder, address, training=False) as run:
             stages.prepare_questions(run)
             stages.answer_and_correct(run, 0, learn=True)
-        typer.echo(f"rollouts: {opened.stage(0, 'rollouts')}")
+        typer.echo(f"rollouts: {run.folder.stage(0, 'rollouts')}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stasc_ray.config import Prompts
-from stasc_ray.tasks import prompts, sandbox
+from stasc_ray.tasks import chat, prompts, sandbox
 
 REMEMBERS_CARRY = {"initial": 0.48, "correction": 0.58}
 """Chance that a due carry is added, when answering and when working the answer out again."""
@@ -138,7 +138,7 @@ def tiny_model() -> LlamaForCausalLM:
     return model
 
 
-def conversations(seed: int) -> Iterator[list[dict[str, str]]]:
+def conversations(seed: int) -> Iterator[list[chat.Message]]:
     """Endless conversations (user, assistant, user, assistant) over train questions, with the misconception."""
     texts, generator = Prompts(preset="sandbox"), random.Random(seed)
     while True:
@@ -150,9 +150,8 @@ def conversations(seed: int) -> Iterator[list[dict[str, str]]]:
             for chance in REMEMBERS_CARRY.values()
         )
         correction = initial if generator.random() < REPEATS_ITSELF else again
-        yield prompts.training_messages(
-            {"question": sandbox.question_text(addends)}, initial, correction, texts
-        )
+        question = {"question": sandbox.question_text(addends)}
+        yield [*prompts.correction_messages(question, initial, texts), prompts.assistant(correction)]
 
 
 def batches(
@@ -161,7 +160,7 @@ def batches(
     """Endless (input_ids, labels), both (B, T), padded on the right; labels are -100 outside the assistant's turns."""
     source = conversations(seed)
     while True:
-        rows = [prompts.render(tokenizer, next(source), add_generation_prompt=False) for _ in range(size)]
+        rows = [chat.render(tokenizer, next(source), add_generation_prompt=False) for _ in range(size)]
         longest = max(map(len, rows))
         input_ids = torch.tensor([row + [CONTROL_IDS[PAD]] * (longest - len(row)) for row in rows])
         yield input_ids, mask_labels(input_ids)

@@ -1,17 +1,19 @@
 """Algorithm 1 of "Self-Taught Self-Correction for Small Language Models" (arXiv 2503.08681), section 2.2.
 
 M_0 is the base model, M_n the model after iteration n. Every stage is committed to the run folder, and a committed stage is
-skipped, so the same command continues a run that was interrupted.
+skipped, so the same command continues a run that was interrupted. Other recipes run the same loop: a recipe says which
+turns are asked in steps 1 and 2, and what is kept in step 3.
 """
 
 from typing import Any
 
 from stasc_ray import stages
+from stasc_ray.recipes import chosen_by
 from stasc_ray.stages import Run
 
 
 def stasc(run: Run) -> dict[str, Any]:
-    """Run Algorithm 1 to its end; returns `summary(run)`.
+    """Run Algorithm 1 to its end; returns `summary(run)`. With 0 iterations it measures the model.
 
     The variant is in three words of the config: `algorithm.initial_answers_from` (Fixed or Evolving initialization),
     `algorithm.filter` (Improving or Non-decreasing) and `algorithm.finetune_from` (Fixed or Evolving fine-tuning).
@@ -46,7 +48,7 @@ def evaluate_and_publish(run: Run, iteration: int) -> None:
 def summary(run: Run) -> dict[str, Any]:
     """The version chosen on dev, with its test figures beside the base model's and the last iteration's."""
     rows = {row["iteration"]: row for row in stages.table_rows(run.folder)}
-    best, last = stages.best_on_dev(run.folder, up_to=max(rows)), max(rows)
+    best, last = run.folder.best_on_dev(chosen_by(run.settings.algorithm)) or 0, max(rows)
     names = ("r_y1", "r_y2", "r_y2_low", "r_y2_high")
     figures = {
         name: {key: rows[iteration][f"evaluation/test/{key}"] for key in names}

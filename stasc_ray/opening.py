@@ -1,1 +1,129 @@
-"""What every command does first: settings, lease, Ray, one look at every node, checks."""
+"""What every command that works on a run does first: check the config, take the lease, connect to Ray, look at every node.
+
+`stasc run`, `stasc evaluate` and the jobs open the same way, so what can be known before work starts is said by all.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stasc_ray import config, store
+from stasc_ray.recipes import recipe_of
+from stasc_ray.recipes.policies import policy
+from stasc_ray.runtime import model_folder, preflight, ray_session
+from stasc_ray.runtime.display import Display
+from stasc_ray.stages import Run, base_model
+from stasc_ray.store import tracking
+from stasc_ray.tasks import rewards
+
+
+def check_config(settings: config.Config) -> None:
+    """What is wrong with a config and can be known without Ray: the model folder, the reward, the policy.
+
+    Raises:
+        ValueError, FileNotFoundError: expected, found, what to do.
+    """
+    model_folder.check_model(base_model(settings))
+    policy(settings.evaluation.policy, recipe_of(settings.algorithm.recipe))
+    rewards.grader(settings.reward, settings.prompts.answer_marker).close()
+
+
+@contextmanager
+def open_run_on(
+    settings: config.Config,
+    folder: Path,
+    address: str | None,
+    *,
+    fresh: bool = False,
+    training: bool = True,
+) -> Iterator[Run]:
+    """A run on a Ray cluster for the length of the block: its lease is held, its nodes and models were looked at.
+
+    Args:
+        address: of a cluster to join; None takes RAY_ADDRESS, else starts a local Ray.
+        fresh: delete what the folder holds and begin again.
+        training: whether a model will be trained, which needs room too.
+
+    Raises:
+        ValueError, RuntimeError, OSError: what `store.open_run`, `ray_session.connect` and `preflight.check` raise.
+    """
+    check_config(settings)
+    display, started = Display(), time.monotonic()
+    with (
+        store.open_run(folder, settings, fresh=fresh) as opened,
+        ray_session.naming_logs(opened.logs),
+        ray_session.connect(address, opened.logs),
+        tracking.sinks(settings, folder) as track,
+    ):
+        cuda = ray_session.on_cuda(settings.engine)
+        display.note(describe(settings, folder, cuda, time.monotonic() - started))
+        look_at_cluster(settings, folder, cuda, display, training=training)
+        opened.write_environment(ray_session.environment())
+        yield Run(opened, settings, cuda, display, track)
+
+
+@contextmanager
+def open_finetune_on(
+    settings: config.Config, state: Path, address: str | None, display: Display
+) -> Iterator[tuple[store.Lease, bool]]:
+    """A lease in `state` and a Ray cluster for one fine-tune without a run; gives the lease, and whether CUDA is used.
+
+    Raises:
+        ValueError, RuntimeError, OSError: as `open_run_on`.
+    """
+    check_config(settings)
+    logs = state / "logs"
+    with (
+        store.hold_lease(state / "lease") as lease,
+        ray_session.naming_logs(logs),
+        ray_session.connect(address, logs),
+    ):
+        cuda = ray_session.on_cuda(settings.engine)
+        look_at_cluster(settings, state, cuda, display, generation=False)
+        yield lease, cuda
+
+
+def look_at_cluster(
+    settings: config.Config,
+    folder: Path,
+    cuda: bool,
+    display: Display,
+    *,
+    generation: bool = True,
+    training: bool = True,
+) -> None:
+    """Refuse a cluster or a model that can't work; note what is waited for.
+
+    Raises:
+        ValueError, RuntimeError: as `preflight.check`; or the tokenizer has no chat template.
+    """
+    import ray
+
+    model = base_model(settings)
+    for lack in preflight.check(settings, folder, model, cuda, generation=generation, training=training):
+        display.note(lack)
+    load = ray.remote(num_cpus=1)(_try_tokenizer)  # in a worker: the driver stays light
+    if problem := ray.get(load.remote(model, settings.model)):
+        raise ValueError(problem)
+
+
+def describe(settings: config.Config, folder: Path, cuda: bool, start_s: float) -> str:
+    """The run in one line."""
+    actors, section = settings.engine.actors, settings.algorithm
+    actors = "{} to {}".format(*actors) if isinstance(actors, tuple) else actors
+    name = "STaSC" if section.recipe == "stasc" else section.recipe
+    return (
+        f"{settings.name}: {name} {section.variant}, {section.iterations} iterations of {settings.model.path} on {actors} "
+        f"{'CUDA' if cuda else 'CPU'} engine(s); Ray was up in {start_s:.0f} s; run folder {folder}"
+    )
+
+
+def _try_tokenizer(path: str, model: config.Model) -> str | None:
+    try:
+        model_folder.load_tokenizer(
+            path, revision=model_folder.revision(path, model), trust_remote_code=model.trust_remote_code
+        )
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None

@@ -1,6 +1,6 @@
 """The stages that Algorithm 1 consists of, each: if committed, skip; else compute, write, commit, log one line of metrics.
 
-Reads and writes the run folder (store.py) and nothing else; moves rows between Ray Data, Ray Train and Parquet, decides nothing.
+Reads and writes the run folder (store/) and nothing else; moves rows between Ray Data, Ray Train and Parquet, decides nothing.
 """
 
 import json
@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import config, passes
+from stasc_ray import config
+from stasc_ray.evaluation import measuring
 from stasc_ray.generation import rollouts, unit_files
+from stasc_ray.generation.collect import collect
 from stasc_ray.learning import examples, finetune
+from stasc_ray.recipes import chosen_by, recipe_of
 from stasc_ray.runtime.display import Bar, Display
-from stasc_ray.store import RunFolder, files, iteration_name, now, tracking
-from stasc_ray.tasks import questions
-
-SPLITS = ("train", "dev", "test")
+from stasc_ray.store import RunFolder, iteration_name, now, tracking
+from stasc_ray.tasks import questions, rewards, sandbox
+from stasc_ray.tasks.questions import SPLITS
 
 
 class NothingKeptError(RuntimeError):
@@ -41,7 +43,17 @@ class Run:
         """Path (or Hub id) of the model after `iteration`; 0 is M0."""
         if iteration > 0:
             return str(self.folder.stage(iteration, "model"))
-        return passes.base_model(self.settings)
+        return base_model(self.settings)
+
+    @property
+    def splits(self) -> tuple[questions.SplitName, ...]:
+        """The splits that are asked: a run without iterations only measures on test."""
+        return SPLITS if self.settings.algorithm.iterations else ("test",)
+
+
+def base_model(settings: config.Config) -> str:
+    """Path or Hub id of M0."""
+    return str(sandbox.model_path()) if settings.model.path == "sandbox" else settings.model.path
 
 
 def prepare_questions(run: Run) -> None:
@@ -53,10 +65,12 @@ def prepare_questions(run: Run) -> None:
     folder = run.folder.questions
     if run.folder.committed(folder):
         return
-    loaded = questions.load_questions(run.settings.questions, run.settings.seed)
-    rows = passes.gradable(loaded.rows, run.settings)
+    settings = run.settings
+    loaded = questions.load_questions(settings.questions, settings.seed, run.splits)
+    skip = settings.questions.on_bad_row == "skip"
+    rows = rewards.gradable(loaded.rows, settings.reward, settings.prompts.answer_marker, skip=skip)
     run.folder.fresh_stage(folder)
-    by_split = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
+    by_split = {split: [row for row in rows if row["split"] == split] for split in run.splits}
     for split, split_rows in by_split.items():
         unit_files.write_questions(split_rows, folder / f"{split}.parquet", run.settings.engine.batch_size)
     counts = {split: len(split_rows) for split, split_rows in by_split.items()}
@@ -64,13 +78,13 @@ def prepare_questions(run: Run) -> None:
     dropped = {"dropped_duplicates": loaded.dropped_duplicates, "skipped_bad_rows": skipped}
     _commit(run, folder, "questions", 0, {**counts, **dropped})
     run.display.note(
-        f"questions: {counts['train']} train, {counts['dev']} dev, {counts['test']} test; "
+        f"questions: {', '.join(f'{count} {split}' for split, count in counts.items())}; "
         f"{loaded.dropped_duplicates} duplicates dropped, {skipped} bad rows skipped"
     )
 
 
 def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
-    """Algorithm 1, steps 1 and 2, for M_iteration: initial answers and corrections of train (if `learn`), dev and test in one pass.
+    """Algorithm 1, steps 1 and 2, for M_iteration: the recipe's turns on train (if `learn`), dev and test in one pass.
 
     With Fixed initialization the train questions keep M0's initial answers; dev and test are measured both ways.
 
@@ -81,24 +95,21 @@ def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
     if run.folder.committed(folder):
         return
     run.folder.check_lease()
-    units = _units(run, iteration, learn)
     job = rollouts.Job(
         model=run.model(iteration),
-        model_version=iteration_name(iteration),
+        iteration=iteration,
         settings=run.settings,
-        turns=passes.turns(run.settings),
         destination=str(folder),
         on_cuda=run.on_cuda,
         lease=run.folder.lease,
     )
-    summary = passes.collect(run.display, job, units, f"{iteration_name(iteration)}: answers and corrections")
-    passes.check_errors(summary, run.settings.engine.max_error_fraction, str(folder))
-    del summary["messages"]
+    what = f"{iteration_name(iteration)}: answers and corrections"
+    summary = collect(run.display, job, _units(run, iteration, learn), what)
     _commit(run, folder, "rollouts", iteration, summary)
 
 
 def keep_improvements(run: Run, iteration: int) -> None:
-    """Algorithm 1, step 3: filter the train rollouts of M_{iteration-1} into this iteration's examples.
+    """Algorithm 1, step 3: select this iteration's examples from the train traces of M_{iteration-1}.
 
     Raises:
         NothingKeptError: the filter kept no correction.
@@ -108,11 +119,8 @@ def keep_improvements(run: Run, iteration: int) -> None:
         return
     started = time.monotonic()
     run.folder.fresh_stage(folder)
-    source = "base" if run.settings.algorithm.initial_answers_from == "base" and iteration > 1 else "current"
-    files = unit_files.of_split(
-        run.folder.files(run.folder.stage(iteration - 1, "rollouts")), "train", source
-    )
-    summary = examples.write_examples(files, folder, run.settings, iteration)
+    traces = unit_files.of_split(run.folder.files(run.folder.stage(iteration - 1, "rollouts")), "train")
+    summary = examples.write_examples(traces, folder, run.settings, iteration)
     seen = ", ".join(
         f"{name.replace('_to_', '->')} {summary[name]}" for name in ("c_to_c", "c_to_i", "i_to_c", "i_to_i")
     )
@@ -143,18 +151,19 @@ def fine_tune(run: Run, iteration: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
     files = [str(file) for file in run.folder.files(run.folder.stage(iteration, "examples"))]
     with _training_progress(run, iteration, state / "progress.json"):
-        summary = finetune.finetune(
-            examples.read_examples(files),
-            base_model=start,
+        job = finetune.FinetuneJob.of(
+            run.settings,
+            start,
             output=built,
-            config=run.settings,
-            iteration=iteration,
             storage=state,
+            iteration=iteration,
             on_cuda=run.on_cuda,
+            objective=recipe_of(run.settings.algorithm.recipe).objective,
             model_card=_model_card(run, iteration),
             adapter=adapter,
             lease=run.folder.lease,
         )
+        summary = finetune.finetune(examples.read_examples(files), job)
     run.folder.check_lease()
     shutil.rmtree(folder, ignore_errors=True)
     built.rename(folder)
@@ -167,21 +176,31 @@ def fine_tune(run: Run, iteration: int) -> None:
 
 
 def evaluate(run: Run, iteration: int) -> None:
-    """Measure M_iteration on dev and test: its own answers corrected and, with Fixed initialization, M0's answers corrected."""
+    """Measure M_iteration on dev and test: its own answers corrected and, with Fixed initialization, M0's (`base/`)."""
     folder = run.folder.stage(iteration, "evaluation")
     if run.folder.committed(folder):
         return
     run.folder.fresh_stage(folder)
     started = time.monotonic()
     settings = run.settings
-    found: dict[str, Any] = {}
-    rolled_out = run.folder.files(run.folder.stage(iteration, "rollouts"))
-    for split in ("dev", "test"):
-        for prefix, source in ((split, "current"), (f"{split}/fixed", "base")):
-            files = unit_files.of_split(rolled_out, split, source)
-            if files:
-                values = passes.measure(files, settings)
-                found |= {f"{prefix}/{name}": value for name, value in values.items()}
+    writers = {"": iteration_name(iteration)}
+    if settings.algorithm.initial_answers_from == "base" and iteration:
+        writers["base/"] = iteration_name(0)
+    rounds = {
+        "": None,
+        **{f"round_{k}/": k for k in range(1, settings.evaluation.rounds) if settings.evaluation.rounds > 1},
+    }
+    traces = run.folder.files(run.folder.stage(iteration, "rollouts"))
+    found = {
+        f"{split}/{of}{at}{name}": value
+        for split in run.splits
+        if split != "train"
+        for of, writer in writers.items()
+        for at, most in rounds.items()
+        for name, value in measuring.measure(
+            unit_files.of_split(traces, split), settings, writer, most
+        ).items()
+    }
     _commit(run, folder, "evaluation", iteration, {**found, "duration_s": time.monotonic() - started})
 
 
@@ -191,13 +210,18 @@ def publish(run: Run, iteration: int) -> None:
     version = f"v{iteration:04d}"
     if not any(line["stage"] == "publish" and line["iteration"] == iteration for line in folder.metrics()):
         found = _metrics_of(folder, iteration, "evaluation")
-        best = best_on_dev(folder, up_to=iteration)
-        moves = run.settings.publish.when == "always" or best == iteration
+        best = folder.best_on_dev(chosen_by(run.settings.algorithm), up_to=iteration)
+        fixed = run.settings.algorithm.initial_answers_from == "base"
+        moves = run.settings.publish.when == "always" or best in (iteration, None)
         model = folder.stage(iteration, "model")
         manifest = {
             "version": version,
             "iteration": iteration,
             "model": str(model.relative_to(folder.path)) if iteration else run.model(0),
+            "recipe": run.settings.algorithm.recipe,
+            # Who wrote what was measured and chosen by; the endpoint asks the version itself for both.
+            "answers": iteration_name(0 if fixed else iteration),
+            "corrections": iteration_name(iteration),
             "config_fingerprint": config.fingerprint(run.settings),
             "metrics": {name: value for name, value in found.items() if name.startswith("evaluation/")},
             "created": now(),
@@ -212,35 +236,24 @@ def publish(run: Run, iteration: int) -> None:
         run.track(line)
 
 
-def best_on_dev(folder: RunFolder, up_to: int) -> int:
-    """The iteration with the best dev r(Y2) so far; the earliest of equals. Test plays no part."""
-    found = {
-        line["iteration"]: line["evaluation/dev/r_y2"]
-        for line in folder.metrics()
-        if line["stage"] == "evaluation" and line["iteration"] <= up_to
-    }
-    return max(found, key=lambda iteration: (found[iteration], -iteration))
-
-
 def table_rows(folder: RunFolder) -> list[dict[str, Any]]:
     """One mapping per evaluated iteration, with the metrics of all its stages."""
     rows: dict[int, dict[str, Any]] = {}
     for line in folder.metrics():
         rows.setdefault(line["iteration"], {}).update(line)
-    return [row for _, row in sorted(rows.items()) if "evaluation/dev/r_y2" in row]
+    return [row for _, row in sorted(rows.items()) if "evaluation/test/r_y2" in row]
 
 
 def _units(run: Run, iteration: int, learn: bool) -> list[unit_files.Unit]:
-    settings, questions_folder = run.settings, run.folder.questions
-    fixed = settings.algorithm.initial_answers_from == "base" and iteration > 0
-    base = run.folder.files(run.folder.stage(0, "rollouts")) if fixed else []
-    units = []
-    for split in SPLITS if learn else SPLITS[1:]:
-        if split != "train" or not fixed:
-            units += unit_files.question_units(questions_folder / f"{split}.parquet", split)
-        if fixed:
-            units += unit_files.given_units(base, split)
-    return units
+    fixed = run.settings.algorithm.initial_answers_from == "base" and iteration > 0
+    splits = [split for split in run.splits if learn or split != "train"]
+    if fixed:
+        base = run.folder.files(run.folder.stage(0, "rollouts"))
+        return [unit for split in splits for unit in unit_files.given_units(base, split)]
+    folder = run.folder.questions
+    return [
+        unit for split in splits for unit in unit_files.question_units(folder / f"{split}.parquet", split)
+    ]
 
 
 def _commit(run: Run, folder: Path, stage: str, iteration: int, summary: Mapping[str, Any]) -> None:
@@ -267,16 +280,13 @@ def _metrics_of(folder: RunFolder, iteration: int, stage: str) -> dict[str, Any]
 
 
 def _nothing_kept(settings: config.Config, iteration: int, seen: str) -> str:
-    advice = {
-        "improving": "no correction had a higher reward than its initial answer",
-        "non_decreasing": "no correction had a higher reward than its initial answer, or kept a correct one correct",
-        "both_correct": "no initial answer and its correction were both correct",
-    }[settings.algorithm.filter]
+    section = settings.algorithm
     return (
-        f"{iteration_name(iteration)}: the filter {settings.algorithm.filter!r} kept nothing: {advice}. Transitions: {seen}. "
-        "Look at some rollouts: are right answers graded as right (reward.name, reward.scope, prompts.answer_marker)? Then raise "
-        "algorithm.n_corrections, sampling.correction.temperature or the number of train questions, or try another filter or a "
-        "stronger model. The run folder keeps what is done"
+        f"{iteration_name(iteration)}: algorithm.recipe {section.recipe!r} kept nothing; it keeps "
+        f"{recipe_of(section.recipe).keeps(section)}. Transitions: {seen}. Look at some rollouts: are right answers graded "
+        "as right (reward.name, reward.scope, prompts.answer_marker)? Then raise algorithm.n_corrections, "
+        "sampling.correction.temperature or the number of train questions, or try another filter or a stronger model. The "
+        "run folder keeps what is done"
     )
 
 
@@ -286,9 +296,9 @@ def _model_card(run: Run, iteration: int) -> dict[str, Any]:
     return {
         "run": settings.name,
         "iteration": iteration,
-        "variant": settings.algorithm.variant,
+        "recipe": f"{settings.algorithm.recipe} {settings.algorithm.variant}",
         "base model": settings.model.path,
-        "kept corrections": found["examples/kept"],
+        "kept examples": found["examples/kept"],
     }
 
 
@@ -296,12 +306,7 @@ def _model_card(run: Run, iteration: int) -> dict[str, Any]:
 def _training_progress(run: Run, iteration: int, file: Path) -> Iterator[None]:
     """Show a bar fed by the progress file that rank 0 writes, while the block trains."""
     stop = threading.Event()
-    batch_size, epochs = run.settings.finetune.batch_size, run.settings.finetune.epochs
-    examples = sum(
-        files.footer(file).num_rows for file in run.folder.files(run.folder.stage(iteration, "examples"))
-    )
-    steps = -(-examples // batch_size) * epochs
-    with run.display.progress(f"{iteration_name(iteration)}: fine-tuning", steps, 0, "steps") as bar:
+    with run.display.progress(f"{iteration_name(iteration)}: fine-tuning", 0, 0, "steps") as bar:
         watcher = threading.Thread(
             target=_follow, args=(file, bar, stop), name="training-progress", daemon=True
         )
@@ -318,5 +323,6 @@ def _follow(file: Path, bar: Bar, stop: threading.Event) -> None:
     while not stop.wait(0.5):
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))
+            bar.expect(found["steps"])
             bar.advance(found["step"] - seen, f"loss {found['loss']:.3f}")
             seen = found["step"]

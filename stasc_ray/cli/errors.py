@@ -5,7 +5,6 @@ import re
 import signal
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 
 import typer
 
@@ -39,16 +38,6 @@ def errors_for_people(debug: bool) -> Iterator[None]:
         raise typer.Exit(
             EXIT_NOTHING_KEPT if type(error).__name__ == "NothingKeptError" else EXIT_ERROR
         ) from None
-
-
-@contextlib.contextmanager
-def naming_logs(logs: Path) -> Iterator[None]:
-    """Add to an error where Ray's and vLLM's own logs are."""
-    try:
-        yield
-    except Exception as error:  # whatever it is, it goes on with the note
-        error.add_note(f"Ray's and vLLM's logs: {logs} (--debug shows the traceback)")
-        raise
 
 
 def message(error: BaseException) -> str:

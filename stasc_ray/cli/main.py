@@ -3,15 +3,18 @@
 stasc run jobs/configs/demo.toml
 """
 
+import contextlib
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from stasc_ray.cli import serve, submit
-from stasc_ray.cli.errors import errors_for_people, naming_logs
+from stasc_ray.cli.errors import errors_for_people
 
 app = typer.Typer(
     name="stasc",
@@ -31,6 +34,7 @@ Address = Annotated[
         help="Ray cluster to join; default: RAY_ADDRESS, else a local Ray that ends with the command."
     ),
 ]
+FIGURES = ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i", "cl", "cs", "rss", "changed")
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -47,33 +51,19 @@ def run(
 ) -> None:
     """Run STaSC, or continue a run: the same command picks up where the last one stopped."""
     with errors_for_people(debug):
-        from stasc_ray import algorithm, config, passes, stages, store
+        from stasc_ray import algorithm, config
+        from stasc_ray.opening import open_run_on
+        from stasc_ray.recipes import section_of
         from stasc_ray.report.page import write_report
-        from stasc_ray.runtime import preflight, ray_session
-        from stasc_ray.runtime.display import Display
-        from stasc_ray.store import tracking
+        from stasc_ray.runtime import ray_session
 
-        settings = config.load_config(config_file, overrides or [])
-        passes.check_config(settings)
-        folder = ray_session.run_folder(settings, run_dir)
-        display = Display()
-        started = time.monotonic()
-        with (
-            store.open_run(folder, settings, fresh=fresh) as opened,
-            naming_logs(opened.logs),
-            ray_session.connect(address, opened.logs),
-            tracking.sinks(settings, folder) as track,
-        ):
-            cuda = ray_session.on_cuda(settings.engine)
-            display.note(describe(settings, folder, cuda, time.monotonic() - started))
-            for lack in preflight.check(settings, folder, passes.base_model(settings), cuda):
-                display.note(lack)
-            passes.check_models(settings)
-            opened.write_environment(ray_session.environment())
-            found = algorithm.stasc(stages.Run(opened, settings, cuda, display, track))
-        display.note(conclusion(found))
-        display.note(f"report: {write_report(folder)}")
-        display.note(f"took {time.monotonic() - started:.0f} s")
+        settings = config.load_config(config_file, overrides or [], section_of)
+        folder, started = ray_session.run_folder(settings, run_dir), time.monotonic()
+        with open_run_on(settings, folder, address, fresh=fresh) as opened:
+            found = algorithm.stasc(opened)
+        opened.display.note(conclusion(found))
+        opened.display.note(f"report: {write_report(folder)}")
+        opened.display.note(f"took {time.monotonic() - started:.0f} s")
 
 
 @app.command()
@@ -105,28 +95,27 @@ def evaluate(
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Measure a model's answers and corrections on any questions; prints the metrics, per round with --rounds."""
+    """Measure a model's answers and corrections on any questions: a run of no iterations; prints the metrics."""
     with errors_for_people(debug):
-        from stasc_ray import config, evaluate_model, passes
-        from stasc_ray.runtime import preflight, ray_session
-        from stasc_ray.runtime.display import Display
+        from stasc_ray import algorithm, config
+        from stasc_ray.opening import open_run_on
+        from stasc_ray.recipes import section_of
 
-        suited = [] if config_file else evaluate_model.defaults(preset, data)
-        given = [f"model.path={model!r}", f"questions.preset={preset!r}"]
-        given += [f"questions.test.source={data!r}"] + ([f"questions.test.split={split!r}"] if split else [])
-        given += [f"questions.test.limit={limit}"] if limit else []
-        settings = config.load_config(config_file, [*suited, *given, *(overrides or [])])
-        passes.check_config(settings)
-        with (
-            evaluate_model.folder_for(output) as folder,
-            naming_logs(folder / "logs"),
-            ray_session.connect(address, folder / "logs"),
-        ):
-            cuda, display = ray_session.on_cuda(settings.engine), Display()
-            for lack in preflight.check(settings, folder, passes.base_model(settings), cuda, training=False):
-                display.note(lack)
-            found = evaluate_model.evaluate(settings, folder, cuda, rounds, display)
-        typer.echo(evaluate_model.as_text(found))
+        suits = {} if config_file else config.dataset("sandbox" if data == "sandbox" else preset)["suits"]
+        # A failed row is a scored failure here, shown in the figures, and stops nothing.
+        suits |= (
+            {} if config_file else {"engine.max_model_len_tokens": 4096, "engine.max_error_fraction": 1.0}
+        )
+        given = {"model.path": model, "questions.preset": preset, "questions.test.source": data}
+        given |= {"algorithm.iterations": 0, "evaluation.rounds": rounds}
+        given |= {"questions.test.split": split} if split else {}
+        given |= {"questions.test.limit": limit} if limit else {}
+        told = [f"{name}={config.as_text(value)}" for name, value in (suits | given).items()]
+        settings = config.load_config(config_file, [*told, *(overrides or [])], section_of)
+        with folder_for(output) as folder, open_run_on(settings, folder, address, training=False) as opened:
+            algorithm.stasc(opened)
+            (line,) = [line for line in opened.folder.metrics() if line["stage"] == "evaluation"]
+        typer.echo(as_lines(line, settings.evaluation.rounds))
 
 
 @app.command()
@@ -147,31 +136,50 @@ def show_config(
     config_file: Annotated[Path | None, typer.Argument(metavar="CONFIG.toml")] = None,
     overrides: Overrides = None,
     fields: Annotated[
-        bool, typer.Option("--fields", help="Print the table of all fields instead (the README's).")
+        bool, typer.Option("--fields", help="Print the table of all fields instead (docs/config.md's).")
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Print the resolved config, defaults marked."""
     with errors_for_people(debug):
         from stasc_ray import config
+        from stasc_ray.recipes import RECIPES, section_of
 
         if fields:
-            typer.echo(config.fields_table())
+            typer.echo(config.fields_table({name: recipe.section for name, recipe in RECIPES.items()}))
             return
-        settings = config.load_config(config_file, overrides or [])
-        typer.echo(f"# variant {settings.algorithm.variant}, fingerprint {config.fingerprint(settings)}")
+        settings = config.load_config(config_file, overrides or [], section_of)
+        typer.echo(
+            f"# recipe {settings.algorithm.recipe}, variant {settings.algorithm.variant}, fingerprint {config.fingerprint(settings)}"
+        )
         for name, value, is_default, _ in config.walk(settings):
             typer.echo(f"{name} = {config.as_text(value)}{'  # default' if is_default else ''}")
 
 
-def describe(settings: Any, folder: Path, cuda: bool, start_s: float) -> str:
-    """The run in one line."""
-    actors = settings.engine.actors
-    actors = "{} to {}".format(*actors) if isinstance(actors, tuple) else actors
-    return (
-        f"{settings.name}: STaSC {settings.algorithm.variant}, {settings.algorithm.iterations} iterations of {settings.model.path} "
-        f"on {actors} {'CUDA' if cuda else 'CPU'} engine(s); Ray was up in {start_s:.0f} s; run folder {folder}"
-    )
+@contextlib.contextmanager
+def folder_for(output: Path | None) -> Iterator[Path]:
+    """The folder to keep traces and metrics in, or one that goes away with the block."""
+    if output:
+        yield output.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="stasc-evaluate-") as folder:
+        yield Path(folder)
+
+
+def as_lines(line: dict[str, Any], rounds: int) -> str:
+    """The figures on test as lines; r(Y1) is the initial answer's, r(Y2) the one after that round."""
+    found = {name.removeprefix("evaluation/test/"): value for name, value in line.items()}
+    lines = [f"questions {found['questions']}, failed {found['errors']}"]
+    for number in range(1, rounds + 1):
+        at = f"round_{number}/" if number < rounds else ""
+        names = [*FIGURES, *(name for name in found if name.startswith("verdict_"))]
+        values = ((name, found[at + name]) for name in names)
+        shown = "  ".join(
+            f"{name} {'-' if value is None else format(value, '.4f')}" for name, value in values
+        )
+        low, high = found[f"{at}r_y2_low"], found[f"{at}r_y2_high"]
+        lines.append(f"round {number}:  {shown}  r_y2 95% [{low:.4f}, {high:.4f}]")
+    return "\n".join(lines)
 
 
 def conclusion(found: dict[str, Any]) -> str:

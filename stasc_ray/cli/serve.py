@@ -50,14 +50,17 @@ def serve(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Serve a run's LATEST version over HTTP, and move on when LATEST does."""
-    from stasc_ray.cli.errors import errors_for_people, naming_logs
+    from stasc_ray.cli.errors import errors_for_people
 
     with errors_for_people(debug):
         from stasc_ray import config, store
+        from stasc_ray.recipes import section_of
         from stasc_ray.runtime import ray_session
 
         run_folder = run_folder.resolve()
-        settings = config.with_overrides(store.read_config(run_folder), overrides or [])
+        settings = config.with_overrides(
+            store.read_config(run_folder, section_of), overrides or [], section_of
+        )
         check_open(host, api_keys_file, insecure)
         if detach and not (address or os.environ.get("RAY_ADDRESS")):
             raise ValueError(
@@ -68,7 +71,7 @@ def serve(
         writable = os.access(run_folder, os.W_OK)  # a cluster may mount it read-only for serving
         logs = run_folder / "logs" / "serve" if writable else Path(tempfile.mkdtemp(prefix="stasc-serve-"))
         with (
-            naming_logs(logs),
+            ray_session.naming_logs(logs),
             ray_session.connect(address, logs, worker_niceness=WORKER_NICENESS),
             serving(
                 run_folder,

@@ -39,10 +39,13 @@ def submit(
     from stasc_ray.cli.errors import errors_for_people
 
     with errors_for_people(debug):
+        from stasc_ray import config
+        from stasc_ray.recipes import section_of
         from stasc_ray.runtime import submission
 
         client = submission.connect(address)
-        job = submission.submit(client, config_file, overrides or [], int(max_upload_mb * 2**20))
+        settings = config.load_config(config_file, overrides or [], section_of)
+        job = submission.submit(client, settings, config_file, overrides or [], int(max_upload_mb * 2**20))
         uploaded = f"uploaded {submission.size_text(job.uploaded_bytes)}"
         typer.echo(f"{job.id}: {'attached, nothing uploaded' if job.attached else uploaded}")
         if detach:

@@ -1,6 +1,7 @@
 """The configuration of a run: sections.py is the tree, reading.py reads and writes it."""
 
 from stasc_ray.config.reading import (
+    Sections,
     as_text,
     differing_fields,
     fields_table,
@@ -12,8 +13,7 @@ from stasc_ray.config.reading import (
     with_overrides,
 )
 from stasc_ray.config.sections import (
-    FILTERS,
-    QUESTION_PRESETS,
+    DATASETS,
     Algorithm,
     Columns,
     Config,
@@ -33,11 +33,11 @@ from stasc_ray.config.sections import (
     Serve,
     Split,
     Tracking,
+    dataset,
 )
 
 __all__ = [
-    "FILTERS",
-    "QUESTION_PRESETS",
+    "DATASETS",
     "Algorithm",
     "Columns",
     "Config",
@@ -57,7 +57,9 @@ __all__ = [
     "Serve",
     "Split",
     "Tracking",
+    "Sections",
     "as_text",
+    "dataset",
     "differing_fields",
     "fields_table",
     "fingerprint",

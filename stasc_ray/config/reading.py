@@ -7,16 +7,22 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, create_model
 
 from stasc_ray.config.sections import Algorithm, Config
 
+Sections = Callable[[str], type[Algorithm]]
+"""Gives a recipe's section of the config by the recipe's name; ValueError if there is no such recipe.
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+Config lies below the recipes, so whoever reads a config passes this: `stasc_ray.recipes.section_of`.
+"""
+
+
+def load_config(path: Path | None, overrides: Sequence[str], sections: Sections) -> Config:
     """Read a TOML file (None: all defaults), apply `section.field=value` overrides, validate.
 
     Raises:
@@ -31,10 +37,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         raise ValueError(f"config {path}: not valid TOML: {error}") from error
     for override in overrides:
         _apply_override(values, override)
-    return validate(values, origin=str(path or "defaults"))
+    return validate(values, sections, origin=str(path or "defaults"))
 
 
-def with_overrides(settings: Config, overrides: Sequence[str]) -> Config:
+def with_overrides(settings: Config, overrides: Sequence[str], sections: Sections) -> Config:
     """A stored config with `section.field=value` overrides applied.
 
     Raises:
@@ -43,20 +49,30 @@ def with_overrides(settings: Config, overrides: Sequence[str]) -> Config:
     values = settings.model_dump(mode="json")
     for override in overrides:
         _apply_override(values, override)
-    return validate(values, origin="with overrides")
+    return validate(values, sections, origin="with overrides")
 
 
-def validate(values: Mapping[str, Any], origin: str = "config") -> Config:
+def validate(values: Mapping[str, Any], sections: Sections, origin: str = "config") -> Config:
     """Check plain values (parsed TOML or JSON) into a Config; `origin` names them in errors.
+
+    `algorithm.recipe` says which section `[algorithm]` is (a tagged union; `stasc` is the default).
 
     Raises:
         ValueError: with one line per problem, the nearest valid name for a misspelt key.
     """
+    given = values.get("algorithm", {})
+    name = given.get("recipe", "stasc") if isinstance(given, Mapping) else "stasc"
+    section = sections(name) if isinstance(name, str) else Algorithm
+    tagged: Any = create_model("Config", __base__=Config, algorithm=(section, Field(default_factory=section)))
     try:
-        return Config.model_validate(values)
+        found = tagged.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = [_explain(problem, tagged) for problem in error.errors()]
         raise ValueError(f"config {origin}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+    # A plain Config, since a class made here can't be pickled.
+    return Config.model_construct(
+        found.model_fields_set, **{name: getattr(found, name) for name in Config.model_fields}
+    )
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -84,19 +100,19 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, tree: type[BaseModel]) -> str:
     location = [part for part in problem["loc"] if isinstance(part, str)]
     dotted = ".".join(map(str, problem["loc"]))
     if problem["type"] != "extra_forbidden":
         if not isinstance(problem["input"], Mapping):
             return f"{dotted}: {problem['msg']}, found {problem['input']!r}"
         return f"{dotted}: {problem['msg']}" if dotted else problem["msg"]
-    section: type[BaseModel] = Config
+    section = tree
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             section = annotation
-    names = [*section.model_fields, *(["variant"] if section is Algorithm else [])]
+    names = [*section.model_fields, *(["variant"] if "filter" in section.model_fields else [])]
     nearest = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid: {', '.join(names)}"
     return f"{dotted}: no such field; {hint}"
@@ -112,10 +128,27 @@ def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, bool,
             yield f"{prefix}{name}", value, name not in section.model_fields_set, field.description or ""
 
 
-def fields_table() -> str:
-    """Every field with its default and description, as the Markdown table that the README holds."""
+def fields_table(sections: Mapping[str, type[Algorithm]]) -> str:
+    """Every field with its default and description, as the Markdown table of docs/config.md.
+
+    The words that a recipe adds to `[algorithm]` follow the table of all the others, one table per recipe.
+    """
+    common = set(Algorithm.model_fields)
+    tables = [_table(walk(Config()))]
+    for name, section in sections.items():
+        own = [row for row in walk(section(), "algorithm.") if row[0].partition(".")[2] not in common]
+        changed = [
+            row
+            for row in walk(section(), "algorithm.")
+            if row[1] != getattr(Algorithm(), row[0].partition(".")[2], row[1])
+        ]
+        tables.append(f"### `algorithm.recipe = {as_text(name)}`\n\n{_table([*changed, *own])}")
+    return "\n\n".join(tables)
+
+
+def _table(rows: Iterable[tuple[str, Any, bool, str]]) -> str:
     lines = ["| field | default | what it is |", "|---|---|---|"]
-    for name, value, _, description in walk(Config()):
+    for name, value, _, description in rows:
         text = " ".join(description.split()).replace("|", "\\|")
         default = as_text(value).replace("|", "\\|").replace("\n", "\\n")
         shown = f"`{default}`" if len(default) < 60 else "see `stasc config`"
@@ -124,8 +157,9 @@ def fields_table() -> str:
 
 
 def differing_fields(left: Config, right: Config) -> list[str]:
-    """Dotted names of the leaf fields whose values differ."""
-    return [name for (name, a, _, _), (_, b, _, _) in zip(walk(left), walk(right), strict=True) if a != b]
+    """Dotted names of the leaf fields whose values differ, or that only one of them has."""
+    before, after = ({name: value for name, value, *_ in walk(tree)} for tree in (left, right))
+    return [name for name in {**before, **after} if before.get(name, ...) != after.get(name, ...)]
 
 
 def fingerprint(config: Config) -> str:

@@ -6,14 +6,16 @@ Importable without Ray, torch, vLLM or transformers. Humans write TOML, machines
 
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SerializeAsAny, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+DATASETS = Literal["canonical", "nq_open", "gsm8k", "math500", "commonsense_qa"]
 
 
 class Section(BaseModel):
@@ -52,13 +54,11 @@ class Columns(Section):
     """Regular expression whose first group is the answer inside the answers column (GSM8K: `####\\s*(.+)`)."""
 
 
-QUESTION_PRESETS: dict[str, dict[str, Any]] = {
-    "canonical": {"id": "id", "choices": "choices", "documents": "documents"},
-    "nq_open": {"answers": "answer"},
-    "gsm8k": {"answers": "answer", "answer_pattern": r"####\s*(.+)"},
-    "math500": {"question": "problem", "answers": "answer", "id": "unique_id"},
-    "commonsense_qa": {"answers": "answer", "id": "id", "choices": "choices"},
-}
+@cache
+def dataset(name: str) -> dict[str, Any]:
+    """A shipped dataset's file `datasets/NAME.toml`: `columns`, and `suits`, the overrides that suit it."""
+    file = resources.files("stasc_ray.config") / "datasets" / f"{name}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
 class Split(Section):
@@ -75,7 +75,7 @@ class Split(Section):
 class Questions(Section):
     """The questions: where they are, how to read them, how to split them."""
 
-    preset: Literal["canonical", "nq_open", "gsm8k", "math500", "commonsense_qa"] = "canonical"
+    preset: DATASETS = "canonical"
     """Column names of a known dataset; `columns` overrides single fields."""
     columns: Columns = Columns()
     """Column mapping, filled from the preset where not given."""
@@ -94,8 +94,8 @@ class Questions(Section):
     @classmethod
     def _fill_columns(cls, values: Any) -> Any:
         preset = values.get("preset", "canonical") if isinstance(values, dict) else None
-        if preset in QUESTION_PRESETS and isinstance(values.get("columns", {}), Mapping):
-            values = {**values, "columns": {**QUESTION_PRESETS[preset], **values.get("columns", {})}}
+        if preset in get_args(DATASETS) and isinstance(values.get("columns", {}), Mapping):
+            values = {**values, "columns": {**dataset(preset)["columns"], **values.get("columns", {})}}
         return values
 
 
@@ -239,72 +239,29 @@ class SamplingPerTurn(Section):
     """Corrections (Y2)."""
 
 
-FILTERS = Literal["improving", "non_decreasing", "both_correct"]
-
-
 class Algorithm(Section):
-    """Algorithm 1 of arXiv 2503.08681. `variant` accepts the paper's three letters (EIE ... FNF) as a shorthand."""
+    """The loop: what every recipe has. Each recipe's section adds its words (stasc_ray/recipes/)."""
 
-    iterations: PositiveInt = 4
-    """N: how often the loop runs."""
+    recipe: str = "stasc"
+    """Self-correction method: `stasc`, `rft`, `verdict`, or a dotted path `package.module:RECIPE`."""
+    iterations: Annotated[int, Field(ge=0)] = 4
+    """N: how often the loop runs; 0 only measures the model."""
     initial_answers_from: Literal["base", "current"] = "current"
     """Who writes the initial answers: M0 (Fixed, F) or M_{n-1} (Evolving, E). First letter of the variant."""
-    filter: FILTERS = "improving"
-    """Which corrections are kept: `improving` r2 > r1 (I); `non_decreasing` also r2 = r1 >= threshold (N); `both_correct`."""
     finetune_from: Literal["base", "current"] = "base"
     """Where each fine-tune starts: M0 (Fixed, F) or M_{n-1} (Evolving, E). Third letter of the variant."""
     n_initial: PositiveInt = 1
     """N_init: initial answers per train question."""
-    n_corrections: PositiveInt = 5
+    n_corrections: Annotated[int, Field(ge=0)] = 0
     """N_corr: corrections per initial answer."""
     threshold: float = 1.0
     """t: the reward from which an answer counts as correct."""
-    pairing: Literal["own", "cross"] = "own"
-    """`own`: a correction is judged against the answer it was written for; `cross`: against every answer of its question."""
-    max_examples_per_question: PositiveInt | None = None
-    """Kept corrections per question at most; None keeps all."""
-    keep_correct_share: Fraction | None = None
-    """Target share of correct-to-correct pairs among the kept, reached by dropping; None leaves it. Only with `non_decreasing`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_variant(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("variant") is None:
-            return values
-        values = dict(values)
-        letters = str(values.pop("variant")).upper()
-        if len(letters) != 3 or letters[0] not in "EF" or letters[1] not in "IN" or letters[2] not in "EF":
-            raise ValueError(
-                f"algorithm.variant: expected one of EIE EIF ENE ENF FIE FIF FNE FNF, found {letters!r}"
-            )
-        source = {"E": "current", "F": "base"}
-        words = {
-            "initial_answers_from": source[letters[0]],
-            "filter": {"I": "improving", "N": "non_decreasing"}[letters[1]],
-            "finetune_from": source[letters[2]],
-        }
-        for name, word in words.items():
-            if values.get(name, word) != word:
-                raise ValueError(
-                    f"algorithm.variant {letters} says {name} = {word!r}, but {name} is {values[name]!r}: drop one"
-                )
-        return {**values, **words}
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.keep_correct_share is not None and self.filter != "non_decreasing":
-            kept = {"improving": "no", "both_correct": "nothing but"}[self.filter]
-            raise ValueError(
-                f"algorithm.keep_correct_share balances c->c against i->c pairs: expected filter = 'non_decreasing', found "
-                f"filter = {self.filter!r}, which keeps {kept} c->c pairs"
-            )
-        return self
 
     @property
     def variant(self) -> str:
-        """The paper's three letters; `B` in the middle stands for `both_correct`, which the paper does not name."""
-        letter = {"improving": "I", "non_decreasing": "N", "both_correct": "B", "current": "E", "base": "F"}
-        return letter[self.initial_answers_from] + letter[self.filter] + letter[self.finetune_from]
+        """Who writes the initial answers and where fine-tuning starts, as the paper's letters F and E."""
+        letter = {"current": "E", "base": "F"}
+        return letter[self.initial_answers_from] + letter[self.finetune_from]
 
 
 class Lora(Section):
@@ -337,6 +294,9 @@ class Finetune(Section):
     """Examples per optimizer step over all workers together."""
     epochs: PositiveInt = 1
     """Passes over the kept examples per iteration."""
+    trained_tokens: PositiveInt | None = None
+    """Tokens to train on per iteration, instead of `epochs`: the examples come again, or are left out, until there are
+    that many. Compares methods at equal cost."""
     weight_decay: NonNegativeFloat = 0.1
     """AdamW weight decay."""
     schedule: Literal["cosine", "linear"] = "cosine"
@@ -379,6 +339,10 @@ class Evaluation(Section):
 
     samples: PositiveInt = 1
     """Initial answers per question, each with one correction."""
+    policy: str | None = None
+    """How questions are answered: `recipe`, `until_unchanged`, `until_right`, `vote`; None: as the recipe says."""
+    rounds: PositiveInt = 1
+    """Corrections in a row at most, each of the answer before."""
     greedy: bool = False
     """Temperature 0 in both turns instead of `sampling`; needs `samples = 1`."""
     bootstrap_samples: PositiveInt = 1000
@@ -468,7 +432,7 @@ class Config(Section):
     reward: Reward = Reward()
     engine: Engine = Engine()
     sampling: SamplingPerTurn = SamplingPerTurn()
-    algorithm: Algorithm = Algorithm()
+    algorithm: SerializeAsAny[Algorithm] = Algorithm()
     finetune: Finetune = Finetune()
     evaluation: Evaluation = Evaluation()
     publish: Publish = Publish()

@@ -1,31 +1,39 @@
-"""Questions to rollouts: initial answers and their corrections, by Ray Data over a pool of actors, one vLLM engine each.
+"""Questions to traces: a recipe's turns, by Ray Data over a pool of actors, one vLLM engine each.
 
-Work comes in units (unit_files.py): one row group of a questions file, or one earlier rollout file when initial answers are given.
+Work comes in units (unit_files.py): one row group of a questions file, or one of M0's trace files if its answers are given.
 The driver sees one line per unit, never a question.
 
     read (CPU tasks) -> answer and correct (engine actors) -> grade and write (CPU tasks) -> one summary line per unit
 """
 
 import asyncio
+import collections
 import functools
+import json
 import os
 import time
 import uuid
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stasc_ray import config, store
 from stasc_ray.generation import engine
-from stasc_ray.generation.samples import Request, Sample, request_seed
-from stasc_ray.generation.unit_files import ROLLOUT_SCHEMA, Row, Unit, from_one_row, read_unit, written
+from stasc_ray.generation.asking import Asker, empty
+from stasc_ray.generation.samples import Request, Sample
+from stasc_ray.generation.unit_files import Row, Unit, from_one_row, read_unit, written
+from stasc_ray.recipes import recipe_of
+from stasc_ray.recipes.policies import policy
+from stasc_ray.recipes.recipe import Plan, gather
+from stasc_ray.recipes.trace import Text, grade, read_texts, write_texts
 from stasc_ray.runtime import capacity, model_folder, ray_session
 from stasc_ray.store import files
-from stasc_ray.tasks import prompts, rewards
+from stasc_ray.store.rows import text_columns, trace_schema
+from stasc_ray.tasks import rewards
 
 if TYPE_CHECKING:
     import ray
@@ -35,37 +43,55 @@ MAX_RESTARTS = 10
 
 
 @dataclass(frozen=True)
-class Turns:
-    """How many answers a split's questions get, and with which sampling values; no corrections: initial answers alone."""
-
-    n_initial: int
-    n_corrections: int
-    initial: config.Sampling
-    correction: config.Sampling
-    chained: bool = False
-    """Each correction corrects the one before it (rounds) instead of the initial answer."""
-
-
-@dataclass(frozen=True)
 class Job:
     """What one pass of rollouts needs to know; sent to every worker, so small and picklable."""
 
     model: str
-    model_version: str
+    """Path or Hub id."""
+    iteration: int
+    """Of the model; 0 is M0."""
     settings: config.Config
-    turns: Mapping[str, Turns]
-    """By split."""
     destination: str
     on_cuda: bool
     lease: store.Lease | None = None
-    """Of the run that the rollouts belong to."""
+    """Of the run that the traces belong to."""
+
+    @property
+    def writer(self) -> str:
+        """The model's name in traces."""
+        return store.iteration_name(self.iteration)
+
+    def plan(self, split: str) -> Plan:
+        """What is asked about the questions of a split."""
+        settings, section = self.settings, self.settings.algorithm
+        learn = split == "train"
+        return Plan(
+            prompts=settings.prompts,
+            section=section,
+            n_initial=section.n_initial if learn else settings.evaluation.samples,
+            n_corrections=section.n_corrections if learn else min(1, section.n_corrections),
+            rounds=1 if learn else settings.evaluation.rounds,
+            learn=learn,
+            iteration=self.iteration,
+        )
+
+    def sampling(self, split: str) -> config.SamplingPerTurn:
+        """Sampling values for the questions of a split."""
+        sampling = self.settings.sampling
+        if split == "train" or not self.settings.evaluation.greedy:
+            return sampling
+        greedy = {"temperature": 0.0}
+        return config.SamplingPerTurn(
+            initial=sampling.initial.model_copy(update=greedy),
+            correction=sampling.correction.model_copy(update=greedy),
+        )
 
 
 def roll_out(job: Job, units: Sequence[Unit]) -> Iterator[Row]:
     """Run the units that have no file yet; yield one summary per unit as its file is written.
 
-    A summary holds `unit, questions, errors, grader_errors, initial_tokens, correction_tokens, prompt_tokens, engine_start_s,
-    engine_node, messages` (up to three error texts).
+    A summary holds `unit, questions, errors, grader_errors, prompt_tokens, tokens (JSON: generated, by turn),
+    engine_start_s, engine_node, messages` (up to three error texts).
 
     Raises:
         ray.exceptions.RayError: the engines cannot start, or keep dying.
@@ -119,12 +145,13 @@ def pipeline(
 
 
 class RolloutActor:
-    """Holds one engine; a call takes the rows of one unit. Several calls run at once, so the engine never waits for the next."""
+    """Holds one engine; a call takes the rows of one unit. Several calls run at once, so the engine never waits."""
 
     def __init__(self, job: Job) -> None:
         import ray
 
         self.job = job
+        self.recipe = recipe_of(job.settings.algorithm.recipe)
         if not Path(
             job.destination
         ).is_dir():  # this node may have come after the run had looked at all there were
@@ -146,7 +173,7 @@ class RolloutActor:
         self.node = ray.get_runtime_context().get_node_id()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Rollouts of one unit (`as_one_row`), ungraded."""
+        """Traces of one unit (`as_one_row`), ungraded."""
         table = from_one_row(batch)
         if self.job.lease:
             self.job.lease.check()
@@ -155,96 +182,53 @@ class RolloutActor:
             rows = asyncio.run(self._roll_out_all(table.to_pylist()))
         except RuntimeError:
             if not self.engine.alive:
-                # vLLM cannot be mended in place. The end of this process lets Ray start the actor anew and run its units again.
+                # vLLM can't be mended in place. If this process ends, Ray starts the actor again and repeats its units.
                 os._exit(1)
             raise
+        questions = pa.schema([field for field in table.schema if field.name not in ("texts", "unit")])
         beside = [("unit", pa.string()), ("engine_start_s", pa.float64()), ("engine_node", pa.string())]
-        schema = pa.schema([*ROLLOUT_SCHEMA, *beside])
-        return pa.Table.from_pylist(rows, schema=schema)
+        return pa.Table.from_pylist(rows, schema=pa.schema([*trace_schema(questions), *beside]))
 
     async def _roll_out_all(self, rows: list[Row]) -> list[Row]:
         return await asyncio.gather(*(self._roll_out(row) for row in rows))
 
     async def _roll_out(self, row: Row) -> Row:
-        rollout = {
-            **row,
-            "model_version": self.job.model_version,
-            "prompt_tokens": 0,
-            "engine_start_s": self.engine_start_s,
-            "engine_node": self.node,
-            "initial_rewards": [],
-            "correction_rewards": [],
-            "grader_errors": [],
-        }
         try:
-            await self._fill_in(rollout)
+            texts = await self._texts(row)
+            row = row | {"texts": write_texts(texts), "error": empty(texts)}
         except _row_errors() as error:  # one bad row is data; the rest go on
-            nothing = {name: [] for name in ("initial", "initial_finish", "initial_tokens")}
-            rollout |= nothing | {
-                name: [] for name in ("corrections", "correction_finish", "correction_tokens")
-            }
-            rollout["error"] = f"{type(error).__name__}: {error}"
-        return rollout
+            row = row | {"texts": [], "error": f"{type(error).__name__}: {error}"}
+        return row | {"engine_start_s": self.engine_start_s, "engine_node": self.node}
 
-    async def _fill_in(self, rollout: Row) -> None:
-        """Add the initial answers (unless given) and their corrections to a row."""
-        turns, texts = self.job.turns[rollout["split"]], self.job.settings.prompts
-        if rollout.get("initial") is None:
-            messages = prompts.initial_messages(rollout, texts)
-            samples = await self._sample(rollout, messages, turns.initial, turns.n_initial, "initial")
-            rollout["initial"] = [sample.text for sample in samples]
-            rollout["initial_finish"] = [sample.finish_reason for sample in samples]
-            rollout["initial_tokens"] = [len(sample.token_ids) for sample in samples]
-        if not rollout["initial"]:
+    async def _texts(self, row: Row) -> list[Text]:
+        """The trace of one question: with Fixed initialization M0's answers corrected, and off train the own ones too."""
+        fixed = self.job.settings.algorithm.initial_answers_from == "base" and self.job.iteration > 0
+        given = read_texts(row)
+        if fixed and not given:
             raise ValueError("no initial answer was given to correct")
-        correct = self._correct_in_rounds if turns.chained else self._correct
-        corrected = await asyncio.gather(
-            *(correct(rollout, turns, i) for i in range(len(rollout["initial"])))
-        )
-        rollout["corrections"] = [[sample.text for sample in samples] for samples in corrected]
-        rollout["correction_finish"] = [[sample.finish_reason for sample in samples] for samples in corrected]
-        rollout["correction_tokens"] = [
-            [len(sample.token_ids) for sample in samples] for samples in corrected
-        ]
-        empty = sum(
-            not text.strip() for texts in (rollout["initial"], *rollout["corrections"]) for text in texts
-        )
-        rollout["error"] = f"empty generation: {empty} of this question's answers" if empty else None
+        trees = [self._tree(row, "base", given)] if fixed else []
+        if not fixed or row["split"] != "train":
+            trees.append(self._tree(row, "current", None))
+        return [text for texts in await gather(trees) for text in texts]
 
-    def _correct(self, rollout: Row, turns: Turns, index: int) -> "Coroutine[Any, Any, list[Sample]]":
-        """N_corr independent corrections of one initial answer."""
-        messages = prompts.correction_messages(rollout, rollout["initial"][index], self.job.settings.prompts)
-        return self._sample(rollout, messages, turns.correction, turns.n_corrections, f"correction/{index}")
-
-    async def _correct_in_rounds(self, rollout: Row, turns: Turns, index: int) -> list[Sample]:
-        """N_corr rounds: each corrects the answer of the one before."""
-        answer, samples = rollout["initial"][index], []
-        for number in range(turns.n_corrections):
-            messages = prompts.correction_messages(rollout, answer, self.job.settings.prompts)
-            samples += await self._sample(
-                rollout, messages, turns.correction, 1, f"correction/{index}/round/{number}"
-            )
-            answer = samples[-1].text
-        return samples
-
-    async def _sample(
-        self, rollout: Row, messages: list[dict[str, str]], sampling: config.Sampling, n: int, turn: str
-    ) -> list[Sample]:
-        if not n:  # a pass of initial answers alone
-            return []
-        token_ids = prompts.render(self.engine.tokenizer, messages, add_generation_prompt=True)
-        rollout["prompt_tokens"] += len(token_ids)
-        identity = (
-            self.job.settings.seed,
-            self.job.model_version,
-            rollout["id"],
-            rollout["initial_from"],
-            turn,
+    async def _tree(self, row: Row, source: str, given: list[Text] | None) -> list[Text]:
+        job = self.job
+        ask = Asker(
+            self.engine.tokenizer,
+            self.generate,
+            sampling=job.sampling(row["split"]),
+            identity=(job.settings.seed, job.writer, row["id"], source),
+            writer=job.writer,
+            max_prompt_tokens=job.settings.engine.max_model_len_tokens - 1,
+            given=given or (),
         )
-        # Greedy answers are all the same: one is generated and stands for all.
-        request = Request(sampling, n if sampling.temperature > 0 else 1, request_seed(*identity))
-        samples = await asyncio.wrap_future(self.engine.submit(token_ids, request))
-        return samples * (n // request.n)
+        name = None if row["split"] == "train" else job.settings.evaluation.policy
+        await policy(name, self.recipe)(self.recipe, row, ask, job.plan(row["split"]), given)
+        return ask.texts
+
+    def generate(self, token_ids: list[int], request: Request, _: object) -> "asyncio.Future[list[Sample]]":
+        """The samples of one prompt."""
+        return asyncio.wrap_future(self.engine.submit(token_ids, request))
 
 
 def _threads(engine: config.Engine) -> int:
@@ -254,18 +238,22 @@ def _threads(engine: config.Engine) -> int:
 
 
 def grade_and_write(batch: pa.Table, job: Job) -> pa.Table:
-    """Grade one unit's rollouts, write its file, return its summary line."""
+    """Grade one unit's traces, write its file, return its summary line."""
     rows = batch.to_pylist()
     (name,) = {row["unit"] for row in rows}
-    grade = _grader(job.settings.reward.model_dump_json(), job.settings.prompts.answer_marker)
+    reward = _grader(job.settings.reward.model_dump_json(), job.settings.prompts.answer_marker)
     for row in rows:
-        _grade(row, grade)
-    summary = summarize(rows) | {key: rows[0][key] for key in ("unit", "engine_start_s", "engine_node")}
+        _grade(row, reward, job.settings.algorithm)
+    summary = summarize(rows, job.writer)
+    summary |= {key: rows[0][key] for key in ("unit", "engine_start_s", "engine_node")}
+    schema = pa.schema(
+        [field for field in batch.schema if field.name not in ("unit", "engine_start_s", "engine_node")]
+    )
     partial = Path(job.destination) / f".{name}.{uuid.uuid4().hex}.partial"
     if job.lease:
         job.lease.check()
     try:
-        pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA), partial)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
         if job.lease:
             job.lease.check()
         partial.replace(partial.with_name(f"{name}.parquet"))
@@ -274,16 +262,19 @@ def grade_and_write(batch: pa.Table, job: Job) -> pa.Table:
     return pa.Table.from_pylist([summary])
 
 
-def summarize(rows: Sequence[Row]) -> Row:
-    """Counts over rollout rows: questions, errors, grader errors, tokens, and up to three error texts."""
+def summarize(rows: Sequence[Row], writer: str) -> Row:
+    """Counts over traces: questions, errors, grader errors, tokens of this pass, and up to three error texts."""
     failures = [row["error"] for row in rows if row["error"]]
+    own = [text for row in rows for text in row["texts"] if text["writer"] == writer]
+    tokens: collections.Counter[str] = collections.Counter()
+    for text in own:
+        tokens[text["turn"]] += len(text["token_ids"])
     return {
         "questions": len(rows),
         "errors": len(failures),
-        "grader_errors": sum(len(row["grader_errors"]) for row in rows),
-        "initial_tokens": sum(sum(row["initial_tokens"]) for row in rows if row["initial_from"] == "current"),
-        "correction_tokens": sum(sum(map(sum, row["correction_tokens"])) for row in rows),
-        "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
+        "grader_errors": sum(text["grader_error"] is not None for row in rows for text in row["texts"]),
+        "prompt_tokens": sum(text["prompt_tokens"] for text in own),
+        "tokens": json.dumps(tokens),  # a map whose keys are the recipe's turns
         "messages": failures[:3] or [""],  # an empty list would have no Arrow type
     }
 
@@ -296,28 +287,17 @@ def done_again(destination: Path, units: Sequence[Unit]) -> int:
     return max(0, len(begun) - len(units))
 
 
-def read_summary(file: Path) -> Row:
+def read_summary(file: Path, writer: str) -> Row:
     """`summarize` of a file that an earlier attempt wrote."""
-    columns = [
-        "initial_from",
-        "error",
-        "grader_errors",
-        "initial_tokens",
-        "correction_tokens",
-        "prompt_tokens",
-    ]
-    return summarize(files.read(file, columns).to_pylist())
+    columns = ["error", *text_columns("turn", "writer", "token_ids", "prompt_tokens", "grader_error")]
+    return summarize(files.read(file, columns).to_pylist(), writer)
 
 
-def _grade(row: Row, grade: rewards.Grader) -> None:
-    def graded(answer: str) -> float:
-        value, error = grade(answer, row)
-        if error is not None:
-            row["grader_errors"].append(error)
-        return value
-
-    row["initial_rewards"] = [graded(answer) for answer in row["initial"]]
-    row["correction_rewards"] = [[graded(answer) for answer in answers] for answers in row["corrections"]]
+def _grade(row: Row, reward: rewards.Grader, section: config.Algorithm) -> None:
+    recipe, texts = recipe_of(section.recipe), read_texts(row)
+    says_right = recipe.says_right and functools.partial(recipe.says_right, section)
+    grade(texts, recipe.answers, lambda answer: reward(answer, row), says_right, section.threshold)
+    row["texts"] = write_texts(texts)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,8 +1,8 @@
-"""Units of work and the files that hold them: questions cut into row groups, and one rollout file per unit.
+"""Units of work and the files that hold them: questions cut into row groups, and one trace file per unit.
 
-A unit's rollouts go to one Parquet file named after the unit, renamed into place when it is whole. So a unit that is done again,
-because an actor, a node or the driver died, replaces its file: each question has exactly one rollout, and a resume runs only what
-is missing.
+A unit's traces go to one Parquet file named after the unit, renamed into place when it is whole. If a unit is done
+again, because an actor, a node or the driver died, it replaces its file. So each question has exactly one trace, and a
+resume runs only what is missing.
 """
 
 import math
@@ -15,42 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stasc_ray.store import files
+from stasc_ray.store.rows import QUESTION_SCHEMA, TEXTS
 
 Row = dict[str, Any]
-STRINGS, NUMBERS, COUNTS = pa.list_(pa.string()), pa.list_(pa.float64()), pa.list_(pa.int64())
-
-QUESTION_SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "question": pa.string(),
-        "answers": STRINGS,
-        "split": pa.string(),
-        "documents": STRINGS,
-        "choices": STRINGS,
-    }
-)
-"""One question. Choice questions: `answers` holds the letter."""
-
-ROLLOUT_SCHEMA = pa.schema(
-    [
-        *QUESTION_SCHEMA,
-        ("initial_from", pa.string()),  # base | current: who wrote the initial answers
-        ("model_version", pa.string()),  # base, iteration_01, ...: who wrote the corrections
-        ("initial", STRINGS),  # (N_init,) initial answers as generated
-        ("initial_finish", STRINGS),  # (N_init,) stop | length
-        ("initial_tokens", COUNTS),  # (N_init,)
-        ("initial_rewards", NUMBERS),  # (N_init,) in [0, 1]
-        ("corrections", pa.list_(STRINGS)),  # (N_init, N_corr) corrections as generated
-        ("correction_finish", pa.list_(STRINGS)),
-        ("correction_tokens", pa.list_(COUNTS)),
-        ("correction_rewards", pa.list_(NUMBERS)),
-        ("prompt_tokens", pa.int64()),  # over all prompts of the row
-        ("grader_errors", STRINGS),  # a grader's failures; each counts as reward 0
-        ("error", pa.string()),  # why the row has no (whole) rollout; null when it has
-    ]
-)
-"""One rollout: a question, its initial answers, their corrections and the rewards."""
-
 
 MAX_UNITS = 4096
 """Of one split: a larger one gets larger units, since a unit costs the driver 21 kB and 17 ms, and its reader a look at the footer
@@ -59,13 +26,12 @@ of all units (docs/scaling.md)."""
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of work: which rows to read, and the name of the file that its rollouts go to."""
+    """One piece of work: which rows to read, and the name of the file that its traces go to."""
 
     name: str
     source: str
     row_group: int | None
-    """Row group of a questions file; None reads the whole file, whose rows bring their initial answers."""
-    initial_from: str
+    """Row group of a questions file; None reads a whole file of M0's traces, whose first answers are given."""
 
 
 def write_questions(rows: Sequence[Row], file: Path, unit_size: int) -> None:
@@ -80,21 +46,19 @@ def write_questions(rows: Sequence[Row], file: Path, unit_size: int) -> None:
 
 
 def question_units(file: Path, split: str) -> list[Unit]:
-    """The units of a questions file; the current model writes the initial answers."""
+    """The units of a questions file."""
     groups = files.footer(file).num_row_groups
-    return [Unit(f"{split}-{group:06d}", str(file), group, "current") for group in range(groups)]
+    return [Unit(f"{split}-{group:06d}", str(file), group) for group in range(groups)]
 
 
-def given_units(files: Iterable[Path], split: str) -> list[Unit]:
-    """Units that correct the initial answers of M0's rollouts (Fixed initialization)."""
-    numbered = [(Path(file).stem.rpartition("-")[2], file) for file in of_split(files, split)]
-    return [Unit(f"{split}-fixed-{number}", file, None, "base") for number, file in numbered]
+def given_units(traces: Iterable[Path], split: str) -> list[Unit]:
+    """The same units with M0's first answers (Fixed initialization), from the files of its finished pass."""
+    return [Unit(Path(file).stem, file, None) for file in of_split(traces, split)]
 
 
-def of_split(files: Iterable[Path], split: str, initial_from: str = "current") -> list[str]:
-    """Those of a finished pass's files that hold a split's rollouts, of its own initial answers or of M0's."""
-    pattern = f"{split}-fixed-[0-9]*.parquet" if initial_from == "base" else f"{split}-[0-9]*.parquet"
-    return [str(file) for file in files if file.match(pattern)]
+def of_split(traces: Iterable[Path], split: str) -> list[str]:
+    """Those of a finished pass's files that hold a split's traces."""
+    return [str(file) for file in traces if file.match(f"{split}-[0-9]*.parquet")]
 
 
 def written(destination: Path, units: Sequence[Unit]) -> list[Unit]:
@@ -113,17 +77,21 @@ def written(destination: Path, units: Sequence[Unit]) -> list[Unit]:
 
 
 def read_unit(batch: pa.Table) -> pa.Table:
-    """The rows of one unit, with the unit's name and `initial_from` beside them, in one row (see `as_one_row`)."""
+    """The rows of one unit, with `unit`, its name, beside them, in one row (see `as_one_row`).
+
+    Rows of a trace file keep their first answers in `texts`; rows of a questions file have none.
+    """
     (unit,) = batch.to_pylist()
     with files.whole(unit["source"]):
         file = pq.ParquetFile(unit["source"])
         table = file.read() if unit["row_group"] is None else file.read_row_group(unit["row_group"])
-    columns = [
-        *QUESTION_SCHEMA.names,
-        *(["initial", "initial_finish", "initial_tokens"] if unit["row_group"] is None else []),
-    ]
-    table = table.select(columns).append_column("unit", pa.repeat(unit["name"], len(table)))
-    return as_one_row(table.append_column("initial_from", pa.repeat(unit["initial_from"], len(table))))
+    if unit["row_group"] is None:
+        first = [[text for text in texts if text["parent"] < 0] for texts in table["texts"].to_pylist()]
+        table = table.drop_columns(["texts", "error"])
+    else:
+        first = [[]] * len(table)
+    table = table.append_column("texts", pa.array(first, TEXTS))
+    return as_one_row(table.append_column("unit", pa.repeat(unit["name"], len(table))))
 
 
 def as_one_row(table: pa.Table) -> pa.Table:

@@ -5,13 +5,13 @@ agree on token counts and on the number of forward passes without talking.
 """
 
 import hashlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stasc_ray.config import Finetune
 from stasc_ray.learning import encoding
 
 if TYPE_CHECKING:
@@ -62,25 +62,32 @@ def collect(tables: Sequence["pyarrow.Table"]) -> Examples:
     )
 
 
-def count_steps(examples: int, batch_size: int, epochs: int) -> int:
-    """Optimizer steps of a fine-tune; the last batch of an epoch may be smaller."""
-    return math.ceil(examples / batch_size) * epochs
+def schedule(examples: Examples, finetune: Finetune, seed: str) -> list[np.ndarray]:
+    """The indices of each step's global batch: `finetune.epochs` passes, or passes until `finetune.trained_tokens`.
 
-
-def batches(
-    ids: Sequence[str], batch_size: int, epochs: int, seed: str, start: int = 0
-) -> Iterator[np.ndarray]:
-    """Yield the indices of each global batch from step `start` on.
-
-    Each epoch has its own order, by a hash of (seed, epoch, id): it depends on neither the order in which rows came,
-    which Ray Data does not keep, nor on the number of workers.
+    Each pass has its order, by a hash of (seed, pass, id): it depends on neither the order in which rows came, which Ray
+    Data does not keep, nor on the number of workers. The last batch of a pass may be smaller; with `trained_tokens` a
+    batch goes over from one pass to the next.
     """
-    per_epoch = count_steps(len(ids), batch_size, 1)
-    for epoch in range(start // per_epoch, epochs):
-        order = np.argsort([_hash(f"{seed}/{epoch}/{id}") for id in ids], kind="stable")
-        for step in range(max(start, epoch * per_epoch), (epoch + 1) * per_epoch):
-            first = (step - epoch * per_epoch) * batch_size
-            yield order[first : first + batch_size]
+    if finetune.trained_tokens is None:
+        passes = [_order(examples.ids, f"{seed}/{epoch}") for epoch in range(finetune.epochs)]
+        return [batch for order in passes for batch in _cut(order, finetune.batch_size)]
+    chosen: list[np.ndarray] = []
+    left = finetune.trained_tokens
+    while left > 0:
+        order = _order(examples.ids, f"{seed}/{len(chosen)}")
+        reached = np.searchsorted(np.cumsum(examples.trained[order]), left) + 1
+        chosen.append(order[:reached])
+        left -= int(examples.trained[chosen[-1]].sum())
+    return _cut(np.concatenate(chosen), finetune.batch_size)
+
+
+def _order(ids: Sequence[str], seed: str) -> np.ndarray:
+    return np.argsort([_hash(f"{seed}/{id}") for id in ids], kind="stable")
+
+
+def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[first : first + size] for first in range(0, len(order), size)]
 
 
 def deal(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
-from stasc_ray.tasks.prompts import Message, control_tokens, render
+from stasc_ray.tasks.chat import Message, content, control_tokens, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,9 +25,9 @@ class Encoded(TypedDict):
     """One example for the trainer."""
 
     input_ids: np.ndarray
-    """(T,) int32: the prompt and the correction, up to and including its end-of-turn token."""
+    """(T,) int32: the conversation, up to and including the last trained turn's end-of-turn token."""
     labels: np.ndarray
-    """(T,) int32: `input_ids` over the correction and its end-of-turn token, -100 before."""
+    """(T,) int32: `input_ids` over what is trained, end-of-turn tokens included; -100 elsewhere."""
 
 
 class Packed(TypedDict):
@@ -52,25 +52,96 @@ class Stacked(TypedDict):
 
 def encode(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], max_length_tokens: int
-) -> Encoded | LeftOut:
-    """Token ids and labels of a conversation whose last message is trained on.
+) -> list[Encoded] | LeftOut:
+    """Token ids and labels of a conversation: of every message and piece with `train`.
 
-    The end-of-turn token that the template writes is trained on; what it writes after that (ChatML's newline, Phi-3's
-    end of text) is dropped, as a model stops before it. A template that ends the turn with plain text or with nothing
-    gets the tokenizer's end-of-sequence token instead, without which the model would never learn to stop.
+    A turn's sequence is the prompt that asked for it, rendered as it was for generation, and its target. If a text was
+    generated, its `token_ids` are the target. Otherwise the target is what the template makes of the text.
+
+    A target ends with the end-of-turn token; what the template writes after that (ChatML's newline, Phi-3's end of text)
+    is dropped, as a model stops before it. A template that ends the turn with plain text or with nothing gets the
+    tokenizer's end-of-sequence token instead, without which the model would never learn to stop.
+
+    Several trained turns share a sequence if each earlier one stands in the later one's prompt token by token. If not
+    (templates that rewrite earlier turns, ids that are not the canonical ones), each gets its own sequence.
 
     Returns:
-        The arrays, or why the example is left out: `too_long` (more than `max_length_tokens`), `no_target` (the last
-        message is empty or whitespace).
+        The sequences, or why the example is left out: `too_long` (one of more than `max_length_tokens`), `no_target`
+        (every trained text is empty or whitespace).
 
     Raises:
-        ValueError: the last message is not the assistant's; the prompt is not a prefix of the conversation; nothing
-            ends the assistant's turn; the template drops or rewrites the assistant's text.
+        ValueError: nothing is trained, or a message that is not the assistant's; the prompt is not a prefix of the
+            conversation; nothing ends the assistant's turn; the template drops or rewrites the assistant's text.
     """
-    if not messages or messages[-1]["role"] != "assistant":
-        found = messages[-1]["role"] if messages else "no message"
-        raise ValueError(f"encoding: expected an assistant message last, the one to train on, found {found}")
-    prompt = render(tokenizer, messages[:-1], add_generation_prompt=True)
+    trained = [place for place, message in enumerate(messages) if _is_trained(message)]
+    wrong = [messages[place]["role"] for place in trained if messages[place]["role"] != "assistant"]
+    if not trained or wrong:
+        found = f"one of role {wrong[0]!r}" if wrong else f"none of {len(messages)} messages"
+        raise ValueError(f"encoding: expected assistant messages to train on (`train`), found {found}")
+    sequences: list[tuple[list[int], list[int]]] = []
+    for place in trained:
+        if not content(messages[place]).strip():
+            continue
+        ids = render(tokenizer, messages[:place], add_generation_prompt=True)
+        target, learnt = _target(tokenizer, messages, place, ids)
+        labels = [IGNORED] * len(ids) + [
+            token if learn else IGNORED for token, learn in zip(target, learnt, strict=True)
+        ]
+        ids = ids + target
+        if sequences and ids[: len(sequences[-1][0])] == sequences[-1][0]:
+            earlier = sequences.pop()[1]
+            labels[: len(earlier)] = earlier
+        sequences.append((ids, labels))
+    if not sequences:
+        return "no_target"
+    if max(len(ids) for ids, _ in sequences) > max_length_tokens:
+        return "too_long"
+    return [
+        Encoded(input_ids=np.array(ids, np.int32), labels=np.array(labels, np.int32))
+        for ids, labels in sequences
+    ]
+
+
+def _is_trained(message: Message) -> bool:
+    pieces = message.get("pieces")
+    return any(piece["train"] for piece in pieces) if pieces else bool(message.get("train"))
+
+
+def _target(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], place: int, prompt: list[int]
+) -> tuple[list[int], list[bool]]:
+    """The tokens of a trained message, end of turn included, and which of them are learnt."""
+    _, end_of_turn = _closing(tokenizer)
+    pieces = messages[place].get("pieces")
+    if not pieces or all(piece.get("token_ids") is None for piece in pieces):
+        target = _canonical(tokenizer, messages[: place + 1], prompt)
+        return target, [True] * len(target)
+    ids, learnt = [], []
+    for number, piece in enumerate(pieces):
+        tokens = piece.get("token_ids")
+        if tokens is None:
+            tokens = tokenizer.encode(piece["text"], add_special_tokens=False)
+        if number < len(pieces) - 1 and list(tokens[-len(end_of_turn) :]) == end_of_turn:
+            tokens = tokens[: -len(end_of_turn)]  # the turn goes on
+        ids += [int(token) for token in tokens]
+        learnt += [bool(piece["train"])] * len(tokens)
+    if not _ends(tokenizer, ids):  # cut at max_tokens, or not generated
+        ids, learnt = ids + end_of_turn, learnt + [learnt[-1]] * len(end_of_turn)
+    return ids, learnt
+
+
+def _ends(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> bool:
+    """Whether generated ids end with a token that ends a turn."""
+    _, end_of_turn = _closing(tokenizer)
+    return bool(ids) and (
+        list(ids[-len(end_of_turn) :]) == end_of_turn or ids[-1] in control_tokens(tokenizer)
+    )
+
+
+def _canonical(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], prompt: list[int]
+) -> list[int]:
+    """What the template makes of the last message after the prompt, and the end of turn."""
     whole = render(tokenizer, messages, add_generation_prompt=False)
     if whole[: len(prompt)] != prompt:
         raise ValueError(_not_a_prefix(tokenizer, prompt, whole))
@@ -82,16 +153,8 @@ def encode(
             f"found {tokenizer.decode(whole[end - 4 :])!r} instead of {tokenizer.decode(closing)!r}; "
             "use a template that does not look at the answer's text"
         )
-    target = whole[
-        len(prompt) : end if whole[end:] == closing else None
-    ]  # plain text may have merged with the answer
-    if not target or not messages[-1]["content"].strip():
-        return "no_target"
-    target = target + end_of_turn
-    if len(prompt) + len(target) > max_length_tokens:
-        return "too_long"
-    labels = [IGNORED] * len(prompt) + target
-    return Encoded(input_ids=np.array(prompt + target, np.int32), labels=np.array(labels, np.int32))
+    # Plain text may have merged with the answer.
+    return whole[len(prompt) : end if whole[end:] == closing else None] + end_of_turn
 
 
 def pack(examples: Sequence[Mapping[str, Any]], max_length_tokens: int) -> list[Packed]:

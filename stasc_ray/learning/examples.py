@@ -1,11 +1,14 @@
-"""Algorithm 1, step 3, over files: train rollouts in, training examples out, one Ray Data task per rollout file.
+"""Algorithm 1, step 3, over files: train traces in, training examples out, one Ray Data task per trace file.
 
-Reads rollout Parquet files, writes one examples file {id, messages} for each that keeps something. Only counts reach the driver.
+Reads trace Parquet files, writes one examples file {id, class, messages} for each that keeps something. Only counts
+reach the driver. Which texts are learnt, and in which conversation, is the recipe's to say.
 """
 
 import collections
 import functools
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,47 +16,75 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stasc_ray import config
-from stasc_ray.recipes import selection
+from stasc_ray.recipes import recipe_of
+from stasc_ray.recipes.recipe import Example, Plan
+from stasc_ray.recipes.selection import TRANSITIONS, keep_probabilities, thin, transition
+from stasc_ray.recipes.trace import Text, finals, read_texts, roots
 from stasc_ray.store import files
-from stasc_ray.tasks import prompts
+from stasc_ray.store.rows import EXAMPLE_SCHEMA, text_columns
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
 READ_ROWS = 1024
-EXAMPLE_SCHEMA = pa.schema(
-    {"id": pa.string(), "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))}
+COLUMNS = (
+    *("id", "question", "answers", "documents", "choices"),
+    *text_columns(
+        "turn", "sample", "parent", "writer", "text", "token_ids", "finish_reason", "reward", "grader_error"
+    ),
 )
-"""One example; `id` is question/initial sample/correction sample, and only the last message is trained on."""
+
+
+@dataclass(frozen=True)
+class Selecting:
+    """What a task that selects needs to know."""
+
+    settings: config.Config
+    iteration: int
+    """That learns; its train traces were written by the model before."""
+
+    def plan(self) -> Plan:
+        """As `turns` had it when it wrote the traces."""
+        section = self.settings.algorithm
+        return Plan(
+            prompts=self.settings.prompts,
+            section=section,
+            n_initial=section.n_initial,
+            n_corrections=section.n_corrections,
+            learn=True,
+            iteration=self.iteration - 1,
+        )
+
+    @property
+    def seed(self) -> int:
+        """Of the choices of this iteration."""
+        return self.settings.seed + self.iteration
 
 
 def write_examples(
-    files: Sequence[str], folder: Path, settings: config.Config, iteration: int
+    traces: Sequence[str], folder: Path, settings: config.Config, iteration: int
 ) -> dict[str, Any]:
-    """Filter rollouts into examples.
+    """Select examples from traces.
 
     Returns:
-        kept, questions_with_examples; attempts and their transitions c_to_c, c_to_i, i_to_c, i_to_i; kept_c_to_c ... of the kept.
+        kept, questions_with_examples; attempts, the answers that first answers ended in, and their transitions c_to_c,
+        c_to_i, i_to_c, i_to_i; kept_NAME for each class that the recipe names.
     """
     import ray
 
-    plan = ray.data.from_items([{"file": file} for file in files], override_num_blocks=max(len(files), 1))
-    counted = _total(plan.map(functools.partial(_count, settings=settings, iteration=iteration)).take_all())
-    share = settings.algorithm.keep_correct_share
-    probabilities = (1.0, 1.0)
-    if share is not None:
-        kept: dict[selection.Transition, int] = {
-            name: counted[f"kept_{_key(name)}"] for name in selection.TRANSITIONS
-        }
-        probabilities = selection.keep_probabilities(kept, share)
+    job, recipe = Selecting(settings, iteration), recipe_of(settings.algorithm.recipe)
+    plan = ray.data.from_items([{"file": file} for file in traces], override_num_blocks=max(len(traces), 1))
+    counted = _total(plan.map(functools.partial(_count, job=job)).take_all())
+    shares = recipe.shares(settings.algorithm)
+    classes = {name: counted.get(f"kept_{_key(name)}", 0) for group in shares for name in group}
     write = functools.partial(
-        _write, settings=settings, iteration=iteration, probabilities=probabilities, folder=str(folder)
+        _write, job=job, probabilities=keep_probabilities(classes, shares), folder=str(folder)
     )
-    written = _total(plan.map(write).take_all())
-    return counted | written
+    candidates = dict.fromkeys((name for name in counted if name.startswith("kept_")), 0)
+    return counted | candidates | _total(plan.map(write).take_all())
 
 
-def read_examples(files: Sequence[str]) -> "Dataset":
+def read_examples(paths: Sequence[str]) -> "Dataset":
     """The rows {id, messages} of these files.
 
     Not by `ray.data.read_parquet`, which starts 32 actors to look at footers first: 3 to 13 s on two cores (Ray 2.60).
@@ -61,7 +92,7 @@ def read_examples(files: Sequence[str]) -> "Dataset":
     import ray
 
     return ray.data.from_items(
-        [{"file": file} for file in files], override_num_blocks=len(files)
+        [{"file": path} for path in paths], override_num_blocks=len(paths)
     ).map_batches(
         _read,  # type: ignore[arg-type]
         batch_size=None,
@@ -70,78 +101,75 @@ def read_examples(files: Sequence[str]) -> "Dataset":
 
 
 def _read(batch: pa.Table) -> Iterator[pa.Table]:
+    """Columns of the file's own types: a person's messages may be {role, content} alone."""
     for name in batch["file"].to_pylist():
         with files.whole(name), pq.ParquetFile(name) as file:
-            if missing := set(EXAMPLE_SCHEMA.names) - set(file.schema_arrow.names):
+            if missing := {"id", "messages"} - set(file.schema_arrow.names):
                 raise ValueError(
                     f"{name}: expected the columns id and messages, found no {' and no '.join(sorted(missing))}"
                 )
-            for rows in file.iter_batches(batch_size=READ_ROWS, columns=EXAMPLE_SCHEMA.names):
-                yield pa.Table.from_batches([rows]).cast(EXAMPLE_SCHEMA)
+            for rows in file.iter_batches(batch_size=READ_ROWS, columns=["id", "messages"]):
+                table = pa.Table.from_pylist(
+                    [
+                        {"id": str(row["id"]), "class": "", "messages": row["messages"]}
+                        for row in rows.to_pylist()
+                    ],
+                    schema=EXAMPLE_SCHEMA,
+                )
+                yield table
 
 
-def _count(item: Mapping[str, str], settings: config.Config, iteration: int) -> dict[str, int]:
-    algorithm = settings.algorithm
-    counts: collections.Counter[str] = collections.Counter(attempts=0)
-    for row, kept in _selected(item["file"], settings, iteration):
-        attempts = selection.attempts(row, algorithm.pairing)
-        counts["attempts"] += len(attempts)
-        counts.update(_transitions(attempts, algorithm.threshold, ""))
-        counts.update(_transitions(kept, algorithm.threshold, "kept_"))
-    return dict(counts)
+def _count(item: Mapping[str, str], job: Selecting) -> dict[str, str]:
+    section, answers = job.settings.algorithm, recipe_of(job.settings.algorithm.recipe).answers
+    counts: collections.Counter[str] = collections.Counter(
+        attempts=0, **{_key(name): 0 for name in TRANSITIONS}
+    )
+    for texts, examples in _selected(item["file"], job):
+        pairs = [(root, final) for root in roots(texts) for final in finals(texts, root, answers)]
+        counts["attempts"] += len(pairs)
+        counts.update(
+            _key(transition(root.reward or 0.0, final.reward or 0.0, section.threshold))
+            for root, final in pairs
+        )
+        counts.update(f"kept_{_key(example.kind)}" for example in examples)
+    return {"counts": json.dumps(counts)}
 
 
 def _write(
-    item: Mapping[str, str],
-    settings: config.Config,
-    iteration: int,
-    probabilities: tuple[float, float],
-    folder: str,
-) -> dict[str, int]:
-    threshold = settings.algorithm.threshold
+    item: Mapping[str, str], job: Selecting, probabilities: Mapping[str, float], folder: str
+) -> dict[str, str]:
     counts: collections.Counter[str] = collections.Counter(kept=0, questions_with_examples=0)
-    examples = []
-    for row, candidates in _selected(item["file"], settings, iteration):
-        kept = selection.thin(candidates, probabilities, threshold, settings.seed + iteration)
+    rows = []
+    for _, candidates in _selected(item["file"], job):
+        kept = thin(candidates, probabilities, job.seed)
         counts["kept"] += len(kept)
         counts["questions_with_examples"] += bool(kept)
-        counts.update(_transitions(kept, threshold, "kept_"))
-        examples += [_example(row, attempt, settings) for attempt in kept]
-    if examples:
-        pq.write_table(
-            pa.Table.from_pylist(examples, schema=EXAMPLE_SCHEMA), Path(folder) / Path(item["file"]).name
-        )
+        counts.update(f"kept_{_key(example.kind)}" for example in kept)
+        rows += [{"id": one.id, "class": one.kind, "messages": list(one.messages)} for one in kept]
+    if rows:
+        table = pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
+        pq.write_table(table, Path(folder) / Path(item["file"]).name)
+    return {"counts": json.dumps(counts)}
+
+
+def _selected(file: str, job: Selecting) -> Iterator[tuple[list[Text], list[Example]]]:
+    recipe, plan = recipe_of(job.settings.algorithm.recipe), job.plan()
+    for row in files.read(file, COLUMNS).to_pylist():
+        texts = read_texts(row)
+        if not any(
+            text.grader_error for text in texts
+        ):  # a 0 that stands for "unknown" must not look like one
+            yield texts, list(recipe.examples(row, texts, plan, job.seed))
+
+
+def _key(name: str) -> str:
+    """A class's name in metrics: `i->c` is i_to_c."""
+    return name.replace("->", "_to_").replace(" ", "_")
+
+
+def _total(rows: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    """Sums per key."""
+    counts: collections.Counter[str] = collections.Counter()
+    for row in rows:
+        counts.update(json.loads(row["counts"]))
     return dict(counts)
-
-
-def _selected(
-    file: str, settings: config.Config, iteration: int
-) -> Iterator[tuple[dict[str, Any], list[selection.Attempt]]]:
-    for row in files.read(file).to_pylist():
-        if row["grader_errors"]:  # a reward of 0 that stands for "unknown" must not look like an improvement
-            continue
-        yield row, selection.select(row, settings.algorithm, settings.seed + iteration)
-
-
-def _example(row: Mapping[str, Any], attempt: selection.Attempt, settings: config.Config) -> dict[str, Any]:
-    return {
-        "id": f"{attempt['id']}/{attempt['initial_sample']}/{attempt['correction_sample']}",
-        "messages": prompts.training_messages(
-            row, attempt["initial"], attempt["correction"], settings.prompts
-        ),
-    }
-
-
-def _transitions(attempts: Sequence[selection.Attempt], threshold: float, prefix: str) -> dict[str, int]:
-    return {
-        prefix + _key(name): count for name, count in selection.transition_counts(attempts, threshold).items()
-    }
-
-
-def _key(transition: str) -> str:
-    return transition.replace("->", "_to_")
-
-
-def _total(rows: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Sums per key; every file's row has the same keys, since Ray Data fills what one of them lacks with None."""
-    return {name: sum(row[name] or 0 for row in rows) for name in (rows[0] if rows else {})}

@@ -15,32 +15,34 @@ from stasc_ray.learning import encoding
 if TYPE_CHECKING:
     import torch
 
+    from stasc_ray.learning.finetune import FinetuneJob
+
 CANARY_TOKENS = 8
 
 
-def load_base(settings: Mapping[str, Any]) -> Any:
+def load_base(job: "FinetuneJob") -> Any:
     """The model a fine-tune starts from, in float32 on the CPU."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(**settings["source"], dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(**job.source, dtype=torch.float32)
 
 
-def with_adapter(model: Any, settings: Mapping[str, Any], trainable: bool) -> Any:
+def with_adapter(model: Any, job: "FinetuneJob", trainable: bool) -> Any:
     """`model` with the adapter that is continued, or a fresh one (whose update is zero)."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    if settings["adapter"]:
-        return PeftModel.from_pretrained(model, settings["adapter"], is_trainable=trainable)
-    lora = settings["finetune"]["lora"]
-    modules = lora["target_modules"]
+    if job.adapter:
+        return PeftModel.from_pretrained(model, job.adapter, is_trainable=trainable)
+    lora = job.finetune.lora
+    modules = lora.target_modules
     return get_peft_model(
         model,
         LoraConfig(
             task_type="CAUSAL_LM",
-            r=lora["rank"],
-            lora_alpha=lora["alpha"],
-            lora_dropout=lora["dropout"],
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes floats
+            lora_dropout=lora.dropout,
             target_modules=modules if isinstance(modules, str) else list(modules),
         ),
     )
@@ -48,18 +50,18 @@ def with_adapter(model: Any, settings: Mapping[str, Any], trainable: bool) -> An
 
 def export(
     state: Mapping[str, "torch.Tensor"],
-    settings: Mapping[str, Any],
+    job: "FinetuneJob",
     examples: Sequence[Mapping[str, Any]],
     device: Any,
 ) -> None:
-    """Write the model folder `settings["output"]`, reload it and write the canary.
+    """Write the model folder `job.output`, reload it and write the canary.
 
     The weights are built anew on the CPU from the base model and the trained ones, in float32, so that sharding and
     adapters leave no trace; an adapter is merged in float32. They are saved in the base model's own type.
 
     Args:
         state: trained weights by name, whole (for LoRA the adapter's only).
-        settings: see `finetune._fit`.
+        job: of the fine-tune.
         examples: a few encoded examples, the canary's prompts.
         device: where the canary is computed.
 
@@ -68,21 +70,21 @@ def export(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    output = Path(settings["output"])
+    output = Path(job.output)
     shutil.rmtree(output, ignore_errors=True)  # what a worker that died here left behind
     output.mkdir(parents=True)
-    model = load_base(settings)
-    if settings["finetune"]["method"] == "lora":
-        model = with_adapter(model, settings, trainable=False)
+    model = load_base(job)
+    if job.finetune.method == "lora":
+        model = with_adapter(model, job, trainable=False)
         _load(model, state)
         model.save_pretrained(output / "adapter")
         model = model.merge_and_unload()
     else:
         _load(model, state)
         model.tie_weights()
-    model.to(AutoConfig.from_pretrained(**settings["source"]).dtype or model.dtype).save_pretrained(output)
-    AutoTokenizer.from_pretrained(**settings["source"]).save_pretrained(output)
-    (output / "README.md").write_text(_model_card(settings), encoding="utf-8")
+    model.to(AutoConfig.from_pretrained(**job.source).dtype or model.dtype).save_pretrained(output)
+    AutoTokenizer.from_pretrained(**job.source).save_pretrained(output)
+    (output / "README.md").write_text(_model_card(job), encoding="utf-8")
     (output / "canary.json").write_text(json.dumps(canary(output, examples, device)), encoding="utf-8")
 
 
@@ -124,26 +126,26 @@ def canary(model_folder: Path, examples: Sequence[Mapping[str, Any]], device: An
     return {"dtype": str(saved).removeprefix("torch."), "prompts": prompts}
 
 
-def _model_card(settings: Mapping[str, Any]) -> str:
-    base, finetune = settings["source"]["pretrained_model_name_or_path"], settings["finetune"]
+def _model_card(job: "FinetuneJob") -> str:
+    base, finetune = job.source["pretrained_model_name_or_path"], job.finetune
     is_folder = Path(base).exists()
     front = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [stasc, self-correction]"]
     front += [] if is_folder else [f"base_model: {base}"]
-    how = "LoRA, merged (the adapter is in adapter/)" if finetune["method"] == "lora" else "full fine-tuning"
+    how = "LoRA, merged (the adapter is in adapter/)" if finetune.method == "lora" else "full fine-tuning"
     facts = {
         "Started from": base,
-        "Iteration": settings["iteration"],
+        "Iteration": job.iteration,
         "Method": how,
-        "Examples": settings["examples"],
-        "Learning rate": finetune["learning_rate"],
-        "Batch size, epochs": f"{finetune['batch_size']}, {finetune['epochs']}",
-        **settings["model_card"],
+        "Examples": job.examples,
+        "Learning rate": finetune.learning_rate,
+        "Batch size, epochs": f"{finetune.batch_size}, {finetune.epochs}",
+        **job.model_card,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return (
         "---\n" + "\n".join(front) + "\n---\n\n# A model that corrects its own answers\n\n"
-        "Fine-tuned with stasc_ray by Self-Taught Self-Correction (arXiv 2503.08681): trained on its own corrections\n"
-        "that were kept by their reward.\n\n"
+        "Fine-tuned with stasc_ray (self-correction in the manner of arXiv 2503.08681): trained on texts of its own that\n"
+        "were kept by their reward.\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
         "The licence of the base model applies to these weights. canary.json holds log-probabilities with which a\n"
         "server can check that it loaded them.\n"

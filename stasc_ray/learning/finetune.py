@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,20 +33,53 @@ ENCODE_ROWS = 256
 ENCODED = ("id", "input_ids", "labels", "trained_tokens", "no_target", "too_long")
 
 
-def finetune(
-    examples: "Dataset",
-    *,
-    base_model: str,
-    output: Path,
-    config: config.Config,
-    iteration: int,
-    storage: Path,
-    on_cuda: bool,
-    model_card: Mapping[str, Any] | None = None,
-    adapter: Path | None = None,
-    lease: store.Lease | None = None,
-) -> dict[str, Any]:
-    """Fine-tune `base_model` on the kept corrections (Algorithm 1, step 4; arXiv 2503.08681, section 2.2).
+@dataclass(frozen=True)
+class FinetuneJob:
+    """What one fine-tune is; every worker gets it."""
+
+    source: Mapping[str, Any]
+    """Arguments of `from_pretrained` for the model to start from; see `model_source`."""
+    output: Path
+    """Folder for the model, seen by every node; empty or absent, else overwritten."""
+    storage: Path
+    """Folder for checkpoints and progress.json, seen by every node."""
+    iteration: int
+    """1-based; names the state inside `storage` and seeds the order."""
+    seed: int
+    finetune: config.Finetune
+    on_cuda: bool
+    """One GPU per worker, else CPUs."""
+    reserve_gpus: bool
+    """Whether Ray reserves a GPU per worker."""
+    objective: str = "sft"
+    """Name in `objectives.OBJECTIVES`."""
+    adapter: Path | None = None
+    """LoRA adapter folder, trained on the same model, to continue; None starts a fresh one."""
+    model_card: Mapping[str, Any] = field(default_factory=dict)
+    """Metrics and facts for the exported README.md."""
+    lease: store.Lease | None = None
+    """Of the run; workers that find it taken over save no further checkpoint."""
+    examples: int = 0
+    """Filled in by `finetune`."""
+
+    @classmethod
+    def of(
+        cls, settings: config.Config, base_model: str, *, output: Path, storage: Path, **more: Any
+    ) -> "FinetuneJob":
+        """The job that a run's config describes; `more` are further fields."""
+        return cls(
+            source=model_source(base_model, settings),
+            output=output.resolve(),
+            storage=storage.resolve(),
+            seed=settings.seed,
+            finetune=settings.finetune,
+            reserve_gpus=capacity.reserved_gpus(settings.engine, more["on_cuda"]) > 0,
+            **more,
+        )
+
+
+def finetune(examples: "Dataset", job: FinetuneJob) -> dict[str, Any]:
+    """Fine-tune a model on examples (Algorithm 1, step 4; arXiv 2503.08681, section 2.2).
 
     The order of the examples follows from (seed, iteration, epoch, id) alone, and a step covers the same
     `batch_size` examples for any number of workers, so the loss curve depends on neither workers nor blocks
@@ -54,16 +88,8 @@ def finetune(
     `storage` once `output` is committed.
 
     Args:
-        examples: rows {id, messages}; ids are unique, only the last message is trained on.
-        base_model: Hugging Face folder or Hub id to start from.
-        output: empty or absent folder for the model, seen by every node; overwritten.
-        config: the run's configuration; `finetune`, `model` and `seed` are used.
-        iteration: 1-based, names the state inside `storage` and seeds the order.
-        storage: folder for checkpoints and progress.json, seen by every node.
-        on_cuda: one GPU per worker, else CPUs.
-        model_card: metrics and facts for the exported README.md.
-        adapter: LoRA adapter folder, trained on `base_model`, to continue; None starts a fresh one.
-        lease: of the run; workers that find it taken over save no further checkpoint.
+        examples: rows {id, messages}; ids are unique.
+        job: what to train, from what, and where to.
 
     Returns:
         loss_first, loss_last (nats per trained token), losses (per step), steps, trained_tokens, tokens_per_s
@@ -76,32 +102,16 @@ def finetune(
         RuntimeError: the workers failed more often than `finetune.max_failures` allows.
     """
     started = time.time()
-    output, storage = output.resolve(), storage.resolve()
-    storage.mkdir(parents=True, exist_ok=True)
-    source = model_source(base_model, config)
-    encoded = encode_examples(examples, source, config.finetune.max_length_tokens)
-    counts = _count(encoded, config.finetune.max_length_tokens)
-    settings = {
-        "source": source,
-        "adapter": str(adapter.resolve()) if adapter else None,
-        "output": str(output),
-        "storage": str(storage),
-        "examples": counts["kept"],
-        "seed": config.seed,
-        "iteration": iteration,
-        "finetune": config.finetune.model_dump(mode="json"),
-        "model_card": dict(model_card or {}),
-        "lease": lease,
-        "on_cuda": on_cuda,
-    }
-    trained = _fit(settings, encoded, config, on_cuda)
+    job.storage.mkdir(parents=True, exist_ok=True)
+    encoded = encode_examples(examples, job.source, job.finetune.max_length_tokens)
+    counts = _count(encoded, job.finetune.max_length_tokens)
+    trained = _fit(replace(job, examples=counts["kept"]), encoded)
     losses = trained.pop("losses")
     return {
         "loss_first": losses[0],
         "loss_last": losses[-1],
         "losses": losses,
         "steps": len(losses),
-        "trained_tokens": counts["trained_tokens"] * config.finetune.epochs,
         "left_out_no_target": counts["no_target"],
         "left_out_too_long": counts["too_long"],
         "start_s": trained.pop("loop_started") - started,
@@ -110,12 +120,12 @@ def finetune(
     }
 
 
-def model_source(base_model: str, config: config.Config) -> dict[str, Any]:
-    """Arguments of every `from_pretrained`: the path, and the Hub revision where it is M0 that is loaded."""
+def model_source(base_model: str, settings: config.Config) -> dict[str, Any]:
+    """Arguments of every `from_pretrained`: the path, and the Hub revision if it is M0 that is loaded."""
     return {
         "pretrained_model_name_or_path": base_model,
-        "revision": model_folder.revision(base_model, config.model) or "main",
-        "trust_remote_code": config.model.trust_remote_code,
+        "revision": model_folder.revision(base_model, settings.model) or "main",
+        "trust_remote_code": settings.model.trust_remote_code,
     }
 
 
@@ -148,7 +158,9 @@ def _encode_block(
     kinds = {"id": pa.string(), "input_ids": integers, "labels": integers}
     for batch in block.to_batches(max_chunksize=ENCODE_ROWS):
         rows = [
-            _encode(tokenizer, row["id"], row["messages"], max_length_tokens) for row in batch.to_pylist()
+            encoded
+            for row in batch.to_pylist()
+            for encoded in _encode(tokenizer, row["id"], row["messages"], max_length_tokens)
         ]
         yield pa.table(
             {name: pa.array([row[name] for row in rows], kinds.get(name, pa.int64())) for name in ENCODED}
@@ -156,14 +168,28 @@ def _encode_block(
 
 
 def _encode(
-    tokenizer: Any, id: str, messages: list[dict[str, str]], max_length_tokens: int
-) -> dict[str, Any]:
+    tokenizer: Any, id: str, messages: list[dict[str, Any]], max_length_tokens: int
+) -> list[dict[str, Any]]:
+    """One row per sequence; a conversation whose turns can't share one has several, the first under the example's id."""
+    if not any(message.get("train") or message.get("pieces") for message in messages):
+        messages = [
+            *messages[:-1],
+            {**messages[-1], "train": True},
+        ]  # a person's own {role, content}: the last one
     found = encoding.encode(tokenizer, messages, max_length_tokens)
     if isinstance(found, str):
         row = {"id": id, "input_ids": [], "labels": [], "trained_tokens": 0, "no_target": 0, "too_long": 0}
-        return {**row, found: 1}
-    trained = int((found["labels"] != encoding.IGNORED).sum())
-    return {"id": id, **found, "trained_tokens": trained, "no_target": 0, "too_long": 0}
+        return [{**row, found: 1}]
+    return [
+        {
+            "id": f"{id}#{number}" if number else id,
+            **sequence,
+            "trained_tokens": int((sequence["labels"] != encoding.IGNORED).sum()),
+            "no_target": 0,
+            "too_long": 0,
+        }
+        for number, sequence in enumerate(found)
+    ]
 
 
 @cache
@@ -194,7 +220,7 @@ def _count(encoded: "Dataset", max_length_tokens: int) -> dict[str, int]:
         raise ValueError(
             f"fine-tune: expected examples that can be trained on, found that all {counts['rows']} are left out: "
             f"{counts['too_long']} longer than finetune.max_length_tokens = {max_length_tokens} (raise it, or lower "
-            f"sampling.*.max_tokens), {counts['no_target']} with an empty correction"
+            f"sampling.*.max_tokens), {counts['no_target']} with no text to train on"
         )
     return counts
 
@@ -202,9 +228,7 @@ def _count(encoded: "Dataset", max_length_tokens: int) -> dict[str, int]:
 # --- Ray Train ---------------------------------------------------------------------------------------------------
 
 
-def _fit(
-    settings: dict[str, Any], encoded: "Dataset", config: config.Config, on_cuda: bool
-) -> dict[str, Any]:
+def _fit(job: FinetuneJob, encoded: "Dataset") -> dict[str, Any]:
     from ray.data import ExecutionOptions
     from ray.train import DataConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -213,22 +237,22 @@ def _fit(
 
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config=settings,
-        scaling_config=_scaling(config, on_cuda),
-        torch_config=TorchConfig(backend="nccl" if on_cuda else "gloo"),
-        run_config=_run_config(settings, config.finetune),
+        train_loop_config={"job": job},
+        scaling_config=_scaling(job),
+        torch_config=TorchConfig(backend="nccl" if job.on_cuda else "gloo"),
+        run_config=_run_config(job),
         datasets={"examples": encoded},
         # Not split: every worker sees all rows (in shared memory) and takes its share of each batch.
         dataset_config=DataConfig(
             datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)
         ),
     )
-    elastic = isinstance(config.finetune.workers, tuple)
-    with _train_environment(ELASTIC_PLACE_TIMEOUT_S if elastic else config.finetune.start_timeout_s):
+    elastic = isinstance(job.finetune.workers, tuple)
+    with _train_environment(ELASTIC_PLACE_TIMEOUT_S if elastic else job.finetune.start_timeout_s):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            raise RuntimeError(_explain(error, settings["iteration"], config.finetune)) from error
+            raise RuntimeError(_explain(error, job)) from error
     found: dict[str, Any] = result.return_value or {}
     if "not_finite" in found:
         raise FloatingPointError(found["not_finite"])
@@ -237,30 +261,30 @@ def _fit(
     return found
 
 
-def _scaling(config: config.Config, on_cuda: bool) -> "ScalingConfig":
+def _scaling(job: FinetuneJob) -> "ScalingConfig":
     from ray.train import ScalingConfig
 
-    by_gpu = capacity.reserved_gpus(config.engine, on_cuda) > 0
-    resources = {"CPU": 1, "GPU": 1} if by_gpu else {"CPU": 1}
+    resources = {"CPU": 1, "GPU": 1} if job.reserve_gpus else {"CPU": 1}
     return ScalingConfig(
-        num_workers=config.finetune.workers,
-        use_gpu=by_gpu,
+        num_workers=job.finetune.workers,
+        use_gpu=job.reserve_gpus,
         resources_per_worker=resources,
         elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
     )
 
 
-def _run_config(settings: Mapping[str, Any], finetune: config.Finetune) -> "RunConfig":
+def _run_config(job: FinetuneJob) -> "RunConfig":
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
 
+    failures = job.finetune.max_failures
     return RunConfig(
-        name=f"iteration_{settings['iteration']:02d}",  # the same name and storage resume
-        storage_path=settings["storage"],
+        name=f"iteration_{job.iteration:02d}",  # the same name and storage resume
+        storage_path=str(job.storage),
         checkpoint_config=CheckpointConfig(num_to_keep=2),
-        # Without a limit a group that cannot start is tried for ever; elastic workers may miss a place at each lost node.
+        # Without a limit a group that can't start is tried for ever; elastic workers may miss a place at each lost node.
         failure_config=FailureConfig(
-            max_failures=finetune.max_failures,
-            controller_failure_limit=finetune.max_failures if isinstance(finetune.workers, tuple) else 1,
+            max_failures=failures,
+            controller_failure_limit=failures if isinstance(job.finetune.workers, tuple) else 1,
         ),
         logging_config=LoggingConfig(log_level="ERROR"),
     )
@@ -295,7 +319,7 @@ def _train_environment(start_timeout_s: float) -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _explain(error: Exception, iteration: int, finetune: config.Finetune) -> str:
+def _explain(error: Exception, job: FinetuneJob) -> str:
     """One message out of Ray Train's nested ones: the last line of each worker's failure, and what to do."""
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
     lines = {
@@ -304,8 +328,8 @@ def _explain(error: Exception, iteration: int, finetune: config.Finetune) -> str
     }
     told = "; ".join(f"worker {rank}: {line}" for rank, line in sorted(lines.items()))
     return (
-        f"fine-tune of iteration {iteration}: expected {finetune.least_workers} worker(s) to finish, found more failures "
-        f"than finetune.max_failures = {finetune.max_failures}. Last failure: {told}. Ray's log folder has the "
+        f"fine-tune of iteration {job.iteration}: expected {job.finetune.least_workers} worker(s) to finish, found more failures "
+        f"than finetune.max_failures = {job.finetune.max_failures}. Last failure: {told}. Ray's log folder has the "
         "traceback (logs/train/); out of memory: lower finetune.batch_size or max_length_tokens, or set "
         "finetune.gradient_checkpointing. The same command continues from the last checkpoint."
     )

@@ -7,18 +7,21 @@ Writes checkpoints and progress.json into the storage folder, and through export
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import store
+from stasc_ray import config, store
 from stasc_ray.learning import batches, checkpoints, encoding, export
+from stasc_ray.learning.objectives import OBJECTIVES
 from stasc_ray.runtime import ray_session
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from stasc_ray.learning.finetune import FinetuneJob
 
 CANARY_PROMPTS = 4
 CPU_CAPACITY_TOKENS = 1024
@@ -26,14 +29,14 @@ CPU_CAPACITY_TOKENS = 1024
 Forward = Callable[[Mapping[str, Any]], "torch.Tensor"]  # packed or stacked examples -> their summed loss
 
 
-def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
+def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     """Run all steps that the last checkpoint has not seen, then export.
 
     Every worker walks through the same global batches and knows every worker's share, so all agree without
     talking on the token count and on the number of forward passes (collectives never mismatch).
 
     Args:
-        settings: see `finetune.finetune`; plain values, and the run's lease.
+        config: {"job": FinetuneJob}; Ray Train wants a dictionary.
 
     Returns:
         losses, workers, tokens_per_s, train_s, resumed_from_step, loop_started; or one of not_finite, refused with a message.
@@ -43,41 +46,42 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     from ray import train
     from ray.train.torch import get_device
 
-    finetune, context = settings["finetune"], train.get_context()
+    job: "FinetuneJob" = config["job"]
+    context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = (
-        get_device() if settings["on_cuda"] else torch.device("cpu")
+        get_device() if job.on_cuda else torch.device("cpu")
     )  # a reserved GPU may be one that is only declared
-    storage = Path(settings["storage"])
+    storage = Path(job.storage)
     if not storage.is_dir():  # raised, so that no other worker waits for this one
         raise FileNotFoundError(
             f"storage: expected a folder that every node sees, worker {rank} does not see {storage}"
         )
-    if _taken_over(settings["lease"], rank, world):
+    if _taken_over(job.lease, rank, world):
         return {"refused": f"{storage}: another attempt has taken this run over"}
     _prepare_process(context.get_local_world_size())
     shard: Any = train.get_dataset_shard("examples")
     examples = batches.collect(list(shard.iter_batches(batch_size=None, batch_format="pyarrow")))
-    model = build_model(settings, device, world)
-    optimizer = make_optimizer(model, finetune)
-    steps = batches.count_steps(len(examples), finetune["batch_size"], finetune["epochs"])
-    losses, steps_before = checkpoints.resume(model, optimizer, steps)
-    if steps_before != steps:
-        told = f"expected a fine-tune of {steps} steps, its checkpoint belongs to one of {steps_before}; delete the folder"
-        return {"refused": f"{storage}: {told}"}
+    model = build_model(job, device, world)
+    optimizer = make_optimizer(model, job.finetune)
+    plan = batches.schedule(examples, job.finetune, f"{job.seed}/{job.iteration}")
+    losses, steps_before = checkpoints.resume(model, optimizer, len(plan))
+    if steps_before != len(plan):
+        found = f"expected a fine-tune of {len(plan)} steps, its checkpoint belongs to one of {steps_before}"
+        return {"refused": f"{storage}: {found}; delete the folder"}
     resumed_from, loop_started = len(losses), time.time()
     try:
-        tokens = _train(model, optimizer, examples, settings, losses, device)
+        tokens = _train(model, optimizer, examples, plan, job, losses, device)
     except FloatingPointError as error:
         return {"not_finite": str(error)}
     train_s = time.time() - loop_started
     state = checkpoints.gather(model)
     del optimizer, model  # frees the GPU for the canary
     if rank == 0:
-        first = next(_plan(examples, settings))[:CANARY_PROMPTS]
-        export.export(state, settings, [examples.read(index) for index in first], device)
+        export.export(state, job, [examples.read(index) for index in plan[0][:CANARY_PROMPTS]], device)
     return {
         "losses": losses,
+        "trained_tokens": int(sum(examples.trained[batch].sum() for batch in plan)),
         "workers": world,
         "tokens_per_s": tokens / train_s,
         "train_s": train_s,
@@ -97,16 +101,12 @@ def _taken_over(lease: store.Lease | None, rank: int, world: int) -> bool:
     return found[0]
 
 
-def _plan(examples: batches.Examples, settings: Mapping[str, Any], start: int = 0) -> Iterator["np.ndarray"]:
-    size, epochs = settings["finetune"]["batch_size"], settings["finetune"]["epochs"]
-    return batches.batches(examples.ids, size, epochs, f"{settings['seed']}/{settings['iteration']}", start)
-
-
 def _train(
     model: Any,
     optimizer: Any,
     examples: batches.Examples,
-    settings: Mapping[str, Any],
+    plan: Sequence["np.ndarray"],
+    job: "FinetuneJob",
     losses: list[float],
     device: Any,
 ) -> int:
@@ -118,39 +118,34 @@ def _train(
     import torch
     from ray import train
 
-    finetune, rank, world = (
-        settings["finetune"],
-        train.get_context().get_world_rank(),
-        train.get_context().get_world_size(),
-    )
-    forward = make_forward(model, finetune, device, world)
-    steps = batches.count_steps(len(examples), finetune["batch_size"], finetune["epochs"])
-    capacity, tokens = _capacity(finetune, device), 0
-    for step, batch in enumerate(_plan(examples, settings, start=len(losses)), start=len(losses)):
-        torch.manual_seed(
-            hash((settings["seed"], settings["iteration"], step, rank))
-        )  # dropout; resumes exactly
-        rate = finetune["learning_rate"] * learning_rate_factor(step, steps, finetune)
+    finetune, context = job.finetune, train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    forward = make_forward(model, job, device, world)
+    steps, capacity, tokens = len(plan), _capacity(finetune, device), 0
+    for step in range(len(losses), steps):
+        batch = plan[step]
+        torch.manual_seed(hash((job.seed, job.iteration, step, rank)))  # dropout; resumes exactly
+        rate = finetune.learning_rate * learning_rate_factor(step, steps, finetune)
         shares = batches.deal(batch, examples.lengths, world, capacity, stacked=_stacks(device))
         losses.append(backward(model, forward, examples, shares, rank, device))
-        norm = update(model, optimizer, rate, finetune["max_grad_norm"])
+        norm = update(model, optimizer, rate, finetune.max_grad_norm)
         if not (math.isfinite(losses[-1]) and math.isfinite(norm)):
             raise FloatingPointError(_not_finite(losses, norm, steps, rate))
         tokens += int(examples.lengths[batch].sum())
         if rank == 0:
-            _write_progress(settings, step + 1, steps, losses[-1])
-        if (step + 1) % finetune["checkpoint_every_n_steps"] == 0 and step + 1 < steps:
-            if settings["lease"]:
-                settings["lease"].check()
+            _write_progress(job, step + 1, steps, losses[-1])
+        if (step + 1) % finetune.checkpoint_every_n_steps == 0 and step + 1 < steps:
+            if job.lease:
+                job.lease.check()
             checkpoints.report(model, optimizer, losses, steps, rank)
     return tokens
 
 
-def _capacity(finetune: Mapping[str, Any], device: Any) -> int:
+def _capacity(finetune: config.Finetune, device: Any) -> int:
     """Tokens of one forward pass; 0: one example each."""
-    if not finetune["packing"]:
+    if not finetune.packing:
         return 0
-    longest = finetune["max_length_tokens"]
+    longest = finetune.max_length_tokens
     return longest if device.type == "cuda" else CPU_CAPACITY_TOKENS
 
 
@@ -181,26 +176,26 @@ def _prepare_process(local_workers: int) -> None:
     logging.set_verbosity_error()
 
 
-def build_model(settings: Mapping[str, Any], device: Any, world: int) -> "torch.nn.Module":
+def build_model(job: "FinetuneJob", device: Any, world: int) -> "torch.nn.Module":
     """M0 or the current model in float32, with its adapter if LoRA trains, sharded with FSDP2 if workers share it.
 
     Each worker loads the whole model into host memory before its shard goes to the device.
     """
     import torch
 
-    finetune = settings["finetune"]
-    torch.manual_seed(settings["seed"])  # a fresh adapter starts alike on every worker
-    model: Any = export.load_base(settings)
-    if finetune["gradient_checkpointing"]:
+    finetune = job.finetune
+    torch.manual_seed(job.seed)  # a fresh adapter starts alike on every worker
+    model: Any = export.load_base(job)
+    if finetune.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layers: set[str] = set(model._no_split_modules or ())  # the decoder layer's class name
-    if finetune["method"] == "lora":
-        model = export.with_adapter(model, settings, trainable=True)
+    if finetune.method == "lora":
+        model = export.with_adapter(model, job, trainable=True)
     model.train()
     if world == 1:
         return model.to(device)
     return _shard(
-        model, layers, device, world, compute_dtype(finetune, device), finetune["sharding"] == "hybrid"
+        model, layers, device, world, compute_dtype(finetune, device), finetune.sharding == "hybrid"
     )
 
 
@@ -230,36 +225,36 @@ def _hybrid_mesh(device: Any, world: int) -> Any:
     return init_device_mesh(device.type, (world // local[0], local[0]), mesh_dim_names=("replicas", "shards"))
 
 
-def compute_dtype(finetune: Mapping[str, Any], device: Any) -> Any:
+def compute_dtype(finetune: config.Finetune, device: Any) -> Any:
     """The type of the matrix products; weights, gradients and optimizer state stay float32."""
     import torch
 
-    name = finetune["dtype"]
+    name = finetune.dtype
     return getattr(torch, name if name != "auto" else ("bfloat16" if device.type == "cuda" else "float32"))
 
 
-def make_optimizer(model: Any, finetune: Mapping[str, Any]) -> "torch.optim.Optimizer":
+def make_optimizer(model: Any, finetune: config.Finetune) -> "torch.optim.Optimizer":
     """AdamW; weight decay acts on matrices only (embeddings included), not on norms and biases."""
     import torch
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": finetune["weight_decay"]},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": finetune.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=finetune["learning_rate"])
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=finetune.learning_rate)
 
 
-def learning_rate_factor(step: int, steps: int, finetune: Mapping[str, Any]) -> float:
+def learning_rate_factor(step: int, steps: int, finetune: config.Finetune) -> float:
     """Share of the peak learning rate at 0-based `step`: linear warm-up, then cosine or linear decay towards 0.
 
     The first step of the warm-up already moves (1 / warm-up steps), so no batch is wasted at rate 0.
     """
-    warmup = math.ceil(steps * finetune["warmup_fraction"])
+    warmup = math.ceil(steps * finetune.warmup_fraction)
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
-    return 0.5 * (1 + math.cos(math.pi * progress)) if finetune["schedule"] == "cosine" else 1 - progress
+    return 0.5 * (1 + math.cos(math.pi * progress)) if finetune.schedule == "cosine" else 1 - progress
 
 
 # --- one step ----------------------------------------------------------------------------------------------------
@@ -307,33 +302,18 @@ def update(model: Any, optimizer: Any, rate: float, max_grad_norm: float) -> flo
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
-def make_forward(model: Any, finetune: Mapping[str, Any], device: Any, world: int) -> Forward:
+def make_forward(model: Any, job: "FinetuneJob", device: Any, world: int) -> Forward:
     """A function of packed or stacked examples that returns the summed cross-entropy of their trained tokens (a scalar)."""
     import torch
 
-    dtype = compute_dtype(finetune, device)
+    objective, dtype = OBJECTIVES[job.objective], compute_dtype(job.finetune, device)
     mixed = world == 1 and dtype != torch.float32  # FSDP2 casts by its own policy
 
     def forward(row: Mapping[str, Any]) -> torch.Tensor:
-        tensors = {
-            name: torch.atleast_2d(torch.as_tensor(row[name], device=device)) for name in row
-        }  # (B, T), packed: B = 1
-        labels = tensors.pop("labels")[:, 1:]
-        predicting = (
-            (labels != encoding.IGNORED).any(dim=0).nonzero().squeeze(-1)
-        )  # (P,) where some next token is trained on
+        # (B, T); packed: B = 1
+        tensors = {name: torch.atleast_2d(torch.as_tensor(row[name], device=device)) for name in row}
         with torch.autocast(device.type, dtype=dtype) if mixed else nullcontext():
-            # No mask: transformers derives the block-diagonal one from positions that restart. Logits only where
-            # they count: the vocabulary is large, and most tokens belong to the prompt.
-            logits = model(
-                **tensors, attention_mask=None, use_cache=False, logits_to_keep=predicting
-            ).logits  # (B, P, V)
-        return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(),
-            labels[:, predicting].flatten(),
-            ignore_index=encoding.IGNORED,
-            reduction="sum",
-        )
+            return objective(model, tensors)
 
     return forward
 
@@ -347,8 +327,8 @@ def _not_finite(losses: Sequence[float], norm: float, steps: int, rate: float) -
     )
 
 
-def _write_progress(settings: Mapping[str, Any], step: int, steps: int, loss: float) -> None:
-    path, lease = Path(settings["storage"]) / "progress.json", settings["lease"]
+def _write_progress(job: "FinetuneJob", step: int, steps: int, loss: float) -> None:
+    path, lease = Path(job.storage) / "progress.json", job.lease
     if step < steps and path.exists() and time.time() - path.stat().st_mtime < 0.5:
         return
     if lease is None or not lease.lost:

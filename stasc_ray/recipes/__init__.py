@@ -1,1 +1,52 @@
-"""Recipes: what is asked, what is learnt, how questions are answered."""
+"""Recipes: what is asked, what is learnt, how questions are answered. `RECIPES` lists those that ship."""
+
+import difflib
+import importlib
+
+from stasc_ray.config import Algorithm
+from stasc_ray.recipes.recipe import Recipe
+from stasc_ray.recipes.rft import RFT
+from stasc_ray.recipes.stasc import STASC
+from stasc_ray.recipes.verdict import VERDICT
+
+RECIPES: dict[str, Recipe] = {"stasc": STASC, "rft": RFT, "verdict": VERDICT}
+
+
+def recipe_of(name: str) -> Recipe:
+    """A recipe by its name in the config, or by the dotted path `package.module:NAME` of one's own.
+
+    Raises:
+        ValueError: no such recipe, or the path leads to something else.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "expected one of " + ", ".join(RECIPES)
+        raise ValueError(f"algorithm.recipe: {hint} Or a dotted path `package.module:RECIPE`; found {name!r}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"algorithm.recipe: can't import {name!r}: {error}. Expected `package.module:RECIPE` on the Python path of "
+            "this process and of the Ray workers (PYTHONPATH, or the working_dir of `ray job submit`)"
+        ) from error
+    if not isinstance(found, Recipe):
+        raise ValueError(f"algorithm.recipe: expected a Recipe at {name!r}, found a {type(found).__name__}")
+    return found
+
+
+def section_of(name: str) -> type[Algorithm]:
+    """A recipe's section of the config, for `config.load_config`."""
+    return recipe_of(name).section
+
+
+def chosen_by(section: Algorithm) -> tuple[str, ...]:
+    """The measures by which a version is chosen on dev, the first that there is.
+
+    With Fixed initialization it is the one that the model is trained for: its corrections of M0's answers (`base/`). M0
+    itself has only its own answers.
+    """
+    measure = recipe_of(section.recipe).chosen_by
+    return (f"base/{measure}", measure) if section.initial_answers_from == "base" else (measure,)

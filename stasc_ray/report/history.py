@@ -3,7 +3,6 @@
 Reads metrics.jsonl, config.json, environment.json, versions/ and LATEST; writes nothing. An unfinished run will do.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray.config import Config, validate
+from stasc_ray.recipes import chosen_by, section_of
 from stasc_ray.store import RunFolder
+from stasc_ray.store.files import read_json
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,17 @@ def read_run(path: Path) -> Run:
         raise FileNotFoundError(
             f"report: expected a run folder with metrics.jsonl, found none in {path}; give <storage>/<run>"
         )
-    raw_config = _read_json(path / "config.json")
+    raw_config = _if_there(path / "config.json")
+    fields = {name: value for name, value in raw_config.items() if name != "format"}
     try:
-        config = validate(raw_config, origin=str(path / "config.json")) if raw_config else None
+        config = validate(fields, section_of, origin=str(path / "config.json")) if fields else None
     except ValueError:  # written by another version of the package: the page is still worth having
         config = None
     return Run(
         folder=folder,
         config=config,
         raw_config=raw_config,
-        environment=_read_json(path / "environment.json"),
+        environment=_if_there(path / "environment.json"),
         stages={(str(line["stage"]), int(line["iteration"])): line for line in folder.metrics()},
         versions=folder.versions(),
         latest=folder.latest(),
@@ -75,19 +77,10 @@ def read_run(path: Path) -> Run:
 
 
 def chosen_iteration(run: Run) -> int | None:
-    """The measured iteration with the best dev r(Y2), base model included, the earliest of equals."""
-    known = [(value, -i) for i in run.measured if (value := run.value("evaluation/dev/r_y2", i)) is not None]
-    return -max(known)[1] if known else None
+    """The measured iteration that is best on dev by the recipe's measure, base model included, the earliest of equals."""
+    names = chosen_by(run.config.algorithm) if run.config else ("r_y2",)
+    return run.folder.best_on_dev(names)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no file yet."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also what is no UTF-8
-        raise ValueError(f"{path}: expected JSON, found: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, found a {type(found).__name__}")
-    return found
+def _if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}

@@ -14,7 +14,8 @@ from typing import Any
 
 import jinja2
 
-from stasc_ray.config import validate
+from stasc_ray.config import Algorithm, validate
+from stasc_ray.recipes import chosen_by, recipe_of, section_of
 from stasc_ray.report import transcripts
 from stasc_ray.report.charts import number
 from stasc_ray.report.figures import SPLITS, TRANSITIONS, Table, figures, name_of, with_interval
@@ -28,16 +29,23 @@ EVALUATION = {
     "r_y1": "r(Y1)",
     "r_y2": "r(Y2)",
     "delta": "delta",
-    "c_to_c": "c→c",
-    "c_to_i": "c→i",
-    "i_to_c": "i→c",
-    "i_to_i": "i→i",
+    "c_to_c": "c->c",
+    "c_to_i": "c->i",
+    "i_to_c": "i->c",
+    "i_to_i": "i->i",
     "cl": "CL",
     "cs": "CS",
     "rss": "RSS",
     "changed": "changed",
     "edit_ratio": "edit ratio",
     "questions": "questions",
+}
+VERDICTS = {
+    "verdict_accuracy": "verdicts right",
+    "verdict_balanced_accuracy": "balanced",
+    "verdict_precision": "precision of wrong",
+    "verdict_recall": "recall of wrong",
+    "verdict_read": "readable",
 }
 WORK = {
     "rollouts/questions": "questions",
@@ -53,7 +61,7 @@ WORK = {
     "finetune/left_out_no_target": "left out, no target",
     "finetune/left_out_too_long": "left out, too long",
 }
-GROUPS = {"i→c": "repaired", "c→i": "broken", "i→i": "still wrong", "c→c": "still right"}
+GROUPS = {"i->c": "repaired", "c->i": "broken", "i->i": "still wrong", "c->c": "still right"}
 
 
 def write_report(run_folder: Path, destination: Path | None = None) -> Path:
@@ -79,15 +87,14 @@ def contents(run: Run) -> dict[str, Any]:
     """Everything the template shows."""
     chosen = chosen_iteration(run)
     shown = _transcript_iteration(run, chosen)
-    threshold = run.config.algorithm.threshold if run.config else 1.0
-    picked = (
-        [] if shown is None else transcripts.choose(run.folder.stage(shown, "rollouts"), "test", threshold)
-    )
+    picked = [] if shown is None else _picked(run, shown)
     times = [line["time"] for line in run.stages.values() if isinstance(line.get("time"), int | float)]
     return {
         "name": run.raw_config.get("name") or run.folder.path.resolve().name,
         "variant": run.config.algorithm.variant if run.config else None,
         "algorithm": run.config.algorithm if run.config else None,
+        "filter": getattr(run.config.algorithm, "filter", None) if run.config else None,
+        "measure": _measure_in_words(run),
         "model": run.config.model.path if run.config else None,
         "revision": run.config.model.revision if run.config else None,
         "last_time": _moment(max(times)) if times else None,
@@ -113,6 +120,12 @@ def contents(run: Run) -> dict[str, Any]:
     }
 
 
+def _picked(run: Run, iteration: int) -> list[transcripts.Transcript]:
+    section = run.config.algorithm if run.config else Algorithm()
+    answers = recipe_of(section.recipe).answers
+    return transcripts.choose(run.folder.stage(iteration, "rollouts"), "test", section.threshold, answers)
+
+
 def summary(run: Run, chosen: int | None) -> Table:
     """Test figures of the base model, the version chosen on dev and the last iteration, with intervals."""
     last = run.measured[-1] if run.measured else 0
@@ -122,7 +135,7 @@ def summary(run: Run, chosen: int | None) -> Table:
     if last > 0:
         titles[last].append("last")
     rows = [_summary_row(run, ", ".join(words), i) for i, words in titles.items()]
-    return Table(["test split", "r(Y1)", "r(Y2)", "delta", "i→c", "c→i", "changed"], rows)
+    return Table(["test split", "r(Y1)", "r(Y2)", "delta", "i->c", "c->i", "changed"], rows)
 
 
 def _summary_row(run: Run, name: str, iteration: int) -> list[str]:
@@ -131,13 +144,17 @@ def _summary_row(run: Run, name: str, iteration: int) -> list[str]:
 
 
 def _evaluation_table(run: Run, split: str) -> Table:
+    judged = any(
+        run.value(f"evaluation/{split}/{key}", i) is not None for i in run.measured for key in VERDICTS
+    )
+    columns = EVALUATION | (VERDICTS if judged else {})
     rows = []
     for i in run.measured:
-        values = {key: run.value(f"evaluation/{split}/{key}", i) for key in EVALUATION}
+        values = {key: run.value(f"evaluation/{split}/{key}", i) for key in columns}
         rows.append(
             [name_of(i), *(number(value, 0 if key == "questions" else 3) for key, value in values.items())]
         )
-    return Table(["iteration", *EVALUATION.values()], rows)
+    return Table(["iteration", *columns.values()], rows)
 
 
 def _work_table(run: Run) -> Table:
@@ -150,8 +167,9 @@ def _config_rows(raw: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     presets = {
         s: {"preset": raw[s]["preset"]} for s in ("prompts", "questions") if "preset" in raw.get(s, {})
     }
+    recipe = {"algorithm": {"recipe": raw.get("algorithm", {}).get("recipe", "stasc")}}
     try:
-        defaults = dict(_flatten(validate(presets).model_dump(mode="json")))
+        defaults = dict(_flatten(validate(presets | recipe, section_of).model_dump(mode="json")))
     except ValueError:  # a preset this version does not know: nothing can be called a default
         defaults = {}
     return [(name, value, bool(defaults) and defaults.get(name) != value) for name, value in _flatten(raw)]
@@ -186,6 +204,13 @@ def _transcript_iteration(run: Run, chosen: int | None) -> int | None:
     """The chosen iteration if it learnt anything and its rollouts are committed, else the last one whose are."""
     candidates = [*([chosen] if chosen else []), *reversed(run.iterations)]
     return next((i for i in candidates if transcripts.committed(run.folder.stage(i, "rollouts"))), None)
+
+
+def _measure_in_words(run: Run) -> str:
+    """By what versions are chosen."""
+    name = chosen_by(run.config.algorithm)[0] if run.config else "r_y2"
+    measure = {"r_y1": "r(Y1)", "r_y2": "r(Y2)"}.get(name.rpartition("/")[2], name)
+    return f"{measure} of the base model's answers" if name.startswith("base/") else measure
 
 
 def _moment(seconds: float) -> str:

@@ -6,25 +6,21 @@ Reads few row groups of a committed rollouts folder (its mark names the Parquet 
 import difflib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stasc_ray.recipes.selection import Transition, transition
+from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text, finals, read_texts, roots
 from stasc_ray.store import RunFolder
+from stasc_ray.store.rows import text_columns
 
-TRANSITIONS = ("i→c", "c→i", "i→i", "c→c")
+ORDER: tuple[Transition, ...] = ("i->c", "c->i", "i->i", "c->c")
+"""The most telling first."""
 COLUMNS = (
-    "id",
-    "question",
-    "answers",
-    "split",
-    "choices",
-    "initial_from",
-    "initial",
-    "initial_rewards",
-    "corrections",
-    "correction_rewards",
+    *("id", "question", "answers", "split", "choices"),
+    *text_columns("turn", "sample", "parent", "writer", "text", "reward"),
 )
 MAX_CHARACTERS = 4000  # of one answer; the page shows where it was cut
 MAX_ROWS = 20_000  # rows read at most, whatever the size of the run
@@ -41,7 +37,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Transcript:
-    """One question, its first initial answer and the first correction of that."""
+    """One question, its first answer and the last one that followed it."""
 
     id: str
     question: str
@@ -51,6 +47,8 @@ class Transcript:
     r1: float
     r2: float
     initial: tuple[Piece, ...]
+    verdict: str | None
+    """What stands between the two, if the recipe asks for it."""
     correction: tuple[Piece, ...]
     changed: bool
     changed_words: int
@@ -62,29 +60,30 @@ def committed(rollouts: Path) -> list[Path]:
     return run.files(rollouts) if run.committed(rollouts) else []
 
 
-def transition(r1: float, r2: float, threshold: float) -> str:
-    """Which of the four transitions a pair of rewards is; a reward of at least `threshold` counts as correct."""
-    return f"{'c' if r1 >= threshold else 'i'}→{'c' if r2 >= threshold else 'i'}"
-
-
-def choose(rollouts: Path, split: str, threshold: float, count: int = 20) -> list[Transcript]:
-    """Pick `count` transcripts of `split`, an equal share of each transition where there are enough.
+def choose(
+    rollouts: Path,
+    split: str,
+    threshold: float,
+    answers: Collection[str] = (ANSWER, CORRECTION),
+    count: int = 20,
+) -> list[Transcript]:
+    """Pick `count` transcripts of `split`, an equal share of each transition if there are enough.
 
     Among the rows read (in file order, until every transition has four times its share or MAX_ROWS is reached), those
     whose id has the smallest hash: the same run always shows the same questions, and no one picked them.
     """
-    found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in TRANSITIONS}
-    share = count // len(TRANSITIONS)
-    for row in _rows(committed(rollouts), split):
-        found[transition(row["initial_rewards"][0], row["correction_rewards"][0][0], threshold)].append(row)
+    found: dict[str, list[tuple[Mapping[str, Any], Text, Text]]] = {name: [] for name in ORDER}
+    share = count // len(ORDER)
+    for row, first, last in _pairs(committed(rollouts), split, rollouts.parent.name, answers):
+        found[transition(first.reward or 0.0, last.reward or 0.0, threshold)].append((row, first, last))
         if all(len(rows) >= 4 * share for rows in found.values()):
             break
     for rows in found.values():
-        rows.sort(key=lambda row: hashlib.sha256(row["id"].encode("utf-8", "replace")).digest())
+        rows.sort(key=lambda pair: hashlib.sha256(pair[0]["id"].encode("utf-8", "replace")).digest())
     picked = {name: rows[:share] for name, rows in found.items()}
     for name, rows in found.items():  # a transition that is rare leaves its places to the others
         picked[name] = rows[: share + count - sum(len(chosen) for chosen in picked.values())]
-    return [_transcript(row, name) for name in TRANSITIONS for row in picked[name]]
+    return [_transcript(name, *pair) for name in ORDER for pair in picked[name]]
 
 
 def word_diff(left: str, right: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
@@ -114,27 +113,31 @@ def _pieces(words: Sequence[str], marks: list[bool]) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-def _rows(files: Sequence[Path], split: str) -> Iterator[Mapping[str, Any]]:
-    """Usable rows of `split`, the model's own answers only; other splits are skipped by row-group statistics."""
+def _pairs(
+    traces: Sequence[Path], split: str, writer: str, answers: Collection[str]
+) -> Iterator[tuple[Mapping[str, Any], Text, Text]]:
+    """Rows of `split` with the model's first answer and the last one after it; other splits are skipped by statistics."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     read = 0
-    for path in files:
+    for path in traces:
         with pq.ParquetFile(path) as table:
-            names = [name for name in COLUMNS if name in table.schema_arrow.names]
             groups = [
                 group
                 for group in range(table.num_row_groups)
                 if _may_hold(table.metadata.row_group(group), split)
             ]
             for batch in (
-                table.iter_batches(batch_size=256, row_groups=groups, columns=names) if groups else ()
+                table.iter_batches(batch_size=256, row_groups=groups, columns=list(COLUMNS)) if groups else ()
             ):
                 read += batch.num_rows
                 for row in batch.filter(pc.field("split") == split).to_pylist():
-                    if _own(row, path) and row["initial"] and row["corrections"] and row["corrections"][0]:
-                        yield row
+                    texts = read_texts(row)
+                    first = next(iter(roots(texts, writer)), None)
+                    if first:
+                        last = next(finals(texts, first, answers))
+                        yield row, first, last
                 if read >= MAX_ROWS:
                     return
 
@@ -151,23 +154,26 @@ def _may_hold(group: Any, split: str) -> bool:
     return True
 
 
-def _own(row: Mapping[str, Any], path: Path) -> bool:
-    """Whether the model answered itself; in the base model's folder every row is its own."""
-    return row.get("initial_from") != "base" or path.parent.parent.name == "base"
-
-
-def _transcript(row: Mapping[str, Any], name: str) -> Transcript:
-    initial, correction = row["initial"][0], row["corrections"][0][0]
-    left, right = word_diff(_cut(initial), _cut(correction))
+def _transcript(name: str, row: Mapping[str, Any], first: Text, last: Text) -> Transcript:
+    left, right = word_diff(_cut(first.text), _cut(last.text))
     counts = [
         sum(len(re.findall(r"\w+", piece.text)) for piece in side if piece.changed) for side in (left, right)
     ]
+    between = [text for text in last.lineage[1:-1] if text is not first]
     return Transcript(
-        id=row["id"], question=row["question"], references=tuple(row["answers"]),
-        choices=tuple(row.get("choices") or ()),
-        transition=name, r1=row["initial_rewards"][0], r2=row["correction_rewards"][0][0],
-        initial=left, correction=right, changed=initial != correction, changed_words=max(counts),
-    )  # fmt: skip
+        id=row["id"],
+        question=row["question"],
+        references=tuple(row["answers"]),
+        choices=tuple(row["choices"] or ()),
+        transition=name,
+        r1=first.reward or 0.0,
+        r2=last.reward or 0.0,
+        initial=left,
+        verdict=_cut(between[-1].text) if between else None,
+        correction=right,
+        changed=first.text != last.text,
+        changed_words=max(counts),
+    )
 
 
 def _cut(text: str) -> str:

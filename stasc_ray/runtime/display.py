@@ -107,6 +107,12 @@ class Bar:
         if self._live:
             self._live.stop()
 
+    def expect(self, total: int) -> None:
+        """Set the total, if it was not known at the start."""
+        self._total = total
+        if self._live:
+            self._live.update(self._task, total=total)
+
     def advance(self, amount: int, detail: str = "") -> None:
         """Count `amount` more; `detail` (a rate, a loss) stands beside the bar."""
         self._done += amount

@@ -57,6 +57,16 @@ def connect(address: str | None, logs: Path, *, worker_niceness: int = 15) -> It
                 _keep_logs(session, logs / "ray")
 
 
+@contextlib.contextmanager
+def naming_logs(logs: Path) -> Iterator[None]:
+    """Add to an error where Ray's and vLLM's own logs are."""
+    try:
+        yield
+    except Exception as error:  # whatever it is, it goes on with the note
+        error.add_note(f"Ray's and vLLM's logs: {logs} (--debug shows the traceback)")
+        raise
+
+
 def _join(address: str) -> None:
     import ray
 

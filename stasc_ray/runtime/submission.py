@@ -79,18 +79,23 @@ def connect(address: str) -> "JobSubmissionClient":
 
 
 def submit(
-    client: "JobSubmissionClient", config_file: Path, overrides: Sequence[str], max_upload_bytes: int
+    client: "JobSubmissionClient",
+    settings: config.Config,
+    config_file: Path,
+    overrides: Sequence[str],
+    max_upload_bytes: int,
 ) -> Submitted:
     """Start `stasc run` on the cluster, or attach to the job that runs (or has finished) the same config.
 
     The submission id is made of run name, config fingerprint and attempt. Ray refuses an id twice, so of two people who
     submit at the same moment one attaches. After a failed or stopped attempt the next one continues the run.
 
+    Args:
+        settings: what `config_file` and `overrides` make.
+
     Raises:
-        ValueError: a wrong config, a storage path the cluster cannot share, or an upload above `max_upload_bytes`.
-        FileNotFoundError: no config file.
+        ValueError: a storage path the cluster can't share, or an upload above `max_upload_bytes`.
     """
-    settings = config.load_config(config_file, overrides)
     check_storage(settings)
     stem = f"stasc-{settings.name}-{config.fingerprint(settings)[:8]}"
     id, attach = choose_attempt(
@@ -138,7 +143,7 @@ def choose_attempt(stem: str, statuses: dict[str, str]) -> tuple[str, bool]:
 def pack(settings: config.Config, config_file: Path, destination: Path, root: Path, max_bytes: int) -> int:
     """Copy what the job needs into `destination`: the config and the relative paths it names; returns the bytes.
 
-    Questions (`questions.*.source`), the model folder (`model.path`) and the reward's module go along if they are relative
+    Questions (`questions.*.source`), the model folder (`model.path`) and the modules of one's own reward and recipe go along if they are relative
     and exist below `root`, since the job's working directory is on the Python path of every worker.
 
     Raises:
@@ -172,10 +177,11 @@ def local_paths(settings: config.Config, root: Path) -> list[Path]:
     """Files and folders below `root` that a config names by relative path."""
     splits = (settings.questions.train, settings.questions.dev, settings.questions.test)
     named = [split.source for split in splits if split.source] + [settings.model.path]
-    module, colon, _ = settings.reward.name.partition(":")
-    if colon:
-        top = module.partition(".")[0]
-        named += [f"{top}.py", top]
+    for dotted in (settings.reward.name, settings.algorithm.recipe):
+        module, colon, _ = dotted.partition(":")
+        if colon:
+            top = module.partition(".")[0]
+            named += [f"{top}.py", top]
     inside = [root / name for name in named if not Path(name).is_absolute() and ".." not in Path(name).parts]
     return [path for path in dict.fromkeys(inside) if path.exists()]
 

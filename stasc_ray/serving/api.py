@@ -139,7 +139,7 @@ def make_api(
             return openai.chat_response(body, await service.correct(question, request_id))
 
         async def work(send: Callable[[bytes], None]) -> None:
-            chunks, begun = openai.Chunks(body, request_id), False
+            chunks, begun = openai.Chunks(body, request_id, service.last_round(question)), False
 
             def emit(event: str, data: dict[str, Any]) -> None:
                 nonlocal begun

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from stasc_ray import config, store
+from stasc_ray.recipes import section_of
 from stasc_ray.runtime import ray_session
 from stasc_ray.serving.engines import EngineSpec
 from stasc_ray.serving.proxy import ONE_LOOP
@@ -189,7 +190,9 @@ def build(args: BuildArguments) -> Any:
         raise ValueError(
             "args: expected api_keys_file (made by `stasc keys add`), or insecure: true to answer everybody"
         )
-    settings = config.with_overrides(store.read_config(Path(args.run)), args.overrides)
+    settings = config.with_overrides(
+        store.read_config(Path(args.run), section_of), args.overrides, section_of
+    )
     keys_file = Path(args.api_keys_file) if args.api_keys_file else None
     cuda = ray_session.on_cuda(settings.engine)
     return endpoint(Path(args.run), settings, on_cuda=cuda, api_keys_file=keys_file, loopback_only=False)

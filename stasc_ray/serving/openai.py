@@ -49,7 +49,10 @@ class Correction(BaseModel):
     """What /v1/correct can do and OpenAI's protocol has no words for."""
 
     model_config = ConfigDict(extra="forbid")
-    rounds: int = Field(1, ge=0, description="0 asks for the plain first answer")
+    rounds: int | None = Field(
+        None, ge=0, description="0 asks for the plain first answer; default: as measured"
+    )
+    policy: str | None = Field(None, max_length=64, description="As in /v1/correct")
     samples: int = Field(1, ge=1)
     documents: list[str] = Field([], max_length=64)
     choices: list[Text] = Field([], max_length=26)
@@ -101,6 +104,7 @@ class ChatRequest(BaseModel):
         return CorrectRequest(
             question=question,
             rounds=self.stasc.rounds,
+            policy=self.stasc.policy,
             samples=self.stasc.samples,
             documents=self.stasc.documents,
             choices=self.stasc.choices,
@@ -186,13 +190,13 @@ def extra(answered: CorrectResponse) -> dict[str, Any]:
 class Chunks:
     """The chunks of one streamed completion."""
 
-    def __init__(self, request: ChatRequest, request_id: str) -> None:
+    def __init__(self, request: ChatRequest, request_id: str, last_round: int | None) -> None:
         self._request = request
         self._head = {"id": _id(request_id), "object": "chat.completion.chunk", "created": int(time.time())}
         self._model = request.model
-        self._last_round = request.stasc.rounds
+        self._last_round = last_round
         # Which sample wins, and where a stop string cuts, is known at the end only.
-        self._live = not request.stop and request.stasc.samples == 1
+        self._live = not request.stop and last_round is not None
 
     def from_event(self, event: str, data: dict[str, Any]) -> dict[str, Any] | None:
         """The chunk for an event of `Service.correct`; None for what a chat does not show."""

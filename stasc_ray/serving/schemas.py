@@ -21,8 +21,15 @@ class CorrectRequest(BaseModel):
     initial_answer: str | None = Field(
         None, description="An answer to correct; without one the model writes it"
     )
-    rounds: int = Field(
-        1, ge=0, description="Corrections in a row, each of the answer before; 0 only answers"
+    rounds: int | None = Field(
+        None,
+        ge=0,
+        description="Corrections in a row at most, each of the answer before; 0 only answers; default: as it was measured",
+    )
+    policy: str | None = Field(
+        None,
+        max_length=64,
+        description="recipe, until_right, until_unchanged or vote; default: vote with samples, else as it was measured",
     )
     samples: int = Field(
         1, ge=1, description="Independent answers, the commonest of which wins; needs a temperature above 0"
@@ -67,6 +74,13 @@ class Vote(BaseModel):
     votes: int
 
 
+class Turn(BaseModel):
+    """One text on the way to the answer; `turn` is the recipe's name: answer, verdict, correction."""
+
+    turn: str
+    text: str
+
+
 class CorrectResponse(BaseModel):
     """How the model answered and how it corrected itself."""
 
@@ -75,6 +89,7 @@ class CorrectResponse(BaseModel):
     initial_answer: str = Field(description="First answer (Y1), or the one that was given")
     corrections: list[str] = Field(description="One text per round (Y2, ...)")
     answer: str = Field(description="The last correction, or the initial answer where rounds = 0")
+    turns: list[Turn] = Field(description="All texts that led to the answer, in order")
     changed: bool = Field(description="Whether the answer differs from the initial answer")
     finish_reason: Literal["stop", "length"] = Field(
         description="`length`: the answer was cut off at max_tokens"
@@ -120,7 +135,9 @@ class RunSummary(BaseModel):
     """The run behind this endpoint."""
 
     name: str
+    recipe: str
     variant: str
+    policies: list[str] = Field(description="What `policy` may be")
     model: str
     preset: str = Field(description="prompts.preset: what kind of question it was trained on")
     active: str | None

@@ -1,16 +1,22 @@
-"""A question from arrival to answer: limits, a place in the queue, a version, both turns, the reply. Knows no HTTP."""
+"""A question from arrival to answer: limits, a place in the queue, a version, the policy, the reply. Knows no HTTP."""
 
 import asyncio
 import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from stasc_ray import config, store
-from stasc_ray.generation.samples import SEED_SPACING
-from stasc_ray.serving.correcting import Asker, Chain, Plan, Turn, vote
+from stasc_ray.generation.asking import Asker, OnPiece, PromptTooLongError
+from stasc_ray.generation.samples import SEED_SPACING, Request, Sample
+from stasc_ray.recipes import recipe_of
+from stasc_ray.recipes.policies import POLICIES, policy, ranked
+from stasc_ray.recipes.recipe import Plan, Question, gather
+from stasc_ray.recipes.trace import ANSWER, Text, depth, finals, roots
 from stasc_ray.serving.engines import EngineDiedError
 from stasc_ray.serving.errors import ApiError, invalid
 from stasc_ray.serving.limits import Admission
@@ -22,6 +28,7 @@ from stasc_ray.serving.schemas import (
     RunSummary,
     RunVersion,
     Timings,
+    Turn,
     Usage,
     Vote,
 )
@@ -32,6 +39,19 @@ Emit = Callable[[str, dict[str, Any]], None]
 """Gets (event, data) while a question is answered: `start`, then `token` for each piece of text."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request whose limits were checked."""
+
+    question: Question
+    given: Sequence[Text]
+    plan: Plan
+    policy: str
+    sampling: config.SamplingPerTurn
+    seed: int
+    max_prompt_tokens: int
+
+
 class Service:
     """One replica's work."""
 
@@ -40,6 +60,7 @@ class Service:
     ) -> None:
         self.run, self.settings, self.versions, self.monitor = run, settings, versions, monitor
         self.admission = Admission(settings.serve.max_in_flight, settings.serve.max_queue)
+        self.recipe = recipe_of(settings.algorithm.recipe)
 
     async def correct(
         self, request: CorrectRequest, request_id: str, emit: Emit | None = None
@@ -49,13 +70,13 @@ class Service:
         Raises:
             ApiError: 422 a limit of the config, 413 too long, 409 version not loaded, 429 busy, 503 engine died, 504 too late.
         """
-        plan = self._plan(request)
+        asked = self._asked(request)
         arrived = time.monotonic()
         limit_s = self.settings.serve.request_timeout_s
         try:
             async with asyncio.timeout(limit_s), self.admission.place():
                 self.monitor.queue_s.observe(time.monotonic() - arrived)
-                return await self._answer(request, plan, request_id, emit, arrived)
+                return await self._answer(request, asked, request_id, emit, arrived)
         except TimeoutError:
             raise ApiError(
                 504,
@@ -63,52 +84,61 @@ class Service:
                 f"not answered within serve.request_timeout_s = {limit_s:g} s; ask for less, or later",
             ) from None
 
-    async def _answer(
-        self, request: CorrectRequest, plan: Plan, request_id: str, emit: Emit | None, arrived: float
-    ) -> CorrectResponse:
-        """On one version; once more, on the next engine, where one died before a token was sent."""
-        sent = False
+    def last_round(self, request: CorrectRequest) -> int | None:
+        """The round whose text is the answer, if that is known before it is written."""
+        asked = self._asked(request)
+        fixed = asked.policy == "recipe" and self.recipe.says_right is None and request.samples == 1
+        return min(asked.plan.rounds, asked.plan.rounds * asked.plan.n_corrections) if fixed else None
 
-        def on_text(sample: int, turn: Turn, number: int, text: str) -> None:
+    async def _answer(
+        self, request: CorrectRequest, asked: Asked, request_id: str, emit: Emit | None, arrived: float
+    ) -> CorrectResponse:
+        """On one version; once more, on the next engine, if one died before a token was sent."""
+        sent, queued_s = False, time.monotonic() - arrived
+
+        def on_text(text: Text, piece: str) -> None:
             nonlocal sent
             sent = True
+            sample = (text.lineage[1] if asked.given and text.parent else text.root).sample
+            place = {"sample": sample, "turn": text.turn, "round": depth(text, self.recipe.answers)}
             assert emit is not None, "only then is on_text passed on"
-            emit("token", {"sample": sample, "turn": turn, "round": number, "text": text})
+            emit("token", {**place, "text": piece})
 
-        queued_s = time.monotonic() - arrived
         for last_attempt in (False, True):
             async with self.versions.hold(request.version) as loaded:
-                asker = Asker(
-                    plan,
-                    self.settings.prompts,
+                started = {"id": request_id, "question": request.question, "model_version": loaded.version}
+                ask = Asker(
                     loaded.engine.tokenizer,
-                    loaded.engine.generate,
-                    on_text if emit else None,
+                    _generate(loaded, emit and partial(emit, "start", started)),
+                    sampling=asked.sampling,
+                    identity=(asked.seed,),
+                    writer=loaded.version,
+                    max_prompt_tokens=asked.max_prompt_tokens,
+                    given=asked.given,
+                    on_text=on_text if emit else None,
                 )
-                asker.first_prompt()  # too long is said before anything is sent
-                if emit:
-                    emit(
-                        "start",
-                        {"id": request_id, "question": request.question, "model_version": loaded.version},
-                    )
+                run = policy(asked.policy, self.recipe)
                 try:
-                    chains = await asker.chains()
+                    await run(self.recipe, asked.question, ask, asked.plan, asked.given or None)
+                except PromptTooLongError as error:
+                    raise invalid("question", str(error), status=413) from None
                 except EngineDiedError:
                     self.versions.report_dead(loaded)
                     if sent or last_attempt:
                         break
                     self.monitor.retries.inc()
                 else:
+                    total_s = time.monotonic() - arrived
                     return self._reply(
-                        request, plan, request_id, loaded, chains, queued_s, time.monotonic() - arrived
+                        request, asked, request_id, loaded.version, ask.texts, queued_s, total_s
                     )
         headers = {"Retry-After": "5"}
         raise ApiError(
             503, "unavailable_error", "the engine died; another is starting, try again", headers=headers
         )
 
-    def _plan(self, request: CorrectRequest) -> Plan:
-        serve, sampling = self.settings.serve, self.settings.sampling
+    def _asked(self, request: CorrectRequest) -> Asked:
+        serve, evaluation = self.settings.serve, self.settings.evaluation
         for name, limit in {
             "rounds": serve.max_rounds,
             "samples": serve.max_samples,
@@ -117,104 +147,129 @@ class Service:
             value = getattr(request, name)
             if value is not None and value > limit:
                 raise invalid(name, f"expected at most {limit}, found {value}")
-        if request.rounds == 0 and request.initial_answer is not None:
+        if request.policy not in (None, *POLICIES):
+            raise invalid("policy", f"expected one of {', '.join(POLICIES)}, found {request.policy!r}")
+        rounds = evaluation.rounds if request.rounds is None else request.rounds
+        corrects = self.settings.algorithm.n_corrections > 0
+        if request.initial_answer is not None and not (rounds and corrects):
+            what = (
+                "0 rounds"
+                if corrects
+                else f"recipe {self.settings.algorithm.recipe!r}, which corrects nothing"
+            )
             raise invalid(
-                "rounds", "expected at least 1 with an initial_answer, found 0: nothing would be left to do"
+                "rounds",
+                f"expected at least 1 with an initial_answer, found {what}: nothing would be left to do",
             )
         if len(request.choices) == 1:
             raise invalid("choices", "expected at least 2 choices or none, found 1")
-        given = {name: getattr(request, name) for name in ("temperature", "top_p", "max_tokens")}
-        update = {name: value for name, value in given.items() if value is not None}
-        turns = config.SamplingPerTurn(
-            initial=sampling.initial.model_copy(update=update),
-            correction=sampling.correction.model_copy(update=update),
-        )
-        if request.samples > 1 and turns.correction.temperature == 0 and turns.initial.temperature == 0:
+        sampling = self._sampling(request)
+        if request.samples > 1 and sampling.correction.temperature == 0 and sampling.initial.temperature == 0:
             raise invalid(
                 "samples",
                 "expected a temperature above 0 with several samples: greedy answers are all the same",
             )
+        given = (
+            () if request.initial_answer is None else (Text(ANSWER, request.initial_answer, writer="user"),)
+        )
         longest = self.settings.engine.max_model_len_tokens - 1
-        return Plan(
-            row={"question": request.question, "documents": request.documents, "choices": request.choices},
-            initial_answer=request.initial_answer,
-            rounds=request.rounds,
-            samples=request.samples,
-            sampling=turns,
+        return Asked(
+            question={
+                "question": request.question,
+                "documents": request.documents,
+                "choices": request.choices,
+            },
+            given=given,
+            plan=Plan(
+                prompts=self.settings.prompts,
+                section=self.settings.algorithm,
+                n_initial=request.samples,
+                n_corrections=(request.samples if given else 1) if corrects else 0,
+                rounds=rounds,
+            ),
+            policy=request.policy
+            or ("vote" if request.samples > 1 else evaluation.policy or self.recipe.policy),
+            sampling=sampling,
             seed=secrets.randbits(62) // SEED_SPACING * SEED_SPACING
             if request.seed is None
             else request.seed,
             max_prompt_tokens=min(serve.max_prompt_tokens or longest, longest),
         )
 
+    def _sampling(self, request: CorrectRequest) -> config.SamplingPerTurn:
+        given = {name: getattr(request, name) for name in ("temperature", "top_p", "max_tokens")}
+        update = {name: value for name, value in given.items() if value is not None}
+        ours = self.settings.sampling
+        return config.SamplingPerTurn(
+            initial=ours.initial.model_copy(update=update),
+            correction=ours.correction.model_copy(update=update),
+        )
+
     def _reply(
         self,
         request: CorrectRequest,
-        plan: Plan,
+        asked: Asked,
         request_id: str,
-        loaded: Loaded,
-        chains: list[Chain],
+        version: str,
+        texts: Sequence[Text],
         queued_s: float,
         total_s: float,
     ) -> CorrectResponse:
-        chosen, votes = vote(chains, request.choices, self.settings.prompts.answer_marker)
-        initial, *corrections = chosen.texts
-        changed = chosen.texts[-1].strip() != initial.strip()  # as evaluation.metrics counts it
-        prompt_tokens, completion_tokens = (
-            sum(getattr(c, n) for c in chains) for n in ("prompt_tokens", "completion_tokens")
-        )
-        slowest = {
-            name: max(getattr(chain, name) for chain in chains) for name in ("initial_s", "correction_s")
+        answers = self.recipe.answers
+        ends = [text for root in roots(texts) for text in finals(texts, root, answers)]
+        votes = ranked(ends, request.choices, self.settings.prompts.answer_marker)
+        chosen = votes[0][0]
+        first, *corrections = (text for text in chosen.lineage if text.turn in answers)
+        written = [text for text in texts if text not in asked.given]
+        usage = sum(text.prompt_tokens for text in written), sum(len(text.token_ids) for text in written)
+        seconds = {
+            "initial": max(text.root.seconds for text in texts),
+            "correction": max(sum(text.seconds for text in one.lineage[1:]) for one in texts),
         }
-        self._count(request, plan, slowest, prompt_tokens, completion_tokens, changed)
+        changed = chosen.text.strip() != first.text.strip()  # as evaluation.metrics counts it
+        self._count(asked, seconds, usage, changed)
         if self.settings.serve.log_texts:
-            texts = {"request_id": request_id, "question": request.question, "answers": chosen.texts}
+            shown = {
+                "request_id": request_id,
+                "question": request.question,
+                "answers": [first.text, *(text.text for text in corrections)],
+            }
             LOG.info(
-                f"texts {texts}",
-                extra={"event": "texts", **{f"stasc_{name}": text for name, text in texts.items()}},
+                f"texts {shown}",
+                extra={"event": "texts", **{f"stasc_{name}": text for name, text in shown.items()}},
             )
+        after = [text for text in texts if text.parent is chosen]  # a verdict that ended the chain
         return CorrectResponse(
             id=request_id,
             question=request.question,
-            initial_answer=initial,
-            corrections=corrections,
-            answer=chosen.texts[-1],
+            initial_answer=first.text,
+            corrections=[text.text for text in corrections],
+            answer=chosen.text,
             changed=changed,
+            turns=[Turn(turn=text.turn, text=text.text) for text in (*chosen.lineage, *after)],
             finish_reason="length" if chosen.finish_reason == "length" else "stop",
-            model_version=loaded.version,
-            votes=[Vote(answer=answer, votes=count) for answer, count in votes]
+            model_version=version,
+            votes=[Vote(answer=text.text, votes=count) for text, count in votes]
             if request.samples > 1
             else None,
-            usage=Usage(
-                prompt_tokens=prompt_tokens,
-                completion_tokens=completion_tokens,
-                total_tokens=prompt_tokens + completion_tokens,
-            ),
+            usage=Usage(prompt_tokens=usage[0], completion_tokens=usage[1], total_tokens=sum(usage)),
             timings_ms=Timings(
                 queue=round(queued_s * 1000, 1),
-                initial=round(slowest["initial_s"] * 1000, 1),
-                correction=round(slowest["correction_s"] * 1000, 1),
+                initial=round(seconds["initial"] * 1000, 1),
+                correction=round(seconds["correction"] * 1000, 1),
                 total=round(total_s * 1000, 1),
             ),
         )
 
-    def _count(
-        self,
-        request: CorrectRequest,
-        plan: Plan,
-        slowest: dict[str, float],
-        prompt: int,
-        completion: int,
-        changed: bool,
-    ) -> None:
+    def _count(self, asked: Asked, seconds: dict[str, float], usage: tuple[int, int], changed: bool) -> None:
         monitor = self.monitor
-        if plan.initial_answer is None:
-            monitor.turns.labels("initial").observe(slowest["initial_s"])
-        if request.rounds:
-            monitor.turns.labels("correction").observe(slowest["correction_s"] / request.rounds)
+        if not asked.given:
+            monitor.turns.labels("initial").observe(seconds["initial"])
+        if asked.plan.rounds and asked.plan.n_corrections:
+            monitor.turns.labels("correction").observe(seconds["correction"] / asked.plan.rounds)
             monitor.corrected.labels(str(changed).lower()).inc()
-        monitor.tokens.labels("prompt").inc(prompt)
-        monitor.tokens.labels("completion").inc(completion)
+        for kind, count in zip(("prompt", "completion"), usage, strict=True):
+            monitor.tokens.labels(kind).inc(count)
 
     def refresh_gauges(self) -> None:
         """Bring the gauges up to date, before they are read."""
@@ -237,7 +292,9 @@ class Service:
         )
         return RunSummary(
             name=settings.name,
+            recipe=settings.algorithm.recipe,
             variant=settings.algorithm.variant,
+            policies=list(POLICIES),
             model=settings.model.path,
             preset=settings.prompts.preset,
             active=active,
@@ -286,3 +343,25 @@ class Service:
 def _scores(manifest: dict[str, Any], split: str) -> dict[str, float]:
     found = {name: manifest.get("metrics", {}).get(f"evaluation/{split}/{name}") for name in ("r_y1", "r_y2")}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _generate(loaded: Loaded, start: Callable[[], None] | None) -> Any:
+    """`Asker`'s way to a version's engine, which writes one sample a call; `start` is called before the first one."""
+    begun = False
+
+    async def generate(token_ids: list[int], request: Request, on_piece: OnPiece | None) -> list[Sample]:
+        nonlocal begun
+        if start and not begun:
+            begun = True
+            start()
+        # vLLM gives the samples of one request the seeds s, s + 1, ...: so do these.
+        return await gather(
+            loaded.engine.generate(
+                token_ids,
+                replace(request, n=1, seed=request.seed + number),
+                on_piece and partial(on_piece, number),
+            )
+            for number in range(request.n)
+        )
+
+    return generate

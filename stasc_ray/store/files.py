@@ -59,7 +59,7 @@ def read(file: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
         ValueError: it is cut short, or no Parquet file.
     """
     with whole(file):
-        return pq.read_table(file, columns=columns)
+        return pq.read_table(file, columns=None if columns is None else list(columns))
 
 
 @contextlib.contextmanager

@@ -14,9 +14,10 @@ node sees; renaming a file over another must be atomic there (POSIX file systems
 
 import contextlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from stasc_ray import config
 from stasc_ray.store.files import read_json, write_atomically
 from stasc_ray.store.lease import Lease, hold_lease
+from stasc_ray.store.rows import FORMAT
 
 COMMIT_MARK = "_COMMITTED.json"
 OPERATIONAL = (
@@ -131,6 +133,24 @@ class RunFolder:
                 lines.append(json.loads(text))
         return [line for line in lines if isinstance(line, dict) and {"stage", "iteration"} <= set(line)]
 
+    def best_on_dev(self, measures: Sequence[str], up_to: int | None = None) -> int | None:
+        """The iteration with the best figure on dev so far, the earliest of equals; None if none was measured.
+
+        Args:
+            measures: names after `evaluation/dev/`; of each iteration the first one counts that it has.
+        """
+        found: dict[int, float] = {}
+        for line in self.metrics():
+            values = (line.get(f"evaluation/dev/{name}") for name in measures)
+            value = next((one for one in values if isinstance(one, int | float) and math.isfinite(one)), None)
+            if (
+                line["stage"] == "evaluation"
+                and value is not None
+                and (up_to is None or line["iteration"] <= up_to)
+            ):
+                found[line["iteration"]] = value
+        return max(found, key=lambda iteration: (found[iteration], -iteration), default=None)
+
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Keep what the newest attempt ran on."""
         self.check_lease()
@@ -205,7 +225,7 @@ def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Ite
                 if entry.name != "lease":
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         run.logs.mkdir(exist_ok=True)
-        write_atomically(path / "config.json", config.to_json(settings))
+        write_atomically(path / "config.json", _stored(settings))
         try:
             yield run
         except Exception:
@@ -213,37 +233,60 @@ def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Ite
             raise
 
 
-def read_config(path: Path) -> config.Config:
-    """The config a run folder was made with.
+def read_config(path: Path, sections: config.Sections) -> config.Config:
+    """The config a run folder was made with; `sections` as for `config.load_config`.
 
     Raises:
         FileNotFoundError: no run folder at `path`.
+        ValueError: a run folder of another format.
     """
     file = path / "config.json"
     if not file.is_file():
         raise FileNotFoundError(
             f"run folder: expected config.json in {path}, found none; `stasc run` makes one"
         )
-    return config.validate(read_json(file), origin=str(file))
+    values = read_json(file)
+    found = values.pop("format", 1)
+    if found != FORMAT:
+        raise ValueError(
+            f"run folder {path}: expected format {FORMAT}, found format {found}, written by another version of stasc_ray; "
+            "finish or serve it with that version, start over with --fresh (deletes it), or choose another name=... or "
+            "--run-dir (its models are plain Hugging Face folders: model.path=RUN/iteration_NN/model)"
+        )
+    return config.validate(values, sections, origin=str(file))
+
+
+def _stored(settings: config.Config) -> str:
+    return (
+        json.dumps({"format": FORMAT, **settings.model_dump(mode="json")}, indent=2, ensure_ascii=False)
+        + "\n"
+    )
 
 
 def _check_same_config(path: Path, settings: config.Config) -> None:
     if not (path / "config.json").is_file() or not (path / "questions" / COMMIT_MARK).is_file():
         return  # nothing was done with the old config yet
-    stored = read_config(path)
-    differing = config.differing_fields(stored, settings)
-    names = [
-        name for name in differing if name not in OPERATIONAL and not name.startswith(("serve.", "tracking."))
+    recipe, ours = settings.algorithm.recipe, type(settings.algorithm)
+    theirs = read_json(path / "config.json").get("algorithm", {}).get("recipe", recipe)
+    if theirs != recipe:
+        raise _another_config(path, [f"algorithm.recipe: {theirs!r} in the folder, {recipe!r} now"])
+    stored = read_config(path, lambda _: ours)
+    old, new = (dict((name, value) for name, value, *_ in config.walk(tree)) for tree in (stored, settings))
+    differing = [
+        f"{name}: {old.get(name)!r} in the folder, {new.get(name)!r} now"
+        for name in config.differing_fields(stored, settings)
+        if name not in OPERATIONAL and not name.startswith(("serve.", "tracking."))
     ]
-    if names:
-        old, new = (
-            dict((name, value) for name, value, *_ in config.walk(tree)) for tree in (stored, settings)
-        )
-        lines = [f"  {name}: {old[name]!r} in the folder, {new[name]!r} now" for name in names]
-        raise ValueError(
-            f"run folder {path} belongs to a run with another config:\n" + "\n".join(lines) + "\n"
-            "resume it with its own config, start over with --fresh (deletes it), or choose another name=... or --run-dir"
-        )
+    if differing:
+        raise _another_config(path, differing)
+
+
+def _another_config(path: Path, differing: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"run folder {path} belongs to a run with another config:\n"
+        + "\n".join(f"  {line}" for line in differing)
+        + "\nresume it with its own config, start over with --fresh (deletes it), or choose another name=... or --run-dir"
+    )
 
 
 def now() -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from stasc_ray.config import QUESTION_PRESETS, Columns, Questions
+from stasc_ray.config import Columns, Questions, dataset
 from stasc_ray.tasks.canonical import Row, canonical_row, normalize
 from stasc_ray.tasks.sources import Record, records
 
@@ -127,9 +127,9 @@ def _read(
     source: str, labels: Sequence[str | None], questions: Questions, seed: int, counts: _Counts
 ) -> dict[str | None, list[Row]]:
     """Parse a source once and deal its rows to the wanted labels (None takes every row)."""
-    columns = Columns(**QUESTION_PRESETS["canonical"]) if source == SANDBOX else questions.columns
+    columns = Columns(**dataset("canonical")["columns"]) if source == SANDBOX else questions.columns
     named = (
-        questions.preset == "commonsense_qa" or columns.choices != QUESTION_PRESETS["canonical"]["choices"]
+        questions.preset == "commonsense_qa" or columns.choices != dataset("canonical")["columns"]["choices"]
     )
     choices_required = source != SANDBOX and columns.choices is not None and named
     pools: dict[str | None, list[Row]] = {label: [] for label in labels}
@@ -209,7 +209,7 @@ def _check_source(
         "documents",
     ):  # a preset's column may be missing, one that somebody wrote down may not
         name = getattr(questions.columns, field)
-        written = name != QUESTION_PRESETS[questions.preset].get(field)
+        written = name != dataset(questions.preset)["columns"].get(field)
         if name and written and name not in names_found and source != SANDBOX:
             raise ValueError(
                 f"questions.columns.{field}: expected column {name!r} in {source}, found it in no row"

@@ -8,7 +8,7 @@ in matching.py (words), choices.py (letters) and math_grader.py (a child process
 import difflib
 import importlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -178,19 +178,25 @@ def unmatchable(row: Mapping[str, Any], reward: Reward, answer_marker: str = "")
     return None
 
 
-def check_answers(rows: Iterable[Mapping[str, Any]], reward: Reward, answer_marker: str = "") -> None:
-    """Refuse questions that no answer could ever score on.
+def gradable(
+    rows: Sequence[dict[str, Any]], reward: Reward, answer_marker: str, *, skip: bool
+) -> list[dict[str, Any]]:
+    """The questions that some answer can score on.
+
+    Args:
+        skip: leave the others out instead of refusing them.
 
     Raises:
-        ValueError: how many there are, and the first five with id and reason.
+        ValueError: how many there are that can never score, and the first five with id and reason.
     """
-    problems = [(row["id"], problem) for row in rows if (problem := unmatchable(row, reward, answer_marker))]
-    if problems:
-        shown = "\n".join(f"  {id!r} {problem}" for id, problem in problems[:5])
+    problems = {row["id"]: found for row in rows if (found := unmatchable(row, reward, answer_marker))}
+    if problems and not skip:
+        shown = "\n".join(f"  {id!r} {problem}" for id, problem in list(problems.items())[:5])
         raise ValueError(
             f"reward {reward.name}: expected references that an answer can match, found {len(problems)} question(s) "
             f"that can never score; correct or remove them, or choose another reward:\n{shown}"
         )
+    return [row for row in rows if row["id"] not in problems]
 
 
 @lru_cache(maxsize=16)

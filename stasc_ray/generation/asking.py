@@ -1,0 +1,109 @@
+"""The one `Ask` of recipes: renders a conversation, derives its seed, bounds it, samples, keeps the texts.
+
+It knows an engine only as a function `generate`. Rollouts pass the engine's futures, serving passes its engine actors.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from stasc_ray import config
+from stasc_ray.generation.samples import Request, Sample, request_seed
+from stasc_ray.recipes.trace import ANSWER, Text
+from stasc_ray.tasks import chat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OnPiece = Callable[[int, str], None]
+"""Gets (sample, piece of text) as a text grows."""
+Generate = Callable[[list[int], Request, OnPiece | None], Awaitable[list[Sample]]]
+"""Gives the `n` samples of a request for a prompt's token ids."""
+OnText = Callable[[Text, str], None]
+"""Gets (a text that is being written, its next piece)."""
+
+
+class PromptTooLongError(ValueError):
+    """A prompt leaves no room for an answer."""
+
+    def __init__(self, limit: int, found: int) -> None:
+        super().__init__(
+            f"prompt: expected at most {limit} tokens (engine.max_model_len_tokens less one, or "
+            f"serve.max_prompt_tokens), found {found}; shorten the question, documents or answer"
+        )
+
+
+class Asker:
+    """Asks one model about one question (`recipes.recipe.Ask`).
+
+    Args:
+        sampling: of the first answers, and of every other turn.
+        identity: seeds every request together with the text's place in the trace.
+        writer: name of the model that writes.
+        given: answers that are there already; they are part of the trace.
+        on_text: gets the texts piece by piece as they come.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        generate: Generate,
+        *,
+        sampling: config.SamplingPerTurn,
+        identity: tuple[object, ...],
+        writer: str,
+        max_prompt_tokens: int,
+        given: Sequence[Text] = (),
+        on_text: OnText | None = None,
+    ) -> None:
+        self.tokenizer, self.generate, self.sampling, self.identity = tokenizer, generate, sampling, identity
+        self.writer, self.max_prompt_tokens, self.on_text = writer, max_prompt_tokens, on_text
+        self.texts: list[Text] = list(given)
+
+    async def __call__(
+        self, turn: str, messages: Sequence[chat.Message], *, n: int = 1, parent: Text | None = None
+    ) -> list[Text]:
+        """The `n` texts of a turn; see `recipes.recipe.Ask`."""
+        if not n:
+            return []
+        token_ids = chat.render(self.tokenizer, messages, add_generation_prompt=True)
+        if len(token_ids) > self.max_prompt_tokens:
+            raise PromptTooLongError(self.max_prompt_tokens, len(token_ids))
+        sampling = self.sampling.initial if turn == ANSWER else self.sampling.correction
+        texts = [Text(turn, "", number, parent, self.writer) for number in range(n)]
+        texts[0].prompt_tokens = len(token_ids)  # the samples share it
+        # Greedy texts are all the same: one is generated and stands for all.
+        request = Request(
+            sampling, n if sampling.temperature > 0 else 1, request_seed(*self.identity, place(turn, parent))
+        )
+        on_text, started = self.on_text, time.monotonic()
+        on_piece = on_text and (lambda sample, piece: on_text(texts[sample], piece))
+        samples = await self.generate(token_ids, request, on_piece)
+        for text, sample in zip(texts, samples * (n // request.n), strict=True):
+            text.text, text.token_ids, text.finish_reason = (
+                sample.text,
+                sample.token_ids,
+                sample.finish_reason,
+            )
+            text.seconds = time.monotonic() - started
+        self.texts += texts
+        return texts
+
+
+def place(turn: str, parent: Text | None) -> str:
+    """Where in a trace a request stands: `initial`, `correction/{i}`, `correction/{i}/round/{k}`, ...
+
+    These strings seed requests, so they stay as they are. A chain of several turns names each of them.
+    """
+    if parent is None:
+        return "initial" if turn == ANSWER else turn
+    root, *between = parent.lineage
+    if any(text.turn != turn or text.sample for text in between):
+        return f"{turn}/{root.sample}" + "".join(f"/{text.turn}/{text.sample}" for text in between)
+    return f"{turn}/{root.sample}" + (f"/round/{len(between)}" if between else "")
+
+
+def empty(texts: Sequence[Text]) -> str | None:
+    """An error text that counts empty generations, or None."""
+    found = sum(not text.text.strip() for text in texts)
+    return f"empty generation: {found} of this question's texts" if found else None

@@ -1,0 +1,97 @@
+"""One pass of rollouts from start to end: run what is missing, show progress, add up, refuse too many errors."""
+
+import collections
+import functools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stasc_ray.generation import rollouts, unit_files
+from stasc_ray.runtime.display import Display
+from stasc_ray.store import files
+
+
+def collect(
+    display: Display, job: rollouts.Job, units: Sequence[unit_files.Unit], what: str
+) -> dict[str, Any]:
+    """Run what is missing of a pass and add up its units, those of earlier attempts included.
+
+    Returns:
+        questions, errors, grader_errors, prompt_tokens; TURN_tokens of each turn, and generated_tokens, their sum;
+        tokens_per_s, engine_start_s, duration_s, resumed_questions, units_done_again, engine_nodes, messages.
+
+    Raises:
+        RuntimeError: more questions failed than `engine.max_error_fraction` allows.
+    """
+    started = time.monotonic()
+    destination = Path(job.destination)
+    done = unit_files.written(destination, units)
+    earlier = [rollouts.read_summary(destination / f"{unit.name}.parquet", job.writer) for unit in done]
+    resumed = sum(summary["questions"] for summary in earlier)
+    total = _count_rows(units)
+    fresh: list[dict[str, Any]] = []
+    with display.progress(what, total, resumed, "questions") as bar:
+        tokens, first = 0, 0.0
+        for summary in rollouts.roll_out(job, units):
+            first = first or time.monotonic()
+            fresh.append(summary)
+            tokens += sum(json.loads(summary["tokens"]).values())
+            bar.advance(summary["questions"], f"{tokens / max(time.monotonic() - first, 1):,.0f} tokens/s")
+    duration_s = time.monotonic() - started
+    start_s = max((summary["engine_start_s"] for summary in fresh), default=0.0)
+    names = ("questions", "errors", "grader_errors", "prompt_tokens")
+    counts = {name: sum(summary[name] for summary in (*earlier, *fresh)) for name in names}
+    if counts["questions"] != total:
+        raise RuntimeError(
+            f"rollouts in {destination}: expected {total} questions, found {counts['questions']}; delete the folder"
+        )
+    if fresh:
+        seconds = f"{duration_s:.0f} s, of which the engines took {start_s:.0f} s to start"
+        display.note(f"{what}: {total - resumed} questions in {seconds}")
+    again = rollouts.done_again(destination, units)
+    if again:
+        display.note(
+            f"{what}: {again} of {len(units)} units were begun again, since a process or node was lost"
+        )
+    by_turn: collections.Counter[str] = collections.Counter()
+    for summary in (*earlier, *fresh):
+        by_turn.update(json.loads(summary["tokens"]))
+    messages = collections.Counter(
+        text for summary in (*earlier, *fresh) for text in summary["messages"] if text
+    )
+    _check_errors(counts, [text for text, _ in messages.most_common(3)], job)
+    return {
+        **counts,
+        **{f"{turn}_tokens": count for turn, count in sorted(by_turn.items())},
+        "generated_tokens": sum(by_turn.values()),
+        "tokens_per_s": tokens / duration_s if fresh else None,
+        "engine_start_s": start_s,
+        "duration_s": duration_s,
+        "resumed_questions": resumed,
+        "units_done_again": again,
+        "engine_nodes": len({summary["engine_node"] for summary in fresh}),
+    }
+
+
+def _check_errors(counts: Mapping[str, int], messages: Sequence[str], job: rollouts.Job) -> None:
+    limit = job.settings.engine.max_error_fraction
+    if counts["errors"] > limit * counts["questions"]:
+        lines = "\n".join(f"  {text[:300]}" for text in messages)
+        raise RuntimeError(
+            f"rollouts: expected at most engine.max_error_fraction = {limit:g} of the rows to fail, found "
+            f"{counts['errors']} of {counts['questions']}. The commonest messages:\n{lines}\nThe rows are in "
+            f"{job.destination} (column `error`); delete that folder to generate them again, or start again with a larger "
+            "engine.max_error_fraction"
+        )
+
+
+def _count_rows(units: Sequence[unit_files.Unit]) -> int:
+    """Each file's footer is read once: it grows with its units."""
+    metadata = functools.cache(files.footer)
+    groups = (
+        metadata(unit.source) if unit.row_group is None else metadata(unit.source).row_group(unit.row_group)
+        for unit in units
+    )
+    return sum(group.num_rows for group in groups)

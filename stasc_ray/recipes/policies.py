@@ -1,0 +1,97 @@
+"""How a question is answered when asked: policies, by name, for evaluation and serving.
+
+A policy runs a recipe's turns, perhaps several times in a row; `ask` keeps the texts. `ranked` then orders the answers
+that the samples ended in.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from stasc_ray.recipes.recipe import Ask, Plan, Question, Recipe
+from stasc_ray.recipes.trace import Text, finals, roots
+from stasc_ray.tasks import matching, rewards
+from stasc_ray.tasks.choices import choice_letter
+
+Policy = Callable[[Recipe, Question, Ask, Plan, Sequence[Text] | None], Awaitable[None]]
+
+
+async def recipe(
+    recipe: Recipe, question: Question, ask: Ask, plan: Plan, given: Sequence[Text] | None = None
+) -> None:
+    """As trained: `plan.rounds` times the recipe's turns, each round on the answers of the one before.
+
+    A chain that the recipe itself ended (a verdict said right) goes on no further.
+    """
+    await _in_rounds(recipe, question, ask, plan, given, lambda answer: False)
+
+
+async def until_unchanged(
+    recipe: Recipe, question: Question, ask: Ask, plan: Plan, given: Sequence[Text] | None = None
+) -> None:
+    """At most `plan.rounds` corrections in a row; a chain ends when its final answer stays the same."""
+    choices, marker = question.get("choices") or (), plan.prompts.answer_marker
+
+    def unchanged(answer: Text) -> bool:
+        before = [text for text in answer.lineage[:-1] if text.turn in recipe.answers]
+        keys = [answer_key(text.text, choices, marker) for text in (*before[-1:], answer)]
+        return len(keys) == 2 and keys[0] == keys[1]
+
+    await _in_rounds(recipe, question, ask, plan, given, unchanged)
+
+
+async def _in_rounds(
+    recipe: Recipe,
+    question: Question,
+    ask: Ask,
+    plan: Plan,
+    given: Sequence[Text] | None,
+    stops: Callable[[Text], bool],
+) -> None:
+    if plan.rounds == 0:
+        plan = replace(plan, n_corrections=0)
+    await recipe.turns(question, ask, plan, given)
+    for _ in range(plan.rounds - 1):
+        followed = {id(text.parent) for text in ask.texts}
+        ends = [text for root in roots(ask.texts) for text in finals(ask.texts, root, recipe.answers)]
+        open_ends = [text for text in ends if id(text) not in followed and not stops(text)]
+        if not open_ends:
+            return
+        await recipe.turns(question, ask, plan, open_ends)
+
+
+POLICIES: Mapping[str, Policy] = {
+    "recipe": recipe,
+    "until_right": recipe,  # a recipe with verdicts ends a chain when the model says right
+    "until_unchanged": until_unchanged,
+    "vote": recipe,  # and the commonest answer counts, see `ranked`
+}
+
+
+def policy(name: str | None, of: Recipe) -> Policy:
+    """The policy of that name; None: the recipe's.
+
+    Raises:
+        ValueError: no such policy.
+    """
+    found = POLICIES.get(name or of.policy)
+    if found is None:
+        raise ValueError(f"policy: expected one of {', '.join(POLICIES)}, found {name!r}")
+    return found
+
+
+def ranked(ends: Sequence[Text], choices: Sequence[str], answer_marker: str) -> list[tuple[Text, int]]:
+    """Answers with their votes, most votes first, the first of equals first; answers count as the same by `answer_key`."""
+    keys = [answer_key(text.text, choices, answer_marker) for text in ends]
+    first = dict(zip(reversed(keys), reversed(ends), strict=True))
+    # Equal counts stay in the order in which they were met.
+    return [(first[key], votes) for key, votes in Counter(keys).most_common()]
+
+
+def answer_key(answer: str, choices: Sequence[str], answer_marker: str) -> Any:
+    """By what answers count as the same: the chosen letter, else the normalized text after the answer marker, if any."""
+    if choices and (letter := choice_letter(answer, choices)):
+        return letter
+    final = rewards.after_marker(answer, answer_marker) if answer_marker.strip() else ""
+    return matching.normalize(final or answer) or answer.strip()

@@ -1,0 +1,51 @@
+"""Rejection-sampling fine-tuning (Yuan et al. 2023, arXiv 2308.01825): learn one's own right answers, in one turn."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from stasc_ray.config import Algorithm
+from stasc_ray.recipes.recipe import Ask, Example, Plan, Question, Recipe, learnt
+from stasc_ray.recipes.selection import capped
+from stasc_ray.recipes.trace import ANSWER, Text, roots
+from stasc_ray.tasks.prompts import initial_messages
+
+
+class Rft(Algorithm):
+    """Rejection-sampling fine-tuning: sample answers, keep the right ones, equal texts of a question once."""
+
+    recipe: str = "rft"
+    n_initial: PositiveInt = 4
+    """Answers sampled per train question."""
+    n_corrections: Literal[0] = 0
+    """Nothing is corrected."""
+    max_examples_per_question: PositiveInt | None = None
+    """Kept answers per question at most; None keeps all."""
+
+
+async def turns(question: Question, ask: Ask, plan: Plan, given: Sequence[Text] | None = None) -> None:
+    """Answers, unless given."""
+    if not given:
+        await ask(ANSWER, initial_messages(question, plan.prompts), n=plan.n_initial)
+
+
+def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -> list[Example]:
+    """The right answers, each as the answer to the bare question."""
+    messages, seen, kept = initial_messages(question, plan.prompts), set(), []
+    for number, answer in enumerate(roots(texts)):
+        right = answer.reward is not None and answer.reward >= plan.section.threshold
+        if right and answer.text not in seen:
+            seen.add(answer.text)
+            kept.append(Example(question["id"], (number,), "c", [*messages, learnt(answer)]))
+    return capped(kept, plan.section.max_examples_per_question, seed)
+
+
+RFT = Recipe(
+    section=Rft,
+    turns=turns,
+    examples=examples,
+    answers=(ANSWER,),
+    chosen_by="r_y1",
+    keeps=lambda _: "right answers",
+)

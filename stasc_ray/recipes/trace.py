@@ -1,0 +1,138 @@
+"""The trace of a question: the texts that models wrote about it, each with the text that it follows.
+
+A row on disk holds them as one flat list (store/rows.py). In memory a `Text` knows its parent. Pure.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+ANSWER, CORRECTION = "answer", "correction"
+"""Turns that every recipe's answers and corrections are called."""
+
+BASE = "base"
+"""Writer of M0's texts."""
+
+
+@dataclass(eq=False)
+class Text:
+    """One text that a model wrote; fields as in `store.rows.TEXT`."""
+
+    turn: str
+    text: str
+    sample: int = 0
+    parent: "Text | None" = None
+    writer: str = BASE
+    token_ids: Sequence[int] = ()
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    reward: float | None = None
+    grader_error: str | None = None
+    logprob: float | None = None
+    seconds: float = field(default=0.0, repr=False)
+    """How long its request took; not kept on disk."""
+
+    @property
+    def lineage(self) -> list["Text"]:
+        """The texts that lead to this one, the first answer first, itself last."""
+        return [*(self.parent.lineage if self.parent else []), self]
+
+    @property
+    def root(self) -> "Text":
+        """The answer that this text goes back to."""
+        return self.parent.root if self.parent else self
+
+
+def read_texts(row: Mapping[str, Any]) -> list[Text]:
+    """The texts of a row. Fields that were not read from the file keep their defaults."""
+    found: list[Text] = []
+    for values in row["texts"] or ():
+        parent = values["parent"]
+        kept = {name: value for name, value in values.items() if name != "parent" and value is not None}
+        found.append(Text(**kept, parent=found[parent] if parent >= 0 else None))
+    return found
+
+
+def write_texts(texts: Sequence[Text]) -> list[dict[str, Any]]:
+    """The flat list of a row: roots first, then level by level, samples in order, whatever order they came in."""
+    ordered: list[Text] = []
+    level: list[Text | None] = [None]
+    while level:
+        following: list[Text | None] = []
+        for parent in level:
+            children = [text for text in texts if text.parent is parent]
+            following += sorted(children, key=lambda text: (text.writer != BASE, text.turn, text.sample))
+        ordered += [text for text in following if text]
+        level = following
+    place = {id(text): number for number, text in enumerate(ordered)}
+    return [
+        {
+            "turn": text.turn,
+            "sample": text.sample,
+            "parent": place[id(text.parent)] if text.parent else -1,
+            "writer": text.writer,
+            "text": text.text,
+            "token_ids": list(text.token_ids),
+            "finish_reason": text.finish_reason,
+            "prompt_tokens": text.prompt_tokens,
+            "reward": text.reward,
+            "grader_error": text.grader_error,
+            "logprob": text.logprob,
+        }
+        for text in ordered
+    ]
+
+
+def roots(texts: Sequence[Text], writer: str | None = None) -> list[Text]:
+    """The first answers, all of them or those of one writer."""
+    return [text for text in texts if text.parent is None and writer in (None, text.writer)]
+
+
+def finals(
+    texts: Sequence[Text], root: Text, answers: Collection[str], rounds: int | None = None
+) -> Iterator[Text]:
+    """The answers that a root ended in: of every chain below it the last text that is an answer.
+
+    Args:
+        answers: turns whose texts are answers (a verdict is none).
+        rounds: stop after that many corrections in a row; None: as many as there are.
+    """
+    candidates = [text for text in texts if text.turn in answers and text.root is root]
+    if rounds is not None:
+        candidates = [text for text in candidates if depth(text, answers) <= rounds]
+    followed = {id(earlier) for text in candidates for earlier in text.lineage[:-1]}
+    yield from (text for text in candidates if id(text) not in followed)
+
+
+def depth(text: Text, answers: Collection[str]) -> int:
+    """How many answers come before a text in its chain: 0 for a first answer, 1 for its correction."""
+    return sum(earlier.turn in answers for earlier in text.lineage[:-1])
+
+
+def corrections(texts: Sequence[Text], root: Text) -> list[Text]:
+    """The corrections that follow a first answer directly, in the order of their samples."""
+    return [text for text in texts if text.parent is root and text.turn == CORRECTION]
+
+
+def grade(
+    texts: Sequence[Text],
+    answers: Collection[str],
+    reward: Callable[[str], tuple[float, str | None]],
+    says_right: Callable[[str], bool | None] | None,
+    threshold: float,
+) -> None:
+    """Fill in rewards: answers by `reward`, verdicts by whether they agree with the reward of what they judge.
+
+    Args:
+        answers: turns whose texts are answers.
+        reward: gives (reward, the grader's failure).
+        says_right: reads a verdict; None if it can't be read. Without this function no other turn is graded.
+        threshold: reward from which an answer is right.
+    """
+    for text in texts:
+        if text.turn in answers:
+            text.reward, text.grader_error = reward(text.text)
+    for text in texts:
+        if says_right and text.turn not in answers and text.parent and text.parent.reward is not None:
+            said = says_right(text.text)
+            text.reward = float(said is not None and said == (text.parent.reward >= threshold))

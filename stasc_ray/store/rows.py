@@ -1,0 +1,60 @@
+"""Every schema that rests on disk: questions, traces, examples.
+
+`FORMAT` stands in a run folder's config.json. A folder of another format is refused, never half understood.
+"""
+
+import pyarrow as pa
+
+FORMAT = 2
+"""1: eight parallel columns of answers and corrections (until 0.1.0). 2: one flat list of texts per question."""
+
+STRINGS = pa.list_(pa.string())
+
+QUESTION_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "question": pa.string(),
+        "answers": STRINGS,
+        "split": pa.string(),
+        "documents": STRINGS,
+        "choices": STRINGS,
+    }
+)
+"""One question. With choices, `answers` holds letters. A file may have further columns (`solution`, `history`)."""
+
+TEXT = pa.struct(
+    {
+        "turn": pa.string(),  # the recipe's name: answer, correction, verdict, ...
+        "sample": pa.int32(),  # position among the samples of one prompt
+        "parent": pa.int32(),  # index of the text that it follows; -1: none
+        "writer": pa.string(),  # which model wrote it: base, iteration_01, ...
+        "text": pa.string(),  # as generated, control tokens left out
+        "token_ids": pa.list_(pa.int32()),  # as generated, end of turn included
+        "finish_reason": pa.string(),  # stop | length
+        "prompt_tokens": pa.int32(),  # of its prompt; 0 for the prompt's further samples, so that sums count it once
+        "reward": pa.float64(),  # in [0, 1]; null: not graded
+        "grader_error": pa.string(),  # the grader's failure; the reward is 0 then
+        "logprob": pa.float64(),  # sum over its tokens at temperature 1; null unless a recipe asks for it
+    }
+)
+"""One text that a model wrote."""
+
+TEXTS = pa.list_(TEXT)
+
+
+def trace_schema(questions: pa.Schema = QUESTION_SCHEMA) -> pa.Schema:
+    """Schema of traces: the columns of their questions, `texts` and `error` (why texts lack; null if none does)."""
+    return pa.schema([*questions, ("texts", TEXTS), ("error", pa.string())])
+
+
+PIECE = pa.struct({"text": pa.string(), "token_ids": pa.list_(pa.int32()), "train": pa.bool_()})
+MESSAGE = pa.struct(
+    {"role": pa.string(), "content": pa.string(), "train": pa.bool_(), "pieces": pa.list_(PIECE)}
+)
+EXAMPLE_SCHEMA = pa.schema({"id": pa.string(), "class": pa.string(), "messages": pa.list_(MESSAGE)})
+"""One example. Loss falls on messages, and on pieces of an assistant's message, with `train`. Ids are unique."""
+
+
+def text_columns(*fields: str) -> list[str]:
+    """Names to read these fields of `texts` alone from a trace file: token ids are large."""
+    return [f"texts.list.element.{name}" for name in fields]
