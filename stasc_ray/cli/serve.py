@@ -148,7 +148,7 @@ def check_open(host: str, api_keys_file: Path | None, insecure: bool) -> None:
     Raises:
         ValueError: another address than this machine's, without keys.
     """
-    from stasc_ray.serving.keys import read_keys
+    from stasc_ray.serving.doors import read_keys
 
     if api_keys_file:
         read_keys(api_keys_file)
@@ -165,7 +165,7 @@ def check_version(run: Any, version: str | None) -> None:
     Raises:
         ValueError: nothing is published, or not that version.
     """
-    from stasc_ray.serving.pins import LATEST, pin, read_pin
+    from stasc_ray.serving.published import LATEST, pin, read_pin
 
     names = [manifest["version"] for manifest in run.versions()]
     if not names:
@@ -235,7 +235,7 @@ def keys_add(
 ) -> None:
     """Make a key, keep its hash in a file and print the key, once."""
     from stasc_ray.cli.errors import errors_for_people
-    from stasc_ray.serving.keys import add_key
+    from stasc_ray.serving.doors import add_key
 
     with errors_for_people(debug=False):
         secret = add_key(file, name, admin=admin, requests_per_minute=requests_per_minute)

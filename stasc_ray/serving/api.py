@@ -24,11 +24,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client.metrics_core import Metric
 
 from stasc_ray.serving import openai
+from stasc_ray.serving.doors import KeyRing
 from stasc_ray.serving.errors import ApiError, responses
 from stasc_ray.serving.http import Envelope, add_error_handlers, event_stream, sse
-from stasc_ray.serving.keys import KeyRing
 from stasc_ray.serving.monitor import as_page
-from stasc_ray.serving.pins import LATEST, pin, read_pin
+from stasc_ray.serving.published import LATEST, pin, read_pin
 from stasc_ray.serving.schemas import (
     ActivateRequest,
     ActivateResponse,

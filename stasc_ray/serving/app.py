@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from stasc_ray import config, store
-from stasc_ray.runtime import ray_session
+from stasc_ray.runtime import capacity, ray_session
 from stasc_ray.serving.engines import EngineSpec
 from stasc_ray.serving.proxy import ONE_LOOP
 
@@ -44,9 +44,9 @@ class Corrector:
     async def __init__(self, endpoint: Endpoint) -> None:
         from ray import serve
 
+        from stasc_ray.serving.follow import Versions
         from stasc_ray.serving.monitor import Monitor
         from stasc_ray.serving.service import Service
-        from stasc_ray.serving.versions import Versions
 
         settings = endpoint.settings
         self._endpoint = endpoint
@@ -60,7 +60,7 @@ class Corrector:
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """The routes; Serve calls this once the engine is up."""
         from stasc_ray.serving.api import make_api
-        from stasc_ray.serving.keys import KeyRing
+        from stasc_ray.serving.doors import KeyRing
 
         file = self._endpoint.api_keys_file
         return make_api(
@@ -110,17 +110,9 @@ def engine_spec(endpoint: Endpoint) -> EngineSpec:
         settings.serve.gpus_per_engine or settings.engine.tensor_parallel_size,
         settings.model,
         settings.finetune.lora.rank if settings.finetune.method == "lora" else None,
-        threads(settings.serve),
+        capacity.replica_threads(settings.serve, ray_session.cores()),
         settings.seed,
     )
-
-
-def threads(serve: config.Serve) -> int:
-    """Threads of an engine on CPUs: its share of the cores but one, which HTTP needs.
-
-    On two cores, the sandbox model answered about 1.4 times as many questions a second with one thread as with two.
-    """
-    return max(1, int(serve.cpus_per_replica), (ray_session.cores() - 1) // serve.replicas)
 
 
 def endpoint(

@@ -11,11 +11,12 @@ from typing import Any
 from stasc_ray import config, store
 from stasc_ray.generation.samples import SEED_SPACING
 from stasc_ray.serving.correcting import Asker, Chain, Plan, Turn, vote
+from stasc_ray.serving.doors import Admission
 from stasc_ray.serving.engines import EngineDiedError
 from stasc_ray.serving.errors import ApiError, invalid
-from stasc_ray.serving.limits import Admission
+from stasc_ray.serving.follow import Loaded, Versions
 from stasc_ray.serving.monitor import Monitor
-from stasc_ray.serving.pins import read_pin
+from stasc_ray.serving.published import read_pin
 from stasc_ray.serving.schemas import (
     CorrectRequest,
     CorrectResponse,
@@ -25,7 +26,6 @@ from stasc_ray.serving.schemas import (
     Usage,
     Vote,
 )
-from stasc_ray.serving.versions import Loaded, Versions
 
 LOG = logging.getLogger("ray.serve")
 Emit = Callable[[str, dict[str, Any]], None]

@@ -11,12 +11,12 @@ from stasc_ray import store
 from stasc_ray.generation.samples import Sample
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving.api import make_api
+from stasc_ray.serving.doors import KeyRing, add_key
 from stasc_ray.serving.engines import EngineDiedError
-from stasc_ray.serving.keys import KeyRing, add_key
+from stasc_ray.serving.follow import Loaded, Versions
 from stasc_ray.serving.monitor import Monitor
-from stasc_ray.serving.pins import read_pin
+from stasc_ray.serving.published import read_pin
 from stasc_ray.serving.service import Service
-from stasc_ray.serving.versions import Loaded, Versions
 from stasc_ray.tasks import sandbox
 
 

@@ -13,7 +13,7 @@ from serving import test_served
 from serving.test_api import Api, ScriptedEngine
 
 from stasc_ray.generation.samples import Sample
-from stasc_ray.serving.keys import KeyRing, add_key
+from stasc_ray.serving.doors import KeyRing, add_key
 
 pytestmark = [
     pytest.mark.browser,

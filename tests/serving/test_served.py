@@ -19,7 +19,7 @@ from harness import served_runs
 
 from stasc_ray import config, store
 from stasc_ray.runtime import model_folder
-from stasc_ray.serving.keys import add_key
+from stasc_ray.serving.doors import add_key
 from stasc_ray.tasks import prompts, sandbox
 
 pytestmark = pytest.mark.slow

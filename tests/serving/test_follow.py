@@ -11,8 +11,8 @@ from harness import served_runs
 from stasc_ray import config, store
 from stasc_ray.generation.samples import Request
 from stasc_ray.runtime import model_folder
-from stasc_ray.serving import app, versions
-from stasc_ray.serving.pins import pin
+from stasc_ray.serving import app, follow
+from stasc_ray.serving.published import pin
 from stasc_ray.tasks import prompts
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def local_ray():
     shutil.rmtree(session, ignore_errors=True)
 
 
-async def answer(followed: versions.Versions) -> str:
+async def answer(followed: follow.Versions) -> str:
     messages = prompts.initial_messages({"question": "47+385+12"}, config.Prompts(preset="sandbox"))
     async with followed.hold(None) as loaded:
         token_ids = prompts.render(loaded.engine.tokenizer, messages, add_generation_prompt=True)
@@ -53,7 +53,7 @@ def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where
     endpoint = app.Endpoint(str(run.path), settings, on_cuda=False)
 
     async def scenario() -> None:
-        followed = versions.Versions(run, settings, app.engine_spec(endpoint))
+        followed = follow.Versions(run, settings, app.engine_spec(endpoint))
         await followed.start()
         first = await answer(followed)
 
@@ -93,7 +93,7 @@ def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
     endpoint = app.Endpoint(str(run.path), settings, on_cuda=False)
 
     async def scenario() -> None:
-        followed = versions.Versions(run, settings, app.engine_spec(endpoint))
+        followed = follow.Versions(run, settings, app.engine_spec(endpoint))
         await followed.start()
         answers = [await answer(followed)]
         for name in ("a", "b", "a"):
@@ -158,7 +158,7 @@ def test_a_start_with_a_broken_latest_serves_the_newest_version_that_is_not(loca
     settings = store.read_config(run.path)
 
     async def scenario() -> None:
-        followed = versions.Versions(
+        followed = follow.Versions(
             run, settings, app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False))
         )
         await followed.start()
@@ -174,7 +174,7 @@ def test_a_run_without_a_version_that_works_says_why(tmp_path):
     (tmp_path / "empty").mkdir()
     served_runs.publish(run, tmp_path / "empty")
     settings = store.read_config(run.path)
-    followed = versions.Versions(
+    followed = follow.Versions(
         run, settings, app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False))
     )
     with pytest.raises(RuntimeError, match=r"v0000: .*config"):
