@@ -147,7 +147,7 @@ def served(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     """The same questions over HTTP."""
     import httpx
 
-    from stasc_ray.cli import serve
+    from stasc_ray.serving import app
 
     settings, port = settings_of(folder), 8791
 
@@ -164,8 +164,8 @@ def served(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
 
     with (
         tempfile.TemporaryDirectory(prefix="stasc-") as logs,
-        ray_session.connect(None, Path(logs), worker_niceness=serve.WORKER_NICENESS),
-        serve.serving(folder, settings, "127.0.0.1", port, None, loopback_only=True),
+        ray_session.connect(None, Path(logs), worker_niceness=app.WORKER_NICENESS),
+        app.serving(folder, settings, "127.0.0.1", port, None, loopback_only=True),
     ):
         found = asyncio.run(over_http())
     return found

@@ -67,7 +67,7 @@ TYPES = {
     503: "unavailable_error",
     504: "timeout_error",
 }
-"""`error.type` by status, where nothing more exact is known."""
+"""`error.type` by status, if nothing more exact is known."""
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -75,3 +75,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {"model": ErrorBody, "description": TYPES[status].replace("_", " ")} for status in statuses
     }
+
+
+ASKING = responses(400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)
+"""What asking a question may end in."""

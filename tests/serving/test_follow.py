@@ -2,11 +2,10 @@
 
 import asyncio
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
-from harness import served_runs
+from harness import served, served_runs
 
 from stasc_ray import config, store
 from stasc_ray.generation.samples import Request
@@ -21,13 +20,8 @@ GREEDY = Request(config.Sampling(temperature=0.0, max_tokens=24), 1, 0)
 
 @pytest.fixture(scope="module")
 def local_ray():
-    import ray
-
-    session = tempfile.mkdtemp(prefix="stasc-")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=session)
-    yield
-    ray.shutdown()
-    shutil.rmtree(session, ignore_errors=True)
+    with served.local_ray():
+        yield
 
 
 async def answer(followed: follow.Versions) -> str:
