@@ -56,8 +56,8 @@ def weights(file: Path) -> int:
             return sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
-            f"{file.name}: expected a whole safetensors file, found {file.stat().st_size} bytes that are none "
-            f"({error}): copied by half?"
+            f"{file.name}: expected a whole safetensors file, found {file.stat().st_size} bytes ({error}): "
+            "copied by half?"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The endpoint on Ray Serve: a deployment whose replicas hold one engine each and follow the run.
 
-`serving` runs the endpoint of a run folder, for `stasc serve`. `build` makes it from the arguments of a Serve config file
-(cluster/kuberay/rayservice.yaml).
+`serving` runs the endpoint of a run folder, for `stasc serve`. `build` makes it from the arguments of a Serve
+config file (cluster/kuberay/rayservice.yaml).
 """
 
 import asyncio
@@ -167,7 +167,7 @@ def serving(
     loopback_only: bool,
     detach: bool = False,
 ) -> Iterator[None]:
-    """The endpoint for the length of the block, on the Ray that this process is connected to; drains at the end.
+    """The endpoint for the length of the block, on this process's Ray; drains at the end.
 
     Args:
         detach: leave it there after the block.
@@ -220,7 +220,7 @@ def build(args: BuildArguments) -> Any:
     """The application for a Serve config file: `import_path: stasc_ray.serving.app:build`.
 
     Raises:
-        ValueError: neither keys nor `insecure`: what Serve's config listens at is not ours to know.
+        ValueError: neither keys nor `insecure`; this function cannot know which address Serve listens at.
     """
     if not args.api_keys_file and not args.insecure:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The canary: log-probabilities that the trainer computed, which an engine must reproduce before it answers."""
+"""The canary: log-probabilities of the trainer that an engine must reproduce before it answers."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from stasc_ray.serving.engines import EngineHandle
 
 
 class CanaryPrompt(TypedDict):
-    """A text; `logprobs` (T - n_prompt,) are those of token_ids[n_prompt:], each given all tokens before it."""
+    """A text; `logprobs` (T - n_prompt,) are of token_ids[n_prompt:], each given all tokens before it."""
 
     token_ids: list[int]
     n_prompt: int

@@ -13,8 +13,8 @@ PROBE = "do n't , he ' s . It is ?"
 class TextStream:
     """Decodes growing token ids (T,) into pieces that, put together, are the beginning of the whole text.
 
-    No piece ends in an incomplete character. If transformers decodes by more than the `tokenizers` library (a tokenizer
-    in Python, or one that cleans up spaces), there are no pieces, and the text comes at its end.
+    No piece ends in an incomplete character. If transformers decodes by more than the `tokenizers` library
+    (a tokenizer in Python, or one that cleans up spaces), there are no pieces, and the text comes at its end.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -24,7 +24,7 @@ class TextStream:
         self._read = 0
         self._stream = DecodeStream(skip_special_tokens=True)
         self._backend = _backend(tokenizer)
-        # One invalid byte makes its whole run of byte tokens unreadable, so a run is text only once it has ended.
+        # One invalid byte makes its whole run of byte tokens unreadable, so a run is text only once it ended.
         # Special tokens are skipped, so they end no run.
         self._open: set[int | None] = set()
         if self._backend:

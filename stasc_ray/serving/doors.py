@@ -1,6 +1,6 @@
-"""Who is let in: API keys, requests a minute per key, and a bounded number of questions at once with a bounded queue.
+"""Who is let in: API keys, requests a minute per key, a bounded number of questions at once, a bounded queue.
 
-Keys are kept as hashes in a file and compared in constant time. A key is 256 random bits, so a plain SHA-256 suffices.
+Keys are kept as hashes in a file and compared in constant time. A key is 256 random bits: SHA-256 suffices.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 class Admission:
-    """Lets `max_in_flight` questions in, lets `max_queue` wait in the order they came, and turns the rest away."""
+    """Lets `max_in_flight` questions in, lets `max_queue` wait in order, and turns the rest away."""
 
     def __init__(self, max_in_flight: int, max_queue: int) -> None:
         self.max_in_flight, self.max_queue = max_in_flight, max_queue
@@ -122,7 +122,7 @@ def _hash(secret: str) -> str:
 
 
 class KeyRing:
-    """Checks keys against a file. It is read again when it changes, so a key can be added or revoked while serving."""
+    """Checks keys against a file. It is read again when it changes: keys come and go while serving."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -1,8 +1,9 @@
 """Which version a replica serves: look at the run, decide, move.
 
-A replica reads LATEST, versions/*.json and the pin. A request holds the version that it began with until it ends; the engine
-of an old version goes when its last request has. A version that fails is never served. It is remembered with its reason, and
-tried again when its files change; an engine that could not start is also tried again after a while.
+A replica reads LATEST, versions/*.json and the pin. A request holds the version that it began with until it
+ends; the engine of an old version goes when its last request has. A version that fails is never served. It is
+remembered with its reason, and tried again when its files change. An engine that could not start is also tried
+again after a while.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ RETRY_S, MAX_RETRY_S = 5.0, 600.0
 
 
 def to_try(published: Collection[str], wanted: str | None, active: str | None) -> list[str]:
-    """Versions to move to, best first; [] to stay. With no engine, every other version is better than none, newest first."""
+    """Versions to move to, best first; [] to stay. Without an engine the others follow, newest first."""
     if active:
         return [wanted] if wanted and wanted != active else []
     others = sorted(set(published) - {wanted}, reverse=True)
@@ -48,7 +49,7 @@ class Refusal:
 
 
 def refusal(error: Exception, files: str, before: Refusal | None, now: float) -> Refusal:
-    """What follows from an error: an engine that died may only have lacked memory, so it is tried again, ever more rarely."""
+    """What follows from an error. An engine that died may have lacked memory: try again, ever more rarely."""
     if not isinstance(error, EngineDiedError):
         return Refusal(files, str(error))
     attempts = before.attempts + 1 if before and before.files == files else 1
@@ -97,7 +98,7 @@ class Versions:
 
     @contextlib.asynccontextmanager
     async def hold(self, version: str | None) -> AsyncIterator[Loaded]:
-        """The active version, or a loaded one by name, for the length of the block; waits while no engine is up.
+        """The active version, or a loaded one by name, for the length of the block. Waits if no engine is up.
 
         Raises:
             ApiError: 409, that version is not loaded; the message names those that are.

@@ -21,7 +21,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Envelope:
-    """ASGI middleware around every request: id, Host, body size, metrics and a log line without any text of the request."""
+    """ASGI middleware around every request: id, Host, body size, metrics, a log line without its texts."""
 
     def __init__(self, app: ASGIApp, monitor: Monitor, max_body_bytes: int, loopback_only: bool) -> None:
         self.app, self.monitor = app, monitor
@@ -59,7 +59,7 @@ class Envelope:
         """The whole body, read up to the limit, and a `receive` that gives it back.
 
         Raises:
-            ApiError: 413, too large; 403, the Host is not this machine, which a web page may have pointed here.
+            ApiError: 413, too large; 403, the Host is not this machine: a web page may have pointed it here.
         """
         host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
         if self.loopback_only and host not in LOOPBACK:

@@ -1,4 +1,4 @@
-"""A published version becomes an engine that answers: its files are checked, an engine loads it, the canary verifies it."""
+"""A published version becomes an engine that answers: check its files, load it, verify it by its canary."""
 
 import asyncio
 import contextlib

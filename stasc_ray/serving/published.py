@@ -1,4 +1,4 @@
-"""The versions in a run folder: where a model lies, whether its files may be served, and which one an operator pinned.
+"""Versions in a run folder: where a model lies, whether its files may be served, which one is pinned.
 
 The pin is a file in the run folder, so every replica follows it, also one that starts later.
 """
@@ -78,7 +78,7 @@ def check_weights(folder: Path) -> None:
 
 
 def check_tokenizer(tokenizer: Any, reference: Any) -> None:
-    """Refuse a tokenizer that is not the run's, as training never changes it. `reference` None: nothing to compare with.
+    """Refuse a tokenizer that is not the run's, as training never changes it; `reference` None: let it pass.
 
     Raises:
         ValueError: vocabulary or chat template differ.

@@ -14,7 +14,7 @@ from stasc_ray.serving.service import Emit
 STREAM = {"content": {"text/event-stream": {}}}
 """Of a route that may stream, for its OpenAPI document."""
 Write = Callable[[str, Any], Iterable[bytes]]
-"""Server-sent events for what happens: the events of `Emit`, then `result` (a CorrectResponse) or `error` (its body)."""
+"""Server-sent events for an event of `Emit`, for `result` (a CorrectResponse) and for `error` (its body)."""
 
 
 async def answer_stream(answer: Callable[[Emit], Awaitable[CorrectResponse]], write: Write) -> Response:
@@ -52,7 +52,7 @@ def sse(data: Any, event: str | None = None) -> bytes:
 
 
 async def event_stream(work: Callable[[Callable[[bytes], None]], Awaitable[None]]) -> Response:
-    """Answer with what `work` sends. Waits for its first event, so what fails before is answered with its status.
+    """Answer with what `work` sends. Waits for its first event: what fails before is answered with its status.
 
     `work` holds a place in the queue and a version, so its task ends with the client's connection.
     """

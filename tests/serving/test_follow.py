@@ -1,4 +1,4 @@
-"""Weights exchanged in place, on real engines without Serve: verified by the canary, else by way of a new engine."""
+"""Which version is served; and weights exchanged in place, on real engines without Serve, verified by the canary."""
 
 import asyncio
 import shutil
@@ -11,11 +11,40 @@ from stasc_ray import config, store
 from stasc_ray.generation.samples import Request
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving import app, follow
+from stasc_ray.serving.engines import EngineDiedError
 from stasc_ray.serving.published import pin
 from stasc_ray.tasks import prompts
 
-pytestmark = pytest.mark.slow
 GREEDY = Request(config.Sampling(temperature=0.0, max_tokens=24), 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "active", "expected"),
+    [
+        ("v2", "v2", []),
+        ("v2", "v1", ["v2"]),
+        ("v1", "v2", ["v1"]),
+        ("v9", "v2", ["v9"]),
+        (None, "v1", []),
+        ("v2", None, ["v2", "v3", "v1"]),
+        ("v9", None, ["v9", "v3", "v2", "v1"]),
+        (None, None, ["v3", "v2", "v1"]),
+    ],
+)
+def test_with_an_engine_only_the_wanted_version_is_tried_and_without_one_any(wanted, active, expected):
+    assert follow.to_try(["v1", "v3", "v2"], wanted, active) == expected
+
+
+def test_a_refusal_stands_until_the_files_change_or_for_a_dead_engine_until_a_while_has_passed():
+    broken = follow.refusal(ValueError("broken"), "files", None, now=100.0)
+    assert broken.stands("files", now=1e9) and not broken.stands("other files", now=101.0)
+    waits, before = [], None
+    for _ in range(9):
+        before = follow.refusal(EngineDiedError("gone"), "files", before, now=100.0)
+        assert before.stands("files", now=before.retry_at - 1) and not before.stands("files", before.retry_at)
+        waits.append(before.retry_at - 100.0)
+    assert waits[:3] == [10.0, 20.0, 40.0] and waits[-1] == follow.MAX_RETRY_S
+    assert follow.refusal(EngineDiedError("gone"), "other files", before, now=0.0).attempts == 1
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +60,7 @@ async def answer(followed: follow.Versions) -> str:
         return (await loaded.engine.generate(token_ids, GREEDY)).text
 
 
+@pytest.mark.slow
 @pytest.mark.served
 def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where_it_does_not(
     local_ray, tmp_path
@@ -78,6 +108,7 @@ def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
     for name, seed in (("a", 1), ("b", 2)):
         served_runs.make_lora_model(tmp_path / name, noise=0.02, seed=seed)
@@ -143,6 +174,7 @@ def greedy(model: Path) -> str:
     return str(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
 
 
+@pytest.mark.slow
 def test_a_start_with_a_broken_latest_serves_the_newest_version_that_is_not(local_ray, tmp_path):
     served_runs.make_model(tmp_path / "a", noise=0.05, seed=1)
     run = served_runs.make_run(tmp_path / "run")
@@ -163,6 +195,7 @@ def test_a_start_with_a_broken_latest_serves_the_newest_version_that_is_not(loca
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_a_run_without_a_version_that_works_says_why(tmp_path):
     run = served_runs.make_run(tmp_path / "run")
     (tmp_path / "empty").mkdir()
