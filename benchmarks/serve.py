@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import config, store
-from stasc_ray.runtime import ray_session
+from stasc_ray.runtime import capacity, ray_session
 from stasc_ray.tasks import sandbox
 
 Ask = Callable[[str], Awaitable[Any]]
@@ -121,15 +121,13 @@ def direct(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     """The engine in this process; both turns by the code that the endpoint uses."""
     from stasc_ray.generation.engine import Engine
     from stasc_ray.generation.samples import Request, Sample
-    from stasc_ray.serving.app import threads
     from stasc_ray.serving.correcting import Asker, Plan
-    from stasc_ray.serving.verification import model_path
+    from stasc_ray.serving.published import model_path
 
     settings, run = settings_of(folder), store.RunFolder(folder)
     (manifest,) = [manifest for manifest in run.versions() if manifest["version"] == run.latest()]
-    engine = Engine(
-        model_path(folder, manifest), settings.engine, on_cuda=False, threads=threads(settings.serve)
-    )
+    threads = capacity.replica_threads(settings.serve, ray_session.cores())
+    engine = Engine(model_path(folder, manifest), settings.engine, on_cuda=False, threads=threads)
 
     async def generate(token_ids: list[int], request: Request, on_text: Any = None) -> Sample:
         (sample,) = await asyncio.wrap_future(engine.submit(token_ids, request))
@@ -149,7 +147,7 @@ def served(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     """The same questions over HTTP."""
     import httpx
 
-    from stasc_ray.cli import serve
+    from stasc_ray.serving import app
 
     settings, port = settings_of(folder), 8791
 
@@ -166,8 +164,8 @@ def served(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
 
     with (
         tempfile.TemporaryDirectory(prefix="stasc-") as logs,
-        ray_session.connect(None, Path(logs), worker_niceness=serve.WORKER_NICENESS),
-        serve.serving(folder, settings, "127.0.0.1", port, None, loopback_only=True),
+        ray_session.connect(None, Path(logs), worker_niceness=app.WORKER_NICENESS),
+        app.serving(folder, settings, "127.0.0.1", port, None, loopback_only=True),
     ):
         found = asyncio.run(over_http())
     return found

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from stasc_ray import config, store
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.learning import train_loop
-from stasc_ray.runtime import ray_session
+from stasc_ray.runtime import capacity, ray_session
 from stasc_ray.tasks import prompts, sandbox
 
 DEMO = Path(__file__).parent.parent / "jobs" / "configs" / "demo.toml"
@@ -229,7 +229,9 @@ def training(bench: Bench) -> None:
     bench.write_examples()
     sides = {
         "ours": lambda: bench.ours("ours_training"),
-        "against": lambda: bench.theirs("bare_torch", threads=train_loop.cpu_threads(1)),
+        "against": lambda: bench.theirs(
+            "bare_torch", threads=capacity.trainer_threads(1, ray_session.cores())
+        ),
         "all_cores": lambda: bench.theirs("bare_torch"),
     }
     bench.turns("training", sides)
@@ -238,7 +240,9 @@ def training(bench: Bench) -> None:
 def hf_trainer(bench: Bench) -> None:
     """Ray Train against Hugging Face's Trainer, with as many threads."""
     bench.write_examples()
-    bench.pair("hf_trainer", "ours_training", "hf_trainer", threads=train_loop.cpu_threads(1))
+    bench.pair(
+        "hf_trainer", "ours_training", "hf_trainer", threads=capacity.trainer_threads(1, ray_session.cores())
+    )
 
 
 def iteration(bench: Bench) -> None:

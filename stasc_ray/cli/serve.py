@@ -1,18 +1,14 @@
-"""The commands `stasc serve`, `stasc ask` and `stasc keys add`; cli.py registers them."""
+"""The commands `stasc serve`, `stasc ask` and `stasc keys add`; main.py registers them."""
 
 import contextlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-WORKER_NICENESS = 0  # with Ray's 15, an engine on CPUs waits for whatever else this machine does
 
 keys_app = typer.Typer(help="API keys for `stasc serve`.", no_args_is_help=True)
 
@@ -56,6 +52,7 @@ def serve(
         from stasc_ray import config, store
         from stasc_ray.recipes import section_of
         from stasc_ray.runtime import ray_session
+        from stasc_ray.serving import app, doors
 
         run_folder = run_folder.resolve()
         settings = config.with_overrides(
@@ -72,14 +69,14 @@ def serve(
         logs = run_folder / "logs" / "serve" if writable else Path(tempfile.mkdtemp(prefix="stasc-serve-"))
         with (
             ray_session.naming_logs(logs),
-            ray_session.connect(address, logs, worker_niceness=WORKER_NICENESS),
-            serving(
+            ray_session.connect(address, logs, worker_niceness=app.WORKER_NICENESS),
+            app.serving(
                 run_folder,
                 settings,
                 host,
                 port,
                 api_keys_file,
-                loopback_only=host in LOOPBACK_HOSTS and not api_keys_file,
+                loopback_only=host in doors.LOOPBACK_HOSTS and not api_keys_file,
                 detach=detach,
             ),
         ):
@@ -95,63 +92,13 @@ def serve(
             typer.echo(f"stopping: requests in flight have serve.grace_s = {settings.serve.grace_s:g} s")
 
 
-@contextlib.contextmanager
-def serving(
-    run_folder: Path,
-    settings: Any,
-    host: str,
-    port: int,
-    api_keys_file: Path | None,
-    *,
-    loopback_only: bool,
-    detach: bool = False,
-) -> Iterator[None]:
-    """The endpoint for the length of the block, or beyond it, on the Ray that this process is connected to; drains at the end.
-
-    Raises:
-        RuntimeError: no version of the run can be served.
-    """
-    from ray import serve as ray_serve
-    from ray.serve.config import HTTPOptions, ProxyLocation
-
-    from stasc_ray.runtime import ray_session
-    from stasc_ray.serving import app, proxy
-
-    # Serve's own limit is the last resort behind ours, which answers in the one error shape.
-    limit_s = settings.serve.request_timeout_s + 30
-    location = ProxyLocation.HeadOnly if host in LOOPBACK_HOSTS else ProxyLocation.EveryNode
-    ray_serve.start(
-        proxy_location=location,
-        http_options=HTTPOptions(host=host, port=port, request_timeout_s=limit_s),
-        controller_options=proxy.CONTROLLER_OPTIONS,
-    )
-    application = app.endpoint(
-        run_folder,
-        settings,
-        on_cuda=ray_session.on_cuda(settings.engine),
-        api_keys_file=api_keys_file,
-        loopback_only=loopback_only,
-    )
-    was_there = app.APP in ray_serve.status().applications
-    try:
-        ray_serve.run(application, name=app.APP, route_prefix="/")
-        yield
-    except BaseException:
-        detach = detach and was_there  # what did not come up does not stay, and what answered before does
-        raise
-    finally:
-        if not detach:
-            ray_serve.delete(app.APP)
-            ray_serve.shutdown()
-
-
 def check_open(host: str, api_keys_file: Path | None, insecure: bool) -> None:
     """Refuse to answer everybody on a network by accident.
 
     Raises:
         ValueError: another address than this machine's, without keys.
     """
-    from stasc_ray.serving.keys import read_keys
+    from stasc_ray.serving.doors import LOOPBACK_HOSTS, read_keys
 
     if api_keys_file:
         read_keys(api_keys_file)
@@ -163,12 +110,12 @@ def check_open(host: str, api_keys_file: Path | None, insecure: bool) -> None:
 
 
 def check_version(run: Any, version: str | None) -> None:
-    """Pin the version that the command line names, or none: what an operator pinned earlier ends with the earlier server.
+    """Pin the version that the command line names, or none: a new server clears any earlier pin.
 
     Raises:
         ValueError: nothing is published, or not that version.
     """
-    from stasc_ray.serving.pins import LATEST, pin, read_pin
+    from stasc_ray.serving.published import LATEST, pin, read_pin
 
     names = [manifest["version"] for manifest in run.versions()]
     if not names:
@@ -238,7 +185,7 @@ def keys_add(
 ) -> None:
     """Make a key, keep its hash in a file and print the key, once."""
     from stasc_ray.cli.errors import errors_for_people
-    from stasc_ray.serving.keys import add_key
+    from stasc_ray.serving.doors import add_key
 
     with errors_for_people(debug=False):
         secret = add_key(file, name, admin=admin, requests_per_minute=requests_per_minute)

@@ -166,7 +166,7 @@ class RolloutActor:
             on_cuda=job.on_cuda,
             revision=model_folder.revision(job.model, settings.model),
             trust_remote_code=settings.model.trust_remote_code,
-            threads=_threads(settings.engine),
+            threads=capacity.rollout_threads(settings.engine, ray_session.cores()),
             seed=settings.seed,
         )
         self.engine_start_s = time.monotonic() - started
@@ -229,12 +229,6 @@ class RolloutActor:
     def generate(self, token_ids: list[int], request: Request, _: object) -> "asyncio.Future[list[Sample]]":
         """The samples of one prompt."""
         return asyncio.wrap_future(self.engine.submit(token_ids, request))
-
-
-def _threads(engine: config.Engine) -> int:
-    """A pool that may grow gets what is reserved; a fixed one shares the machine out."""
-    share = ray_session.cores() // engine.actors if isinstance(engine.actors, int) else 0
-    return max(engine.cpus_per_actor, share)
 
 
 def grade_and_write(batch: pa.Table, job: Job) -> pa.Table:

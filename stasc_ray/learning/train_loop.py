@@ -16,6 +16,7 @@ from stasc_ray import config, store
 from stasc_ray.learning import batches, checkpoints, encoding, export
 from stasc_ray.learning.objectives import OBJECTIVES
 from stasc_ray.runtime import ray_session
+from stasc_ray.runtime.capacity import trainer_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,21 +158,12 @@ def _stacks(device: Any) -> bool:
 # --- the model and its optimizer ---------------------------------------------------------------------------------
 
 
-def cpu_threads(local_workers: int) -> int:
-    """A CPU worker's share of the cores but one (Ray would set one thread per reserved CPU).
-
-    Threads wait for each other, so a core that another process uses holds all of them up: on two cores, the demo trained 1.2 to
-    1.6 times as fast with one thread as with two on one machine, and as fast on another.
-    """
-    return max(1, (ray_session.cores() - 1) // local_workers)
-
-
 def _prepare_process(local_workers: int) -> None:
     """Set the number of threads; silence loading bars."""
     import torch
     from transformers.utils import logging
 
-    torch.set_num_threads(cpu_threads(local_workers))
+    torch.set_num_threads(trainer_threads(local_workers, ray_session.cores()))
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 

@@ -1,5 +1,6 @@
 """Model folders: what one must hold to be answered with and trained on, and how its tokenizer is loaded."""
 
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,24 @@ def check_model(path: str) -> None:
             f"model.path: expected a chat template in {path} (chat_template.jinja, or in tokenizer_config.json), found none; use "
             "an instruction-tuned model, or put a chat_template.jinja there"
         )
+
+
+def weights(file: Path) -> int:
+    """Number of weights in a safetensors file, from its header, which is checked against the file's size.
+
+    Raises:
+        ValueError: the file is incomplete, or is not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            return sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file.name}: expected a whole safetensors file, found {file.stat().st_size} bytes ({error}): "
+            "copied by half?"
+        ) from error
 
 
 def revision(path: str, model: config.Model) -> str | None:

@@ -4,11 +4,10 @@ import json
 import subprocess
 import uuid
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from stasc_ray import config
-from stasc_ray.runtime import capacity, ray_session
+from stasc_ray.runtime import capacity, model_folder, ray_session
 from stasc_ray.runtime.ray_session import versions
 
 
@@ -139,17 +138,11 @@ def _check_sight(name: str, sight: Sight, run_folder: Path, model: str) -> None:
 
 
 def parameters(model: Path) -> int:
-    """Number of weights in a folder's safetensors files, from their headers; 0 where there are none."""
+    """Number of weights in a folder's safetensors files, from their headers; 0 if there are none."""
     index = model / "model.safetensors.index.json"
     names = (
         set(json.loads(index.read_text())["weight_map"].values())
         if index.is_file()
         else {"model.safetensors"}
     )
-    return sum(_elements(model / name) for name in names if (model / name).is_file())
-
-
-def _elements(file: Path) -> int:
-    with file.open("rb") as data:
-        header = json.loads(data.read(int.from_bytes(data.read(8), "little")))
-    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return sum(model_folder.weights(model / name) for name in names if (model / name).is_file())

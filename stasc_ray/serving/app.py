@@ -1,12 +1,12 @@
 """The endpoint on Ray Serve: a deployment whose replicas hold one engine each and follow the run.
 
-`endpoint` makes the Serve application of a run folder, for `stasc serve`; `build` makes it from the arguments of a Serve config
-file (cluster/kuberay/rayservice.yaml). The event format of streamed answers is described in api.py.
+`serving` runs the endpoint of a run folder, for `stasc serve`. `build` makes it from the arguments of a Serve
+config file (cluster/kuberay/rayservice.yaml).
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict
 
 from stasc_ray import config, store
 from stasc_ray.recipes import section_of
-from stasc_ray.runtime import ray_session
+from stasc_ray.runtime import capacity, ray_session
+from stasc_ray.serving.doors import LOOPBACK_HOSTS
 from stasc_ray.serving.engines import EngineSpec
-from stasc_ray.serving.proxy import ONE_LOOP
+from stasc_ray.serving.proxy import CONTROLLER_OPTIONS, ONE_LOOP
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 APP = "stasc"
 DEPLOYMENT = "Corrector"
+WORKER_NICENESS = 0
+"""Of a local Ray's workers. With Ray's 15, an engine on CPUs waits for everything else this machine does."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,9 @@ class Corrector:
     async def __init__(self, endpoint: Endpoint) -> None:
         from ray import serve
 
+        from stasc_ray.serving.follow import Versions
         from stasc_ray.serving.monitor import Monitor
         from stasc_ray.serving.service import Service
-        from stasc_ray.serving.versions import Versions
 
         settings = endpoint.settings
         self._endpoint = endpoint
@@ -61,17 +64,13 @@ class Corrector:
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """The routes; Serve calls this once the engine is up."""
         from stasc_ray.serving.api import make_api
-        from stasc_ray.serving.keys import KeyRing
+        from stasc_ray.serving.doors import KeyRing
+        from stasc_ray.serving.routers.replica import Replica
 
         file = self._endpoint.api_keys_file
-        return make_api(
-            self._service,
-            replica=self._replica,
-            keys=KeyRing(Path(file)) if file else None,
-            loopback_only=self._endpoint.loopback_only,
-            all_metrics=self._all_metrics,
-            lifespan=self._following,
-        )
+        keys = KeyRing(Path(file)) if file else None
+        replica = Replica(self._replica, self._service, keys, self._all_metrics)
+        return make_api(replica, loopback_only=self._endpoint.loopback_only, lifespan=self._following)
 
     @contextlib.asynccontextmanager
     async def _following(self, _: Any) -> AsyncIterator[None]:
@@ -111,17 +110,9 @@ def engine_spec(endpoint: Endpoint) -> EngineSpec:
         settings.serve.gpus_per_engine or settings.engine.tensor_parallel_size,
         settings.model,
         settings.finetune.lora.rank if settings.finetune.method == "lora" else None,
-        threads(settings.serve),
+        capacity.replica_threads(settings.serve, ray_session.cores()),
         settings.seed,
     )
-
-
-def threads(serve: config.Serve) -> int:
-    """Threads of an engine on CPUs: its share of the cores but one, which HTTP needs.
-
-    On two cores, the sandbox model answered about 1.4 times as many questions a second with one thread as with two.
-    """
-    return max(1, int(serve.cpus_per_replica), (ray_session.cores() - 1) // serve.replicas)
 
 
 def endpoint(
@@ -166,6 +157,52 @@ def endpoint(
     return deployment(asgi(Corrector)).bind(Endpoint(str(run_folder), settings, on_cuda, file, loopback_only))
 
 
+@contextlib.contextmanager
+def serving(
+    run_folder: Path,
+    settings: config.Config,
+    host: str,
+    port: int,
+    api_keys_file: Path | None,
+    *,
+    loopback_only: bool,
+    detach: bool = False,
+) -> Iterator[None]:
+    """The endpoint for the length of the block, on this process's Ray; drains at the end.
+
+    Args:
+        detach: leave it there after the block.
+
+    Raises:
+        RuntimeError: no version of the run can be served.
+    """
+    from ray import serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    # Serve's own limit is the last resort behind ours, which answers in the one error shape.
+    limit_s = settings.serve.request_timeout_s + 30
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly if host in LOOPBACK_HOSTS else ProxyLocation.EveryNode,
+        http_options=HTTPOptions(host=host, port=port, request_timeout_s=limit_s),
+        controller_options=CONTROLLER_OPTIONS,
+    )
+    cuda = ray_session.on_cuda(settings.engine)
+    application = endpoint(
+        run_folder, settings, on_cuda=cuda, api_keys_file=api_keys_file, loopback_only=loopback_only
+    )
+    was_there = APP in serve.status().applications
+    try:
+        serve.run(application, name=APP, route_prefix="/")
+        yield
+    except BaseException:
+        detach = detach and was_there  # what did not come up does not stay, and what answered before does
+        raise
+    finally:
+        if not detach:
+            serve.delete(APP)
+            serve.shutdown()
+
+
 class BuildArguments(BaseModel):
     """`args` of an application in a Serve config file."""
 
@@ -184,7 +221,7 @@ def build(args: BuildArguments) -> Any:
     """The application for a Serve config file: `import_path: stasc_ray.serving.app:build`.
 
     Raises:
-        ValueError: neither keys nor `insecure`: what Serve's config listens at is not ours to know.
+        ValueError: neither keys nor `insecure`; this function cannot know which address Serve listens at.
     """
     if not args.api_keys_file and not args.insecure:
         raise ValueError(

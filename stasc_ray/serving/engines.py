@@ -1,7 +1,7 @@
-"""One engine in a process of its own: a Ray actor that belongs to the replica which started it.
+"""One engine in a separate process: a Ray actor that belongs to the replica which started it.
 
-An engine per process gives its memory back when it goes, can die alone, and shares no vLLM state with the next one. The actor
-ends with its replica, since Ray ends actors whose owner is gone.
+An engine per process gives its memory back when it goes, can die alone, and shares no vLLM state with the next.
+Ray ends actors whose owner is gone, so the actor ends with its replica.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stasc_ray import config
 from stasc_ray.generation.samples import Adapter, Request, Sample
 from stasc_ray.runtime import model_folder
+from stasc_ray.serving.decoding import TextStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,17 +34,17 @@ class EngineSpec:
     gpus: float
     model: config.Model
     lora_rank: int | None
-    """Of the run's adapters; None where it trains all weights."""
+    """Of the run's adapters; None if it trains all weights."""
     threads: int
     """Of an engine on CPUs."""
     seed: int
 
 
 class EngineActor:
-    """The engine's process. A dead engine ends it, so that "died" is one case and not two."""
+    """The engine's process. A dead engine ends it, so "died" is one case and not two."""
 
     def __init__(self, model: str, spec: EngineSpec) -> None:
-        if not spec.on_cuda:  # reading log-probabilities would start a C++ compiler, for one sum
+        if not spec.on_cuda:  # else reading log-probabilities starts a C++ compiler, for one sum
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         from stasc_ray.generation.engine import Engine
 
@@ -80,16 +81,14 @@ class EngineActor:
         newest: list[list[int]] = []
         news = asyncio.Event()
 
-        def note(
-            so_far: Any,
-        ) -> None:  # in the engine's thread: keep the newest only, so a slow reader gets larger pieces
-            newest[:] = [list(so_far)]
+        def note(so_far: Any) -> None:  # in the engine's thread
+            newest[:] = [list(so_far)]  # only the newest, so a slow reader gets larger pieces
             loop.call_soon_threadsafe(news.set)
 
         with self._abortable(call):
             future = asyncio.wrap_future(self._engine.submit(token_ids, request, adapter, on_tokens=note))
             future.add_done_callback(lambda _: news.set())
-            text = PartialText(self._engine.tokenizer)
+            text = TextStream(self._engine.tokenizer)
             while not future.done():
                 await news.wait()
                 news.clear()
@@ -147,26 +146,10 @@ class _Abortable:
         self._tasks.pop(self._call, None)
 
 
-class PartialText:
-    """Decodes growing token ids into pieces that, put together, are the beginning of the whole text."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self._tokenizer = tokenizer
-        self.sent = ""
-
-    def next_piece(self, token_ids: list[int]) -> str:
-        """What can be shown beyond what was; "" while a character is incomplete."""
-        text = str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
-        if text.endswith("\ufffd") or not text.startswith(self.sent):
-            return ""
-        piece, self.sent = text[len(self.sent) :], text
-        return piece
-
-
 class EngineHandle:
     """The replica's side of an engine: same calls, with cancellation passed on and death as one error.
 
-    Versions that are adapters on one model share an engine: `with_adapter` gives each a handle of its own.
+    Versions that are adapters on one model share an engine: `with_adapter` gives each its handle.
     """
 
     def __init__(
@@ -200,7 +183,7 @@ class EngineHandle:
         return other
 
     async def load_adapter(self) -> None:
-        """Read this handle's adapter, if it has one; ValueError where vLLM cannot."""
+        """Read this handle's adapter, if it has one; ValueError if vLLM cannot."""
         if self.adapter:
             await self._result(self._actor.load_adapter.remote(self.adapter))
 

@@ -1,4 +1,4 @@
-"""What a request that cannot be answered gets: a status and `{"error": {"type", "message", "param"}}`, as OpenAI's API does."""
+"""Errors of a request: a status and `{"error": {"type", "message", "param"}}`, as OpenAI's API answers."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The JSON body; half surrogate pairs, which a path or a field name may hold, become question marks."""
+        """The JSON body; half surrogate pairs, as a path or a field name may hold, become question marks."""
         parts = {"type": self.type, "message": self.message, "param": self.param}
         return {
             "error": {name: part and part.encode("utf-8", "replace").decode() for name, part in parts.items()}
@@ -67,7 +67,7 @@ TYPES = {
     503: "unavailable_error",
     504: "timeout_error",
 }
-"""`error.type` by status, where nothing more exact is known."""
+"""`error.type` by status, if nothing more exact is known."""
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -75,3 +75,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {"model": ErrorBody, "description": TYPES[status].replace("_", " ")} for status in statuses
     }
+
+
+ASKING = responses(400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)
+"""What asking a question may end in."""

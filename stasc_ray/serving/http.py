@@ -1,30 +1,27 @@
-"""The plumbing of HTTP: request ids, body size, Host, error bodies, server-sent events, one log line per request."""
+"""The plumbing of HTTP: request ids, body size, Host, error bodies, one log line per request."""
 
-import asyncio
-import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stasc_ray.serving.doors import LOOPBACK_HOSTS
 from stasc_ray.serving.errors import TYPES, ApiError, invalid
 from stasc_ray.serving.monitor import Monitor
 
 LOG = logging.getLogger("ray.serve")
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
+LOOPBACK = {*LOOPBACK_HOSTS, "[::1]"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Envelope:
-    """ASGI middleware around every request: id, Host, body size, metrics and the log line, without any text of the request."""
+    """ASGI middleware around every request: id, Host, body size, metrics, a log line without its texts."""
 
     def __init__(self, app: ASGIApp, monitor: Monitor, max_body_bytes: int, loopback_only: bool) -> None:
         self.app, self.monitor = app, monitor
@@ -38,7 +35,7 @@ class Envelope:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get(
             "x-request-id", ""
-        )  # Serve's proxy makes one where the client sent none, and echoes it
+        )  # Serve's proxy makes one if the client sent none, and echoes it
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.monotonic(), 499  # stays so when the client goes away
@@ -62,7 +59,7 @@ class Envelope:
         """The whole body, read up to the limit, and a `receive` that gives it back.
 
         Raises:
-            ApiError: 413, too large; 403, a Host that is not this machine, which a web page may have pointed here.
+            ApiError: 413, too large; 403, the Host is not this machine: a web page may have pointed it here.
         """
         host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
         if self.loopback_only and host not in LOOPBACK:
@@ -140,42 +137,3 @@ def add_error_handlers(app: FastAPI) -> None:
                 500, "server_error", f"unexpected error; the log names request {request.state.request_id}"
             )
         )
-
-
-def sse(data: Any, event: str | None = None) -> bytes:
-    """One server-sent event; `data` is JSON unless it is text."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-    return ((f"event: {event}\n" if event else "") + f"data: {text}\n\n").encode()
-
-
-async def event_stream(work: Callable[[Callable[[bytes], None]], Awaitable[None]]) -> Response:
-    """Answer with what `work` sends; wait for its first event, so that what fails before is answered with its own status.
-
-    `work` runs in a task of its own that ends with the client's connection: it holds a place in the queue and a version.
-    """
-    events: asyncio.Queue[bytes | None] = asyncio.Queue()
-    task = asyncio.ensure_future(work(events.put_nowait))
-    task.add_done_callback(lambda _: events.put_nowait(None))
-    try:
-        first = await events.get()
-    except asyncio.CancelledError:
-        task.cancel()
-        raise
-    if first is None:
-        task.result()  # raises what ended it
-        return Response(status_code=204)
-
-    async def body() -> AsyncIterator[bytes]:
-        try:
-            event: bytes | None = first
-            while event is not None:
-                yield event
-                event = await events.get()
-        finally:
-            task.cancel()
-
-    return StreamingResponse(
-        body(),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )

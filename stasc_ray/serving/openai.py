@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from stasc_ray.serving.errors import ApiError, invalid
-from stasc_ray.serving.pins import LATEST
+from stasc_ray.serving.published import LATEST
 from stasc_ray.serving.schemas import CorrectRequest, CorrectResponse, Text, Usage
 
 

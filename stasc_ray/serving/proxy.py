@@ -1,7 +1,8 @@
-"""Ray Serve's own processes: how they run, and what its HTTP proxy answers by itself, where no replica does.
+"""Ray Serve's processes: how they run, and what its HTTP proxy answers if no replica does.
 
-Serve answers nothing for a replica that died, 404 while there is none, 408 after its own time limit; clients get the endpoint's
-error body instead. The proxy loads `middlewares` because it inherits the controller's environment, CONTROLLER_OPTIONS.
+Serve answers nothing for a replica that died, 404 while there is none, 408 after its time limit. Clients get
+the endpoint's error body instead. The proxy loads `middlewares` because it inherits the controller's
+environment, CONTROLLER_OPTIONS.
 """
 
 from starlette.datastructures import Headers
@@ -12,7 +13,7 @@ from stasc_ray.serving.errors import ApiError
 from stasc_ray.serving.http import error_response
 
 ONE_LOOP = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
-"""One event loop in proxy and replica: handing each message to a second thread costs more than what runs here."""
+"""One event loop in proxy and replica: a second thread for each message costs more than what runs here."""
 CONTROLLER_OPTIONS = {
     "runtime_env": {
         "env_vars": {
@@ -31,7 +32,10 @@ def middlewares() -> list[Middleware]:
 
 
 class OneErrorBody:
-    """ASGI middleware: an error that is not JSON, or no answer at all, is Serve's own, and is told in our words."""
+    """ASGI middleware that replaces Serve's error pages, and a missing answer, by our error body.
+
+    Our errors are JSON and Serve's are not.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -41,34 +45,34 @@ class OneErrorBody:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answered = told = False
+        answered = replaced = False
 
-        async def tell(status: int, request_id: str | None) -> None:
-            reply = error_response(in_our_words(status))
+        async def answer(status: int, request_id: str | None) -> None:
+            reply = error_response(our_error(status))
             if request_id:
                 reply.headers["x-request-id"] = request_id
             await reply(scope, receive, send)
 
         async def send_ours(message: Message) -> None:
-            nonlocal answered, told
+            nonlocal answered, replaced
             if message["type"] == "http.response.start":
                 answered = True
                 headers = Headers(raw=message.get("headers", []))
                 if message["status"] >= 400 and not headers.get("content-type", "").startswith(
                     "application/json"
                 ):
-                    told = True
-                    await tell(message["status"], headers.get("x-request-id"))
-            if not told:
+                    replaced = True
+                    await answer(message["status"], headers.get("x-request-id"))
+            if not replaced:
                 await send(message)
 
         await self.app(scope, receive, send_ours)
         if not answered:  # a replica that died: Serve leaves it to the HTTP server, which says a plain 500
-            await tell(500, Headers(scope=scope).get("x-request-id"))
+            await answer(500, Headers(scope=scope).get("x-request-id"))
 
 
-def in_our_words(status: int) -> ApiError:
-    """The error for what Serve answered with `status`; none of them says that the request was wrong."""
+def our_error(status: int) -> ApiError:
+    """Our error for Serve's `status`; none of them says that the request was wrong."""
     match status:
         case 408:
             return ApiError(

@@ -1,73 +1,91 @@
-"""What a run has published, and whether a version may be served, as far as that can be known without an engine."""
+"""Versions in a run folder: where a model lies, whether its files may be served, which one is pinned.
+
+The pin is a file in the run folder, so every replica follows it, also one that starts later.
+"""
 
 import contextlib
-import itertools
+import json
 from pathlib import Path
 from typing import Any
 
 from stasc_ray import store
-from stasc_ray.generation.samples import Adapter
 from stasc_ray.runtime import model_folder
-from stasc_ray.serving import verification
-from stasc_ray.serving.engines import EngineSpec
+
+LATEST = "latest"
+"""Stands for "follow the run" where a version's name is expected."""
 
 
-class Published:
-    """The versions of a run folder."""
+def pin_file(run_folder: Path) -> Path:
+    """Holds the name of the pinned version; absent: follow LATEST."""
+    return run_folder / "PINNED"
 
-    def __init__(self, run: store.RunFolder, spec: EngineSpec) -> None:
-        self._run, self._spec = run, spec
-        self._numbers = itertools.count(1)
 
-    def weights(self, manifest: dict[str, Any]) -> tuple[str, Adapter | None]:
-        """What an engine loads for a version: its model; for LoRA the base model, and the adapter on it.
+def read_pin(run_folder: Path) -> str | None:
+    """The pinned version's name."""
+    with contextlib.suppress(FileNotFoundError):
+        return pin_file(run_folder).read_text(encoding="utf-8").strip() or None
+    return None
 
-        Where the base model has gone, the version's merged weights take its place.
-        """
-        model = verification.model_path(self._run.path, manifest)
-        folder, base = Path(model) / "adapter", self._base_model()
-        if self._spec.lora_rank and manifest["iteration"] and base and folder.is_dir():
-            number = next(
-                self._numbers
-            )  # vLLM keeps what it read under a number or a name, even if the files change
-            return base, Adapter(f"{manifest['version']}-{number}", number, str(folder))
-        return model, None
 
-    def check(
-        self, manifest: dict[str, Any], reference: Any = None
-    ) -> tuple[Any, verification.Canary | None]:
-        """Tokenizer and canary of a version; `reference` is a tokenizer of the run, the base model's where None.
+def pin(run_folder: Path, version: str | None) -> None:
+    """Pin every replica to `version`; None: follow LATEST.
 
-        Raises:
-            OSError, ValueError: this version must not be served.
-        """
-        model = verification.model_path(self._run.path, manifest)
-        verification.check_files(model)
-        if self.weights(manifest)[1]:
-            verification.check_weights(Path(model) / "adapter")
-        canary = verification.read_canary(self._run.path, manifest)
-        tokenizer = self._tokenizer(model)
-        verification.check_tokenizer(tokenizer, reference or self._tokenizer_of_the_base())
-        return tokenizer, canary
+    Raises:
+        OSError: the run folder cannot be written to.
+    """
+    if version:
+        store.write_atomically(pin_file(run_folder), f"{version}\n")
+    else:
+        pin_file(run_folder).unlink(missing_ok=True)
 
-    def _base_model(self) -> str | None:
-        """Folder or Hub id of M0; None where it has gone since."""
-        base = next((manifest for manifest in self._run.versions() if manifest["iteration"] == 0), None)
-        with contextlib.suppress(OSError):
-            if base:
-                model = verification.model_path(self._run.path, base)
-                model_folder.check_model(model)
-                return model
-        return None
 
-    def _tokenizer_of_the_base(self) -> Any:
-        with contextlib.suppress(OSError, ValueError):
-            base = self._base_model()
-            return self._tokenizer(base) if base else None
-        return None
+def model_path(run_folder: Path, manifest: dict[str, Any]) -> str:
+    """Folder or Hub id of a version's model; manifests name folders relative to the run folder."""
+    local = run_folder / manifest["model"]
+    return str(local) if manifest["iteration"] or local.is_dir() else manifest["model"]
 
-    def _tokenizer(self, path: str) -> Any:
-        model = self._spec.model
-        return model_folder.load_tokenizer(
-            path, revision=model_folder.revision(path, model), trust_remote_code=model.trust_remote_code
+
+def state_of_files(run_folder: Path, manifest: dict[str, Any]) -> str:
+    """Changes when the version's manifest or model folder does."""
+    folder = Path(model_path(run_folder, manifest))
+    files = sorted(folder.rglob("*")) if folder.is_dir() else []
+    states = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return json.dumps([manifest, states], sort_keys=True, default=str)
+
+
+def check_files(model: str) -> None:
+    """Refuse a folder that lacks something, or has weights that are not all there yet.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a safetensors file is incomplete.
+    """
+    model_folder.check_model(model)
+    check_weights(Path(model))
+    index = Path(model) / "model.safetensors.index.json"
+    if index.is_file():
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := named - {file.name for file in Path(model).iterdir()}:
+            raise FileNotFoundError(
+                f"expected the weights that {index.name} names, found no {', '.join(sorted(missing))}"
+            )
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse safetensors files that are incomplete: ValueError."""
+    for file in folder.glob("*.safetensors"):
+        model_folder.weights(file)
+
+
+def check_tokenizer(tokenizer: Any, reference: Any) -> None:
+    """Refuse a tokenizer that is not the run's, as training never changes it; `reference` None: let it pass.
+
+    Raises:
+        ValueError: vocabulary or chat template differ.
+    """
+    if reference and (
+        reference.get_vocab() != tokenizer.get_vocab() or reference.chat_template != tokenizer.chat_template
+    ):
+        raise ValueError(
+            "its tokenizer is not the run's: vocabulary or chat template differ from the base model's"
         )

@@ -17,11 +17,12 @@ from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.policies import POLICIES, policy, ranked
 from stasc_ray.recipes.recipe import Plan, Question, gather
 from stasc_ray.recipes.trace import ANSWER, Text, depth, finals, roots
+from stasc_ray.serving.doors import Admission
 from stasc_ray.serving.engines import EngineDiedError
 from stasc_ray.serving.errors import ApiError, invalid
-from stasc_ray.serving.limits import Admission
+from stasc_ray.serving.follow import Loaded, Versions
 from stasc_ray.serving.monitor import Monitor
-from stasc_ray.serving.pins import read_pin
+from stasc_ray.serving.published import read_pin
 from stasc_ray.serving.schemas import (
     CorrectRequest,
     CorrectResponse,
@@ -32,7 +33,6 @@ from stasc_ray.serving.schemas import (
     Usage,
     Vote,
 )
-from stasc_ray.serving.versions import Loaded, Versions
 
 LOG = logging.getLogger("ray.serve")
 Emit = Callable[[str, dict[str, Any]], None]

@@ -6,8 +6,8 @@ from harness import served_runs
 
 from stasc_ray import config
 from stasc_ray.cli import serve
-from stasc_ray.serving import app, pins
-from stasc_ray.serving.keys import add_key
+from stasc_ray.serving import app, published
+from stasc_ray.serving.doors import add_key
 
 
 def test_another_address_needs_keys_or_a_word(tmp_path):
@@ -27,9 +27,9 @@ def test_the_command_line_pins_a_published_version_and_ends_an_earlier_pin(tmp_p
     with pytest.raises(ValueError, match="v0000"):
         serve.check_version(run, "v0007")
     serve.check_version(run, "v0000")
-    assert pins.read_pin(run.path) == "v0000"
+    assert published.read_pin(run.path) == "v0000"
     serve.check_version(run, None)
-    assert pins.read_pin(run.path) is None
+    assert published.read_pin(run.path) is None
 
 
 def test_a_serve_config_file_needs_keys_or_a_word():
@@ -44,6 +44,6 @@ def test_overrides_reach_the_stored_config():
 
 
 def test_the_commands_load_nothing_heavy():
-    code = "import sys, stasc_ray.serving.commands; print([m for m in ('ray', 'torch', 'fastapi', 'httpx') if m in sys.modules])"
+    code = "import sys, stasc_ray.cli.serve; print([m for m in ('ray', 'torch', 'fastapi', 'httpx') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -58,6 +58,7 @@ def make_lora_model(folder: Path, *, noise: float, seed: int) -> Path:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
+    torch.manual_seed(seed)  # peft draws lora_A
     model: Any = AutoModelForCausalLM.from_pretrained(str(sandbox.model_path()), dtype=torch.float32)
     model = get_peft_model(
         model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")

@@ -54,13 +54,17 @@ def test_a_share_out_of_reach_leaves_all(correct, other):
 
 
 def test_classes_in_no_group_keep_all():
-    found = keep_probabilities({"says right": 100, "says wrong": 300}, {("says right",): 0.5, ("says wrong",): 0.5})
+    found = keep_probabilities(
+        {"says right": 100, "says wrong": 300}, {("says right",): 0.5, ("says wrong",): 0.5}
+    )
     assert found == pytest.approx({"says right": 1.0, "says wrong": 1 / 3})
     assert len(thin(examples(50, kind="answer"), found, seed=0)) == 50
     assert keep_probabilities({}, {}) == {}
 
 
-@pytest.mark.parametrize(("correct", "other", "share"), [(3000, 1000, 0.4), (500, 4000, 0.4), (1000, 1000, 0.1)])
+@pytest.mark.parametrize(
+    ("correct", "other", "share"), [(3000, 1000, 0.4), (500, 4000, 0.4), (1000, 1000, 0.1)]
+)
 def test_thinning_reaches_the_share_whatever_the_order(correct, other, share):
     kinds = ["c->c"] * correct + ["i->c"] * other
     kept = [Example(f"q{i}", (0, 0), kind, []) for i, kind in enumerate(kinds)]

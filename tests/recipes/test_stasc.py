@@ -104,7 +104,9 @@ def test_all_eight_variants_are_words_of_the_config(letters):
 
 
 def test_the_table_of_recipes_names_its_sections():
-    assert {name: recipe.section().recipe for name, recipe in RECIPES.items()} == {name: name for name in RECIPES}
+    assert {name: recipe.section().recipe for name, recipe in RECIPES.items()} == {
+        name: name for name in RECIPES
+    }
     with pytest.raises(ValueError, match="did you mean 'verdict'"):
         recipe_of("verdicts")
     with pytest.raises(ValueError, match="expected a Recipe at 'stasc_ray.recipes:RECIPES', found a dict"):

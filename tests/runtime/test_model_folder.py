@@ -56,7 +56,8 @@ def test_a_hub_revision_reaches_the_tokenizer_and_a_runs_own_folders_have_none(t
         (repository / "refs" / name).write_text(commit)
     (repository / "snapshots" / ("b" * 40) / "chat_template.jinja").write_text("second")
     code = """
-from stasc_ray import config, models
+from stasc_ray import config
+from stasc_ray.runtime import model_folder
 for revision in (None, "v2"):
     model = config.Model(path="org/tiny", revision=revision)
     found = model_folder.load_tokenizer("org/tiny", revision=model_folder.revision("org/tiny", model))
@@ -70,3 +71,15 @@ for revision in (None, "v2"):
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first.startswith("False [") and second == first.replace("False", "True")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
+def test_a_file_of_weights_that_was_copied_by_half_is_refused(folder: Path, kept: float) -> None:
+    weights = folder / "model.safetensors"
+    assert model_folder.weights(weights) > 100_000
+    content = weights.read_bytes()
+    weights.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(
+        ValueError, match=r"model.safetensors: expected a whole .*found \d+ bytes .*copied by half"
+    ):
+        model_folder.weights(weights)

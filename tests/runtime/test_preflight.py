@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stasc_ray import config
-from stasc_ray.runtime import preflight, ray_session
+from stasc_ray.runtime import capacity, preflight, ray_session
 from stasc_ray.tasks import sandbox
 
 
@@ -35,13 +35,13 @@ def test_the_number_of_weights_is_read_from_the_headers() -> None:
     ],
 )
 def test_gpus_that_are_too_small(overrides: list[str], gpu_gb: float, expected: str | None) -> None:
-    found = preflight.too_small(settings(*overrides), 1_500_000_000, gpu_gb)
+    found = capacity.too_small(settings(*overrides), 1_500_000_000, gpu_gb)
     if expected is None:
         assert found is None
     else:
         with pytest.raises(ValueError, match=expected):
             raise ValueError(found)
-    assert preflight.too_small(settings(), 1_500_000_000, 22.0, training=False) is None
+    assert capacity.too_small(settings(), 1_500_000_000, 22.0, training=False) is None
 
 
 def test_each_thing_a_node_lacks_is_one_message(tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_a_cluster_without_room(
 ) -> None:
     given = settings(*overrides)
     cuda = given.engine.device != "cpu"
-    found = list(preflight.lack_of_room(given, nodes, cuda, generation=True, training=True))
+    found = list(capacity.lack_of_room(given, nodes, cuda, generation=True, training=True))
     assert not found if expected is None else expected in found[0]
     if cuda:
         assert found[0].endswith("add nodes, or set engine.device=cpu")
-    assert not list(preflight.lack_of_room(given, nodes, cuda, generation=False, training=False))
+    assert not list(capacity.lack_of_room(given, nodes, cuda, generation=False, training=False))

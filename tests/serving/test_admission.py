@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
+from stasc_ray.serving.doors import Admission
 from stasc_ray.serving.errors import ApiError
-from stasc_ray.serving.limits import Admission
 
 
 def test_what_fits_is_let_in_what_waits_is_bounded_and_the_rest_gets_429():

@@ -5,79 +5,10 @@ import json
 
 import httpx
 import pytest
-from harness import served_runs
+from harness.scripted_api import Api, ScriptedEngine
 
-from stasc_ray import store
-from stasc_ray.generation.samples import Sample
-from stasc_ray.runtime import model_folder
-from stasc_ray.serving.api import make_api
-from stasc_ray.serving.engines import EngineDiedError
-from stasc_ray.serving.keys import KeyRing, add_key
-from stasc_ray.serving.monitor import Monitor
-from stasc_ray.serving.pins import read_pin
-from stasc_ray.serving.service import Service
-from stasc_ray.serving.versions import Loaded, Versions
-from stasc_ray.tasks import sandbox
-
-
-class ScriptedEngine:
-    """Answers `first`, then `second`; a question may ask it to be slow, or to die."""
-
-    def __init__(self, deaths: int = 0) -> None:
-        self.tokenizer = model_folder.load_tokenizer(str(sandbox.model_path()))
-        self.deaths, self.finished, self.aborted = deaths, 0, 0
-
-    def release(self) -> None:
-        """Nothing to end."""
-
-    async def generate(self, token_ids, request, on_text=None) -> Sample:
-        prompt = self.tokenizer.decode(token_ids)
-        if self.deaths:
-            self.deaths -= 1
-            raise EngineDiedError("killed")
-        try:
-            await asyncio.sleep(30 if "slow" in prompt else 0)
-        except asyncio.CancelledError:
-            self.aborted += 1
-            raise
-        self.finished += 1
-        text = "second" if "first" in prompt else "first"
-        for letter in text if on_text else ():
-            on_text(letter)
-        return Sample(text, (1, 2, 3), "stop")
-
-
-class Api:
-    """A client of an application that runs in this process."""
-
-    def __init__(self, folder, *overrides, engine=None, keys=None, loopback_only=True) -> None:
-        self.run = served_runs.make_run(folder / "run", *overrides)
-        served_runs.publish(self.run, None)
-        settings = store.read_config(self.run.path)
-        self.engine = engine or ScriptedEngine()
-        self.versions = Versions(self.run, settings, None)
-        self.versions.active = Loaded(self.run.versions()[0], self.engine, "scripted")
-        monitor = Monitor()
-        self.service = Service(self.run, settings, self.versions, monitor)
-
-        async def all_metrics():
-            self.service.refresh_gauges()
-            return [monitor.families("r1"), monitor.families("r2")]
-
-        self.app = make_api(
-            self.service, replica="r1", keys=keys, loopback_only=loopback_only, all_metrics=all_metrics
-        )
-
-    def client(self, base_url="http://127.0.0.1:8000") -> httpx.AsyncClient:
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        return httpx.AsyncClient(transport=transport, base_url=base_url)
-
-    def call(self, method: str, path: str, base_url="http://127.0.0.1:8000", **arguments) -> httpx.Response:
-        async def send() -> httpx.Response:
-            async with self.client(base_url) as client:
-                return await client.request(method, path, **arguments)
-
-        return asyncio.run(send())
+from stasc_ray.serving.doors import KeyRing, add_key
+from stasc_ray.serving.published import read_pin
 
 
 @pytest.fixture(scope="module")

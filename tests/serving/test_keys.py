@@ -3,8 +3,8 @@ import stat
 
 import pytest
 
+from stasc_ray.serving.doors import KeyRing, add_key, read_keys
 from stasc_ray.serving.errors import ApiError
-from stasc_ray.serving.keys import KeyRing, add_key, read_keys
 
 
 def bearer(secret: str) -> str:

@@ -9,11 +9,12 @@ import httpx
 import pytest
 import uvicorn
 from harness import chromium
-from serving import test_served
-from serving.test_api import Api, ScriptedEngine
+from harness.ray_cluster import free_port
+from harness.scripted_api import Api, ScriptedEngine
+from harness.served import QUESTIONS
 
 from stasc_ray.generation.samples import Sample
-from stasc_ray.serving.keys import KeyRing, add_key
+from stasc_ray.serving.doors import KeyRing, add_key
 
 pytestmark = [
     pytest.mark.browser,
@@ -21,7 +22,6 @@ pytestmark = [
     pytest.mark.skipif(chromium.BINARY is None, reason="needs Debian's chromium: apt-get install chromium"),
 ]
 
-served = test_served.served  # its fixture, once more for this module
 DONE = "document.querySelector('#go').innerText === 'Ask'"
 NO_WIDER_THAN_THE_SCREEN = "document.documentElement.scrollWidth <= window.innerWidth"
 MARKUP = "<b>second</b><img src=x onerror=alert(1)>"
@@ -88,7 +88,7 @@ def test_both_answers_stream_in_with_the_changed_words_marked_and_a_new_version_
     served, tab, tmp_path
 ):
     before = served.health()["active"]
-    replies = {question: served.correct(question).json() for question in test_served.QUESTIONS}
+    replies = {question: served.correct(question).json() for question in QUESTIONS}
     reply = next(reply for reply in replies.values() if reply["changed"])
     tab.open(served.url)
     log_in(tab, served.keys["plain"])
@@ -127,7 +127,7 @@ def test_both_answers_stream_in_with_the_changed_words_marked_and_a_new_version_
 
 
 def test_it_says_when_the_server_is_busy_or_gone_and_when_it_is_back(tab, tmp_path):
-    api, port = Api(tmp_path, "serve.max_in_flight=1", "serve.max_queue=0"), test_served.free_port()
+    api, port = Api(tmp_path, "serve.max_in_flight=1", "serve.max_queue=0"), free_port()
     with listening(api, port) as url:
         tab.open(url)
         ask(tab, "Why?")
@@ -152,7 +152,7 @@ def test_it_says_when_the_server_is_busy_or_gone_and_when_it_is_back(tab, tmp_pa
 
 def test_it_says_what_is_swapped_and_what_was_refused(tab, tmp_path):
     api = Api(tmp_path)
-    with listening(api, test_served.free_port()) as url:
+    with listening(api, free_port()) as url:
         tab.open(url)
         api.versions.loading = "v0001"
         tab.wait(
@@ -166,7 +166,7 @@ def test_it_says_what_is_swapped_and_what_was_refused(tab, tmp_path):
 
 def test_escape_stops_and_the_form_is_used_by_keyboard(tab, tmp_path):
     api = Api(tmp_path)
-    with listening(api, test_served.free_port()) as url:
+    with listening(api, free_port()) as url:
         tab.open(url)
         tab.wait("document.activeElement.id === 'question'")
         tab.send("Input.insertText", text="slow")
@@ -187,7 +187,7 @@ def test_a_key_is_asked_for_and_stays_in_the_tab_and_texts_stay_text(tab, tmp_pa
     file = tmp_path / "keys.json"
     key = add_key(file, "me")
     api = Api(tmp_path, engine=Markup(), keys=KeyRing(file), loopback_only=False)
-    with listening(api, test_served.free_port()) as url:
+    with listening(api, free_port()) as url:
         tab.open(url)
         tab.wait("document.activeElement.id === 'key'")
         tab.send("Input.insertText", text="wrong")

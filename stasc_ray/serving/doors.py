@@ -1,17 +1,70 @@
-"""API keys: made here, kept as hashes in a file, compared in constant time. A key is 256 random bits, so a plain SHA-256 does."""
+"""Who is let in: API keys, requests a minute per key, a bounded number of questions at once, a bounded queue.
 
+Keys are kept as hashes in a file and compared in constant time. A key is 256 random bits: SHA-256 suffices.
+"""
+
+import asyncio
 import contextlib
 import hashlib
 import hmac
 import json
+import math
 import secrets
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from stasc_ray import store
 from stasc_ray.serving.errors import ApiError
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+"""Names of this machine that nobody on a network reaches it by."""
+
+
+class Admission:
+    """Lets `max_in_flight` questions in, lets `max_queue` wait in order, and turns the rest away."""
+
+    def __init__(self, max_in_flight: int, max_queue: int) -> None:
+        self.max_in_flight, self.max_queue = max_in_flight, max_queue
+        self.in_flight = 0
+        self.queued = 0
+        self._places = asyncio.Semaphore(max_in_flight)
+        self._mean_s = 1.0
+
+    @contextlib.asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Wait for a place, and hold it for the length of the block.
+
+        Raises:
+            ApiError: 429 with Retry-After, the queue is full.
+        """
+        if self._places.locked() and self.queued >= self.max_queue:
+            raise ApiError(
+                429,
+                "rate_limit_error",
+                f"busy: {self.in_flight} questions in flight and {self.queued} waiting "
+                "(serve.max_in_flight, serve.max_queue)",
+                headers={"Retry-After": str(self.retry_after_s())},
+            )
+        self.queued += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self.queued -= 1
+        self.in_flight += 1
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._mean_s += 0.1 * (time.monotonic() - started - self._mean_s)
+            self.in_flight -= 1
+            self._places.release()
+
+    def retry_after_s(self) -> int:
+        """Seconds in which the queue is likely to have moved by a whole round, 1 to 60."""
+        return min(60, max(1, math.ceil(self._mean_s * (self.queued + 1) / self.max_in_flight)))
 
 
 class Key(BaseModel):
@@ -28,10 +81,10 @@ _KEYS = TypeAdapter(list[Key])
 
 
 def add_key(file: Path, name: str, *, admin: bool = False, requests_per_minute: float | None = None) -> str:
-    """Make a key, append its hash to `file` (mode 600) and return the key, which nothing else knows.
+    """Make a key, append its hash to `file` (mode 600) and return the key, which is kept nowhere.
 
     Raises:
-        ValueError: the file holds a key of that name, or is no file of keys.
+        ValueError: the file holds a key of that name, or is not a file of keys.
     """
     keys = read_keys(file) if file.exists() else []
     if any(key.name == name for key in keys):
@@ -69,7 +122,7 @@ def _hash(secret: str) -> str:
 
 
 class KeyRing:
-    """Checks keys against a file that is read again when it changes, so that a key can be added or revoked while serving."""
+    """Checks keys against a file. It is read again when it changes: keys come and go while serving."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -84,23 +137,20 @@ class KeyRing:
         Raises:
             ApiError: 401 no or unknown key, 403 no admin key, 429 too many requests of this key.
         """
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # while the file is being edited its last whole content counts
+        with contextlib.suppress(OSError, ValueError):  # a half-edited file: its last whole content counts
             self._reread()
         scheme, _, secret = (authorization or "").partition(" ")
         digest = _hash(secret.strip())
         found = None
-        for key in self._keys:  # all of them, so that time tells nothing about which one
+        for key in self._keys:  # all of them, so the duration does not give away which one
             if hmac.compare_digest(key.sha256, digest):
                 found = key
         if scheme.lower() != "bearer" or found is None:
-            challenge = {"WWW-Authenticate": "Bearer"}
             raise ApiError(
                 401,
                 "authentication_error",
                 "expected a known key in `Authorization: Bearer KEY`",
-                headers=challenge,
+                headers={"WWW-Authenticate": "Bearer"},
             )
         if admin and not found.admin:
             raise ApiError(403, "permission_error", "expected an admin key (`stasc keys add --admin`)")

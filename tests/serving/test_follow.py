@@ -1,42 +1,66 @@
-"""Weights exchanged in place, on real engines without Serve: verified by the canary, else by way of a new engine."""
+"""Which version is served; and weights exchanged in place, on real engines without Serve, verified by the canary."""
 
 import asyncio
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
-from harness import served_runs
+from harness import served, served_runs
 
 from stasc_ray import config, store
 from stasc_ray.generation.samples import Request
 from stasc_ray.runtime import model_folder
-from stasc_ray.serving import app, versions
-from stasc_ray.serving.pins import pin
+from stasc_ray.serving import app, follow
+from stasc_ray.serving.engines import EngineDiedError
+from stasc_ray.serving.published import pin
 from stasc_ray.tasks import prompts
 
-pytestmark = pytest.mark.slow
 GREEDY = Request(config.Sampling(temperature=0.0, max_tokens=24), 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "active", "expected"),
+    [
+        ("v2", "v2", []),
+        ("v2", "v1", ["v2"]),
+        ("v1", "v2", ["v1"]),
+        ("v9", "v2", ["v9"]),
+        (None, "v1", []),
+        ("v2", None, ["v2", "v3", "v1"]),
+        ("v9", None, ["v9", "v3", "v2", "v1"]),
+        (None, None, ["v3", "v2", "v1"]),
+    ],
+)
+def test_with_an_engine_only_the_wanted_version_is_tried_and_without_one_any(wanted, active, expected):
+    assert follow.to_try(["v1", "v3", "v2"], wanted, active) == expected
+
+
+def test_a_refusal_stands_until_the_files_change_or_for_a_dead_engine_until_a_while_has_passed():
+    broken = follow.refusal(ValueError("broken"), "files", None, now=100.0)
+    assert broken.stands("files", now=1e9) and not broken.stands("other files", now=101.0)
+    waits, before = [], None
+    for _ in range(9):
+        before = follow.refusal(EngineDiedError("gone"), "files", before, now=100.0)
+        assert before.stands("files", now=before.retry_at - 1) and not before.stands("files", before.retry_at)
+        waits.append(before.retry_at - 100.0)
+    assert waits[:3] == [10.0, 20.0, 40.0] and waits[-1] == follow.MAX_RETRY_S
+    assert follow.refusal(EngineDiedError("gone"), "other files", before, now=0.0).attempts == 1
 
 
 @pytest.fixture(scope="module")
 def local_ray():
-    import ray
-
-    session = tempfile.mkdtemp(prefix="stasc-")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=session)
-    yield
-    ray.shutdown()
-    shutil.rmtree(session, ignore_errors=True)
+    with served.local_ray():
+        yield
 
 
-async def answer(followed: versions.Versions) -> str:
+async def answer(followed: follow.Versions) -> str:
     messages = prompts.initial_messages({"question": "47+385+12"}, config.Prompts(preset="sandbox"))
     async with followed.hold(None) as loaded:
         token_ids = prompts.render(loaded.engine.tokenizer, messages, add_generation_prompt=True)
         return (await loaded.engine.generate(token_ids, GREEDY)).text
 
 
+@pytest.mark.slow
 @pytest.mark.served
 def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where_it_does_not(
     local_ray, tmp_path
@@ -53,7 +77,7 @@ def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where
     endpoint = app.Endpoint(str(run.path), settings, on_cuda=False)
 
     async def scenario() -> None:
-        followed = versions.Versions(run, settings, app.engine_spec(endpoint))
+        followed = follow.Versions(run, settings, app.engine_spec(endpoint))
         await followed.start()
         first = await answer(followed)
 
@@ -84,6 +108,7 @@ def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
     for name, seed in (("a", 1), ("b", 2)):
         served_runs.make_lora_model(tmp_path / name, noise=0.02, seed=seed)
@@ -93,7 +118,7 @@ def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
     endpoint = app.Endpoint(str(run.path), settings, on_cuda=False)
 
     async def scenario() -> None:
-        followed = versions.Versions(run, settings, app.engine_spec(endpoint))
+        followed = follow.Versions(run, settings, app.engine_spec(endpoint))
         await followed.start()
         answers = [await answer(followed)]
         for name in ("a", "b", "a"):
@@ -149,6 +174,7 @@ def greedy(model: Path) -> str:
     return str(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
 
 
+@pytest.mark.slow
 def test_a_start_with_a_broken_latest_serves_the_newest_version_that_is_not(local_ray, tmp_path):
     served_runs.make_model(tmp_path / "a", noise=0.05, seed=1)
     run = served_runs.make_run(tmp_path / "run")
@@ -158,7 +184,7 @@ def test_a_start_with_a_broken_latest_serves_the_newest_version_that_is_not(loca
     settings = store.read_config(run.path)
 
     async def scenario() -> None:
-        followed = versions.Versions(
+        followed = follow.Versions(
             run, settings, app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False))
         )
         await followed.start()
@@ -169,12 +195,13 @@ def test_a_start_with_a_broken_latest_serves_the_newest_version_that_is_not(loca
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_a_run_without_a_version_that_works_says_why(tmp_path):
     run = served_runs.make_run(tmp_path / "run")
     (tmp_path / "empty").mkdir()
     served_runs.publish(run, tmp_path / "empty")
     settings = store.read_config(run.path)
-    followed = versions.Versions(
+    followed = follow.Versions(
         run, settings, app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False))
     )
     with pytest.raises(RuntimeError, match=r"v0000: .*config"):

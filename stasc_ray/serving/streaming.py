@@ -1,0 +1,84 @@
+"""Server-sent events: an answer while it is written."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+
+from stasc_ray.serving.errors import ApiError
+from stasc_ray.serving.schemas import CorrectResponse
+from stasc_ray.serving.service import Emit
+
+STREAM = {"content": {"text/event-stream": {}}}
+"""Of a route that may stream, for its OpenAPI document."""
+Write = Callable[[str, Any], Iterable[bytes]]
+"""Server-sent events for an event of `Emit`, for `result` (a CorrectResponse) and for `error` (its body)."""
+
+
+async def answer_stream(answer: Callable[[Emit], Awaitable[CorrectResponse]], write: Write) -> Response:
+    """Answer with what `write` makes of the events of `answer`.
+
+    Raises:
+        ApiError: `answer` raised it before its first event.
+    """
+
+    async def work(send: Callable[[bytes], None]) -> None:
+        begun = False
+
+        def emit(event: str, data: Any) -> None:
+            nonlocal begun
+            begun = True
+            for one in write(event, data):
+                send(one)
+
+        try:
+            answered = await answer(emit)
+        except ApiError as error:
+            if not begun:
+                raise
+            emit("error", error.body)
+        else:
+            emit("result", answered)
+
+    return await event_stream(work)
+
+
+def sse(data: Any, event: str | None = None) -> bytes:
+    """One server-sent event; `data` is JSON unless it is text."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    return ((f"event: {event}\n" if event else "") + f"data: {text}\n\n").encode()
+
+
+async def event_stream(work: Callable[[Callable[[bytes], None]], Awaitable[None]]) -> Response:
+    """Answer with what `work` sends. Waits for its first event: what fails before is answered with its status.
+
+    `work` holds a place in the queue and a version, so its task ends with the client's connection.
+    """
+    events: asyncio.Queue[bytes | None] = asyncio.Queue()
+    task = asyncio.ensure_future(work(events.put_nowait))
+    task.add_done_callback(lambda _: events.put_nowait(None))
+    try:
+        first = await events.get()
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if first is None:
+        task.result()  # raises what ended it
+        return Response(status_code=204)
+
+    async def body() -> AsyncIterator[bytes]:
+        try:
+            event: bytes | None = first
+            while event is not None:
+                yield event
+                event = await events.get()
+        finally:
+            task.cancel()
+
+    return StreamingResponse(
+        body(),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
