@@ -53,13 +53,14 @@ def footer(file: str | Path) -> pq.FileMetaData:
 
 
 def read(file: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A committed file's rows.
+    """A committed file's rows; `columns` may be paths (`store.rows.text_columns`).
 
     Raises:
         ValueError: it is cut short, or no Parquet file.
     """
     with whole(file):
-        return pq.read_table(file, columns=None if columns is None else list(columns))
+        with pq.ParquetFile(file) as parquet:  # read_table knows no paths into lists of structs
+            return parquet.read(columns=None if columns is None else list(columns))
 
 
 @contextlib.contextmanager
