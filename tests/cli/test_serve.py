@@ -44,6 +44,6 @@ def test_overrides_reach_the_stored_config():
 
 
 def test_the_commands_load_nothing_heavy():
-    code = "import sys, stasc_ray.serving.commands; print([m for m in ('ray', 'torch', 'fastapi', 'httpx') if m in sys.modules])"
+    code = "import sys, stasc_ray.cli.main; print([m for m in ('ray', 'torch', 'fastapi', 'httpx') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -65,7 +65,7 @@ def test_every_path_and_command_that_is_named_exists(path: Path) -> None:
     targets = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"(?:`|^ {4})make ([a-z-]+)", text, re.MULTILINE)):
         assert re.search(rf"^{target}:", targets, re.MULTILINE), f"{path.name} names make {target}"
-    cli = (ROOT / "stasc_ray" / "cli.py").read_text()
+    cli = "\n".join(file.read_text() for file in (ROOT / "stasc_ray" / "cli").glob("*.py"))
     for command in set(
         re.findall(r"(?:^|[`\s])stasc (run|submit|serve|evaluate|report|config|ask|jobs|keys)\b", text)
     ):

@@ -8,7 +8,7 @@ import pytest
 
 from stasc_ray import config
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "jobs" / "configs").glob("*.toml"))
 
 
@@ -107,11 +107,9 @@ def test_differing_fields_are_named() -> None:
 
 
 def test_what_decides_imports_without_the_heavy_libraries() -> None:
-    modules = "config, store, models, display, tasks.questions, tasks.prompts, tasks.rewards, tasks.sandbox, learning.selection"
-    names = [
-        f"stasc_ray.{name.strip()}"
-        for name in f"{modules}, learning.encoding, evaluation.metrics, cli".split(",")
-    ]
+    modules = "config, store, store.files, store.tracking, runtime.capacity, runtime.display, runtime.model_folder"
+    modules += ", tasks.questions, tasks.prompts, tasks.rewards, tasks.sandbox, recipes.selection, learning.encoding"
+    names = [f"stasc_ray.{name}" for name in f"{modules}, evaluation.metrics, cli.main".split(", ")]
     program = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
     program += (
         "print([name for name in ('ray', 'torch', 'vllm', 'transformers', 'peft') if name in sys.modules])"

@@ -56,7 +56,8 @@ def test_a_hub_revision_reaches_the_tokenizer_and_a_runs_own_folders_have_none(t
         (repository / "refs" / name).write_text(commit)
     (repository / "snapshots" / ("b" * 40) / "chat_template.jinja").write_text("second")
     code = """
-from stasc_ray import config, models
+from stasc_ray import config
+from stasc_ray.runtime import model_folder
 for revision in (None, "v2"):
     model = config.Model(path="org/tiny", revision=revision)
     found = model_folder.load_tokenizer("org/tiny", revision=model_folder.revision("org/tiny", model))

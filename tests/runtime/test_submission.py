@@ -18,7 +18,7 @@ from stasc_ray import config
 from stasc_ray.runtime import ray_session, submission
 from stasc_ray.tasks import prompts
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "jobs" / "configs" / "demo.toml"
 STASC = [sys.executable, "-m", "stasc_ray.cli"]
 SMALL = [
