@@ -1,4 +1,4 @@
-"""The commands `stasc serve`, `stasc ask` and `stasc keys add`; cli.py registers them."""
+"""The commands `stasc serve`, `stasc ask` and `stasc keys add`; cli/main.py registers them."""
 
 import contextlib
 import json

@@ -107,8 +107,12 @@ def test_differing_fields_are_named() -> None:
 
 
 def test_what_decides_imports_without_the_heavy_libraries() -> None:
-    modules = "config, store, store.files, store.tracking, runtime.capacity, runtime.display, runtime.model_folder"
-    modules += ", tasks.questions, tasks.prompts, tasks.rewards, tasks.sandbox, recipes.selection, learning.encoding"
+    modules = (
+        "config, store, store.files, store.tracking, runtime.capacity, runtime.display, runtime.model_folder"
+    )
+    modules += (
+        ", tasks.questions, tasks.prompts, tasks.rewards, tasks.sandbox, recipes.selection, learning.encoding"
+    )
     names = [f"stasc_ray.{name}" for name in f"{modules}, evaluation.metrics, cli.main".split(", ")]
     program = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
     program += (
