@@ -1,6 +1,6 @@
 """The comparisons that need a GPU: a model of Qwen2.5-1.5B's shape with random weights, texts of NQ's lengths.
 
-python benchmarks/gpu.py --folder runs/bench-gpu --write docs/performance.md
+python -m benchmarks.gpu --folder runs/bench-gpu --write docs/performance.md
 
 Four rows: generation against one bare `vllm.LLM`; model-FLOPs utilization of the fine-tune, packed, bfloat16; the seconds of a run
 between its stages; and the share of its time in which the GPU did nothing. Without a CUDA device it says so and ends.
@@ -20,9 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import baselines  # pyright: ignore[reportMissingImports]
-import speed  # pyright: ignore[reportMissingImports]
-
+from benchmarks import baselines, speed
 from stasc_ray import config, store
 from stasc_ray.generation import unit_files
 from stasc_ray.runtime import ray_session
@@ -151,7 +149,10 @@ def make_work(folder: Path, shape: Mapping[str, Any], number: int, device: str) 
 
 def generation(work: dict[str, Any], first: str) -> dict[str, dict[str, float]]:
     """Both turns through Ray Data and by one bare engine."""
-    sides = {"ours": ("ours_generation", speed.__file__), "against": ("bare_vllm", baselines.__file__)}
+    sides = {
+        "ours": ("ours_generation", "benchmarks.speed"),
+        "against": ("bare_vllm", "benchmarks.baselines"),
+    }
     order = sorted(sides, key=lambda side: side != first)
     return {side: baselines.in_process(sides[side][0], work, sides[side][1]) for side in order}
 
@@ -190,7 +191,7 @@ def whole_run(work: dict[str, Any], shape: Mapping[str, Any], folder: Path) -> d
     done = threading.Event()
     watching = threading.Thread(target=watch_gpu, args=(busy, done))
     watching.start()
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [
         sys.executable,
         "-m",
@@ -215,7 +216,7 @@ def measured(row: str, work: dict[str, Any], first: str, peak: float, folder: Pa
     if row == "generation":
         return generation(work, first)
     if row == "training":
-        trained = baselines.in_process("ours_training", work, speed.__file__)
+        trained = baselines.in_process("ours_training", work, "benchmarks.speed")
         length = 2 * (
             QUESTION_WORDS + ANSWER_WORDS
         )  # attention looks back within an example, not over a packed sequence

@@ -1,8 +1,8 @@
 """What HTTP, Ray Serve and the process boundary cost: two-turn corrections over the endpoint, and on the engine directly.
 
-python benchmarks/serve.py                          the sandbox model on the CPU, in a run folder made for it
-python benchmarks/serve.py --size 20M --questions 100   random weights: steps that cost something, as a real model's do
-python benchmarks/serve.py --run runs/demo --questions 1000
+python -m benchmarks.serve                          the sandbox model on the CPU, in a run folder made for it
+python -m benchmarks.serve --size 20M --questions 100   random weights: steps that cost something, as a real model's do
+python -m benchmarks.serve --run runs/demo --questions 1000
 
 Prints a line of JSON per pair: questions/s with 16 in flight and the median latency with 1, of both, and their ratio; then the
 medians. The client runs on the same machine, so on two cores it takes part of what it measures.
@@ -106,7 +106,7 @@ def random_model(folder: Path, size: str) -> Path:
 def in_own_process(part: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """One part's figures; each part has its vLLM and its Ray to itself."""
     options = ["--part", part, "--run", str(folder), "--questions", str(arguments.questions)]
-    command = [sys.executable, __file__, *options, "--in-flight", str(arguments.in_flight)]
+    command = [sys.executable, "-m", "benchmarks.serve", *options, "--in-flight", str(arguments.in_flight)]
     return json.loads(
         subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
     )

@@ -1,7 +1,7 @@
 """How generation scales, by simulation: the real rollouts pipeline, with engines that sleep as a GPU would.
 
-python benchmarks/simulate_scale.py --output docs/scaling.json --plot docs/scaling.png
-python benchmarks/simulate_scale.py --engines 1 4 --questions-sweep 3200    a smaller look
+python -m benchmarks.simulate_scale --output docs/scaling.json --plot docs/scaling.png
+python -m benchmarks.simulate_scale --engines 1 4 --questions-sweep 3200    a smaller look
 
 Ray Data, reading, grading, writing and the commit of every unit are real; an engine only waits as long as a GPU would take for
 the tokens (RATES) and answers with text of that length. Nodes are fake: raylets on this machine that claim more CPUs than there
@@ -152,7 +152,10 @@ def main() -> None:
 def in_process(*arguments: str) -> dict[str, Any]:
     """One measurement in a process of its own: a driver's memory never shrinks."""
     done = subprocess.run(
-        [sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "benchmarks.simulate_scale", *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,8 +1,8 @@
 """How much the method learns, with error bars: all variants, baselines at equal budget, and the paper's questions, on the sandbox.
 
-python benchmarks/study.py run --folder runs/study                variants and baselines, five seeds; hours on two cores
-python benchmarks/study.py run --folder runs/study --parts samples filters rates
-python benchmarks/study.py report --folder runs/study --output docs/results.md
+python -m benchmarks.study run --folder runs/study                variants and baselines, five seeds; hours on two cores
+python -m benchmarks.study run --folder runs/study --parts samples filters rates
+python -m benchmarks.study report --folder runs/study --output docs/results.md
 
 A cell is one run (variant, seed, ...); its figures go to cells/NAME.json, and a cell that has this file is not run again. Each cell
 has one core to itself (`taskset`, by affinity), so as many run at once as `--parallel` says. The report is made of those files
@@ -29,10 +29,8 @@ from queue import SimpleQueue
 from typing import Any
 
 import pyarrow.parquet as pq
-import speed  # pyright: ignore[reportMissingImports]
-import study_figures  # pyright: ignore[reportMissingImports]
-import study_report  # pyright: ignore[reportMissingImports]
 
+from benchmarks import speed, study_figures, study_report
 from stasc_ray import config, passes, store
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.generation.samples import request_seed
@@ -124,7 +122,8 @@ def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence
         try:
             command = [
                 sys.executable,
-                __file__,
+                "-m",
+                "benchmarks.study",
                 "cell",
                 "--folder",
                 str(folder),

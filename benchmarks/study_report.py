@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from study_figures import (  # pyright: ignore[reportMissingImports]
+from benchmarks.study_figures import (
     BySeed,
     Cell,
     Cells,
@@ -29,7 +29,7 @@ from study_figures import (  # pyright: ignore[reportMissingImports]
     verdict,
     votes,
 )
-from study_plots import plot_all  # pyright: ignore[reportMissingImports]
+from benchmarks.study_plots import plot_all
 
 PAGE = Path(__file__).with_name("results_page.md")
 NOT_RUN = "Not run yet."

@@ -5,18 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gpu
 import pytest
-import speed
-import study
-import study_figures
-import study_report
 
+from benchmarks import gpu, speed, study, study_figures, study_report
 from stasc_ray import config
 from stasc_ray.learning import encoding
 from stasc_ray.runtime import model_folder
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def pairs(*rates: tuple[float, float]) -> list[dict]:
@@ -85,7 +79,8 @@ def test_utilization_counts_the_weights_of_the_real_shape() -> None:
 def test_a_quick_benchmark_measures_both_sides(tmp_path: Path) -> None:
     command = [
         sys.executable,
-        str(BENCHMARKS / "speed.py"),
+        "-m",
+        "benchmarks.speed",
         "--quick",
         "--rows",
         "training",

@@ -1,4 +1,4 @@
-"""Run folders with published versions of the tiny sandbox model, for the serving tests and benchmarks/serve.py."""
+"""Run folders with published versions of the tiny sandbox model, for the serving tests."""
 
 import json
 import shutil

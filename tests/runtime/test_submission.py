@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from harness import served_runs
-from harness.ray_cluster import RayCluster, free_port, growing_cluster, ray_cluster
 
+from benchmarks.ray_cluster import RayCluster, free_port, growing_cluster, ray_cluster
 from stasc_ray import config
 from stasc_ray.runtime import ray_session, submission
 from stasc_ray.tasks import prompts
