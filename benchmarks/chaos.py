@@ -78,7 +78,8 @@ class Chaos:
         nodes = list(self.cluster.nodes[1:])
         for kind in self.random.sample(sorted(KINDS), len(KINDS)):  # the driver is always there
             title, deadline = KINDS[kind], time.monotonic() + WAIT_S
-            victims = [run.driver.pid] if kind == "driver" else nodes if kind == "worker node" else []
+            victims = [node.process.pid for node in nodes] if kind == "worker node" else []
+            victims += [run.driver.pid] if kind == "driver" else []
             while title and not victims and time.monotonic() < deadline:  # some live for a second only
                 time.sleep(0.05)
                 victims = faulty_runs.processes(self.cluster, title)

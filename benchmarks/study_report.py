@@ -1,4 +1,4 @@
-"""docs/results.md from the study's cell files alone.
+"""docs/results.md from the study's cells.jsonl alone.
 
 The words are results_page.md's; here are its tables and differences. Figures are study_figures.py's, plots study_plots.py's.
 """
@@ -65,13 +65,13 @@ Group = Mapping[str, Sequence[Cell]]
 Rows = Mapping[str, tuple[Sequence[Cell], Pick]]
 
 
-def write(folder: Path, output: Path, expected: Mapping[str, int]) -> None:
+def write(file: Path, output: Path, expected: Mapping[str, int]) -> None:
     """Write the page, and its plots beside it; `expected`: how many cells each part has when it is whole."""
-    found = read(folder)
+    found = read(file)
     variants = found["variants"]
     if not variants:
         raise SystemExit(
-            f"{folder}: expected cells of the variants (variants-ENE-0.json ...), found none; `study.py run` makes them"
+            f"{file}: expected cells of the variants (variants-ENE-0 ...), found none; `study.py run` makes them"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     plot_all(variants, output)
