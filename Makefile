@@ -29,10 +29,10 @@ test-cluster: setup  ## Kills on a real multi-process cluster on this machine
 	$(BIN)/python -m pytest -m cluster
 
 bench: setup  ## Speed against the bare engines; writes docs/performance.md. About an hour on two cores
-	$(BIN)/python benchmarks/speed.py --folder runs/bench --write docs/performance.md
+	$(BIN)/python -m benchmarks.speed --folder runs/bench --write docs/performance.md
 
 bench-gpu: setup  ## The figures that need a GPU, for a model of Qwen2.5-1.5B's shape; says so where there is none
-	$(BIN)/python benchmarks/gpu.py --folder runs/bench-gpu --write docs/performance.md
+	$(BIN)/python -m benchmarks.gpu --folder runs/bench-gpu --write docs/performance.md
 
 check: setup  ## Lint, format, types, import contracts
 	$(BIN)/ruff check .

@@ -386,9 +386,9 @@ def read_encoded(work: dict[str, Any]) -> list[Any]:
     return [one for one in found if not isinstance(one, str)]
 
 
-def in_process(name: str, work: dict[str, Any], module: str = __file__) -> dict[str, float]:
-    """Call a function of a script in a process of its own; returns what it returned."""
-    command = [sys.executable, module, name, json.dumps(work)]
+def in_process(name: str, work: dict[str, Any], module: str = "benchmarks.baselines") -> dict[str, float]:
+    """Call a function of a module in a separate process; returns what it returned."""
+    command = [sys.executable, "-m", module, name, json.dumps(work)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     if done.returncode:
         raise RuntimeError(f"{name} ended with {done.returncode}:\n{done.stderr[-3000:]}")

@@ -1,6 +1,6 @@
 """One run after the other under random kills, on a cluster of three nodes on this machine; then what must hold is checked.
 
-python benchmarks/chaos.py --kills 50 --seed 1
+python -m benchmarks.chaos --kills 50 --seed 1
 
 Some seconds after the run has got over the last kill, one process gets SIGKILL: an engine's actor, a Ray Data worker, a Ray Train
 worker, Ray Train's controller, the driver or a whole worker node. The driver is started again with the same command whenever it
@@ -14,7 +14,6 @@ import contextlib
 import json
 import random
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -22,12 +21,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from harness import faulty_runs
-from harness.faulty_runs import FaultyRun  # pyright: ignore[reportMissingImports]
-from harness.ray_cluster import RayCluster, kill, ray_cluster  # pyright: ignore[reportMissingImports]
-
+from benchmarks import faulty_runs
+from benchmarks.faulty_runs import FaultyRun
+from benchmarks.ray_cluster import RayCluster, kill, ray_cluster
 from stasc_ray import store
 
 KINDS = {
@@ -82,7 +78,8 @@ class Chaos:
         nodes = list(self.cluster.nodes[1:])
         for kind in self.random.sample(sorted(KINDS), len(KINDS)):  # the driver is always there
             title, deadline = KINDS[kind], time.monotonic() + WAIT_S
-            victims = [run.driver.pid] if kind == "driver" else nodes if kind == "worker node" else []
+            victims = [node.process.pid for node in nodes] if kind == "worker node" else []
+            victims += [run.driver.pid] if kind == "driver" else []
             while title and not victims and time.monotonic() < deadline:  # some live for a second only
                 time.sleep(0.05)
                 victims = faulty_runs.processes(self.cluster, title)

@@ -1,6 +1,6 @@
 """The comparisons that need a GPU: a model of Qwen2.5-1.5B's shape with random weights, texts of NQ's lengths.
 
-python benchmarks/gpu.py --folder runs/bench-gpu --write docs/performance.md
+python -m benchmarks.gpu --folder runs/bench-gpu --write docs/performance.md
 
 Four rows: generation against one bare `vllm.LLM`; model-FLOPs utilization of the fine-tune, packed, bfloat16; the seconds of a run
 between its stages; and the share of its time in which the GPU did nothing. Without a CUDA device it says so and ends.
@@ -20,11 +20,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import baselines  # pyright: ignore[reportMissingImports]
-import speed  # pyright: ignore[reportMissingImports]
-
+from benchmarks import baselines, speed
 from stasc_ray import config, store
 from stasc_ray.generation import unit_files
+from stasc_ray.recipes import section_of
 from stasc_ray.runtime import ray_session
 
 QWEN_1_5B = {
@@ -117,7 +116,7 @@ def make_work(folder: Path, shape: Mapping[str, Any], number: int, device: str) 
     model, train, examples = folder / "model", folder / "train.parquet", folder / "examples.jsonl"
     if not (model / "config.json").exists():
         make_model(model, shape, device)
-    settings = config.load_config(CONFIG, [f"model.path={str(model)!r}"])
+    settings = config.load_config(CONFIG, [f"model.path={str(model)!r}"], section_of)
     unit_files.write_questions(
         questions(number, "train", shape["vocab_size"]), train, settings.engine.batch_size
     )
@@ -151,7 +150,10 @@ def make_work(folder: Path, shape: Mapping[str, Any], number: int, device: str) 
 
 def generation(work: dict[str, Any], first: str) -> dict[str, dict[str, float]]:
     """Both turns through Ray Data and by one bare engine."""
-    sides = {"ours": ("ours_generation", speed.__file__), "against": ("bare_vllm", baselines.__file__)}
+    sides = {
+        "ours": ("ours_generation", "benchmarks.speed"),
+        "against": ("bare_vllm", "benchmarks.baselines"),
+    }
     order = sorted(sides, key=lambda side: side != first)
     return {side: baselines.in_process(sides[side][0], work, sides[side][1]) for side in order}
 
@@ -190,7 +192,7 @@ def whole_run(work: dict[str, Any], shape: Mapping[str, Any], folder: Path) -> d
     done = threading.Event()
     watching = threading.Thread(target=watch_gpu, args=(busy, done))
     watching.start()
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [
         sys.executable,
         "-m",
@@ -215,7 +217,7 @@ def measured(row: str, work: dict[str, Any], first: str, peak: float, folder: Pa
     if row == "generation":
         return generation(work, first)
     if row == "training":
-        trained = baselines.in_process("ours_training", work, speed.__file__)
+        trained = baselines.in_process("ours_training", work, "benchmarks.speed")
         length = 2 * (
             QUESTION_WORDS + ANSWER_WORDS
         )  # attention looks back within an example, not over a packed sequence

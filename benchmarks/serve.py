@@ -1,8 +1,8 @@
 """What HTTP, Ray Serve and the process boundary cost: two-turn corrections over the endpoint, and on the engine directly.
 
-python benchmarks/serve.py                          the sandbox model on the CPU, in a run folder made for it
-python benchmarks/serve.py --size 20M --questions 100   random weights: steps that cost something, as a real model's do
-python benchmarks/serve.py --run runs/demo --questions 1000
+python -m benchmarks.serve                          the sandbox model on the CPU, in a run folder made for it
+python -m benchmarks.serve --size 20M --questions 100   random weights: steps that cost something, as a real model's do
+python -m benchmarks.serve --run runs/demo --questions 1000
 
 Prints a line of JSON per pair: questions/s with 16 in flight and the median latency with 1, of both, and their ratio; then the
 medians. The client runs on the same machine, so on two cores it takes part of what it measures.
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import config, store
+from stasc_ray.recipes import section_of
 from stasc_ray.runtime import capacity, ray_session
 from stasc_ray.tasks import sandbox
 
@@ -76,7 +77,7 @@ def run_folder(given: Path | None, size: str) -> Iterator[Path]:
         folder = Path(temporary)
         sizes = ["engine.max_model_len_tokens=256", "engine.kv_cache_gb=0.5", "engine.max_num_seqs=64"]
         settings = config.load_config(
-            None, ["prompts.preset=sandbox", "sampling.initial.max_tokens=48", *sizes]
+            None, ["prompts.preset=sandbox", "sampling.initial.max_tokens=48", *sizes], section_of
         )
         (folder / "config.json").write_text(config.to_json(settings), encoding="utf-8")
         model = sandbox.model_path() if size == "sandbox" else random_model(folder / "model", size)
@@ -106,7 +107,7 @@ def random_model(folder: Path, size: str) -> Path:
 def in_own_process(part: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """One part's figures; each part has its vLLM and its Ray to itself."""
     options = ["--part", part, "--run", str(folder), "--questions", str(arguments.questions)]
-    command = [sys.executable, __file__, *options, "--in-flight", str(arguments.in_flight)]
+    command = [sys.executable, "-m", "benchmarks.serve", *options, "--in-flight", str(arguments.in_flight)]
     return json.loads(
         subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
     )
@@ -114,14 +115,15 @@ def in_own_process(part: str, folder: Path, arguments: argparse.Namespace) -> di
 
 def settings_of(folder: Path) -> config.Config:
     """The run's config, greedy."""
-    return config.with_overrides(store.read_config(folder), LIMITS)
+    return config.with_overrides(store.read_config(folder, section_of), LIMITS, section_of)
 
 
 def direct(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     """The engine in this process; both turns by the code that the endpoint uses."""
+    from stasc_ray.serving.correcting import Asker, Plan
+
     from stasc_ray.generation.engine import Engine
     from stasc_ray.generation.samples import Request, Sample
-    from stasc_ray.serving.correcting import Asker, Plan
     from stasc_ray.serving.published import model_path
 
     settings, run = settings_of(folder), store.RunFolder(folder)

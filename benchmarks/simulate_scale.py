@@ -1,7 +1,7 @@
 """How generation scales, by simulation: the real rollouts pipeline, with engines that sleep as a GPU would.
 
-python benchmarks/simulate_scale.py --output docs/scaling.json --plot docs/scaling.png
-python benchmarks/simulate_scale.py --engines 1 4 --questions-sweep 3200    a smaller look
+python -m benchmarks.simulate_scale --output docs/scaling.json --plot docs/scaling.png
+python -m benchmarks.simulate_scale --engines 1 4 --questions-sweep 3200    a smaller look
 
 Ray Data, reading, grading, writing and the commit of every unit are real; an engine only waits as long as a GPU would take for
 the tokens (RATES) and answers with text of that length. Nodes are fake: raylets on this machine that claim more CPUs than there
@@ -30,6 +30,7 @@ from typing import Any
 from stasc_ray import config
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.generation.samples import Sample
+from stasc_ray.recipes import section_of
 from stasc_ray.tasks import questions
 
 RATES = {"1.5B on one A100": 9_600, "7B on one A100": 2_400, "14B on one A100": 1_200}
@@ -152,7 +153,10 @@ def main() -> None:
 def in_process(*arguments: str) -> dict[str, Any]:
     """One measurement in a process of its own: a driver's memory never shrinks."""
     done = subprocess.run(
-        [sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "benchmarks.simulate_scale", *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -166,7 +170,7 @@ def load(count: int) -> dict[str, float]:
                     text = f"{split} question {number}: which of the following is true of the thing in question, and of what else?"
                     lines.write(json.dumps({"question": text, "answers": ["yes"]}) + "\n")
         given = [f"questions.{split}.source={folder}/{split}.jsonl" for split in ("train", "dev", "test")]
-        settings = config.load_config(None, given)
+        settings = config.load_config(None, given, section_of)
         started = time.time()
         rows = questions.load_questions(settings.questions, settings.seed).rows
         for split in ("train", "dev", "test"):
@@ -283,7 +287,7 @@ def question(number: int) -> dict[str, Any]:
 def make_job(destination: Path, engines: int, per_unit: int, corrections: int) -> rollouts.Job:
     """A pass over train questions with that many sleeping engines."""
     settings = config.validate(
-        {"engine": {"actors": engines, "batch_size": per_unit, "concurrent_batches": 2}}
+        {"engine": {"actors": engines, "batch_size": per_unit, "concurrent_batches": 2}}, section_of
     )
     turns = rollouts.Turns(1, corrections, settings.sampling.initial, settings.sampling.correction)
     return rollouts.Job("none", "base", settings, {"train": turns}, str(destination), on_cuda=False)

@@ -1,9 +1,9 @@
 """How fast stasc_ray is against the bare engines that it stands on, and against what one would write without it.
 
-python benchmarks/speed.py                            every row, five pairs; about an hour on two cores
-python benchmarks/speed.py --quick                    each row once, on little work: does it run at all?
-python benchmarks/speed.py --rows training startup    only those
-python benchmarks/speed.py --write docs/performance.md    puts the table between the marks in that file
+python -m benchmarks.speed                            every row, five pairs; about an hour on two cores
+python -m benchmarks.speed --quick                    each row once, on little work: does it run at all?
+python -m benchmarks.speed --rows training startup    only those
+python -m benchmarks.speed --write docs/performance.md    puts the table between the marks in that file
 
 Both sides of a row run in turn, each in a process of its own (baselines.py has the other side), and take turns at being first. A
 row's ratio is the median over its pairs, with the smallest and the largest beside it. Results are kept in
@@ -23,12 +23,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import baselines  # pyright: ignore[reportMissingImports]
 import pyarrow.parquet as pq
 
+from benchmarks import baselines
 from stasc_ray import config, store
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.learning import train_loop
+from stasc_ray.recipes import section_of
 from stasc_ray.runtime import capacity, ray_session
 from stasc_ray.tasks import prompts, sandbox
 
@@ -134,7 +135,7 @@ class Bench:
         if quick:
             overrides += ["algorithm.iterations=3", "engine.kv_cache_gb=0.25"]
         self.overrides, self.has_examples = overrides, False
-        self.settings = config.load_config(DEMO, overrides)
+        self.settings = config.load_config(DEMO, overrides, section_of)
         self.work = self._work()
 
     def _work(self) -> Work:
@@ -161,7 +162,7 @@ class Bench:
 
     def ours(self, name: str, **more: Any) -> dict[str, float]:
         """One of the functions above, in its own process."""
-        return baselines.in_process(name, {**self.work, **more}, __file__)
+        return baselines.in_process(name, {**self.work, **more}, "benchmarks.speed")
 
     def theirs(self, name: str, **more: Any) -> dict[str, float]:
         """One of the baselines, in its own process."""
@@ -210,7 +211,7 @@ class Bench:
 
 def generation(bench: Bench) -> None:
     """Two turns through Ray Data, as many engines as the demo has, against one vllm.LLM; beside them, through Ray Data with one."""
-    one_engine = config.to_json(config.load_config(DEMO, [*bench.overrides, "engine.actors=1"]))
+    one_engine = config.to_json(config.load_config(DEMO, [*bench.overrides, "engine.actors=1"], section_of))
     sides = {
         "ours": lambda: bench.ours("ours_generation"),
         "against": lambda: bench.theirs("bare_vllm"),
@@ -313,7 +314,7 @@ def serving(bench: Bench) -> None:
     """Corrections over HTTP against the same engine driven directly (benchmarks/serve.py)."""
 
     def one() -> Any:
-        command = [sys.executable, str(Path(__file__).with_name("serve.py")), "--pairs", "1"]
+        command = [sys.executable, "-m", "benchmarks.serve", "--pairs", "1"]
         command += ["--questions", "20" if bench.quick else "400"]
         command += ["--served-first"] if len(bench.found["serving"]) % 2 else []
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

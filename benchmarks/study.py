@@ -1,15 +1,16 @@
 """How much the method learns, with error bars: all variants, baselines at equal budget, and the paper's questions, on the sandbox.
 
-python benchmarks/study.py run --folder runs/study                variants and baselines, five seeds; hours on two cores
-python benchmarks/study.py run --folder runs/study --parts samples filters rates
-python benchmarks/study.py report --folder runs/study --output docs/results.md
+python -m benchmarks.study run --folder runs/study                variants and baselines, five seeds; hours on two cores
+python -m benchmarks.study run --folder runs/study --parts samples filters rates
+python -m benchmarks.study report --folder runs/study --output docs/results.md
 
-A cell is one run (variant, seed, ...); its figures go to cells/NAME.json, and a cell that has this file is not run again. Each cell
-has one core to itself (`taskset`, by affinity), so as many run at once as `--parallel` says. The report is made of those files
+A cell is one run (variant, seed, ...). Its figures are one line of cells.jsonl; a cell that has a line is not run again. Each cell
+has one core to itself (`taskset`, by affinity), so as many run at once as `--parallel` says. The report is made of that file
 alone (study_report.py).
 """
 
 import argparse
+import fcntl
 import itertools
 import json
 import os
@@ -29,20 +30,20 @@ from queue import SimpleQueue
 from typing import Any
 
 import pyarrow.parquet as pq
-import speed  # pyright: ignore[reportMissingImports]
-import study_figures  # pyright: ignore[reportMissingImports]
-import study_report  # pyright: ignore[reportMissingImports]
 
+from benchmarks import speed, study_figures, study_report
 from stasc_ray import config, passes, store
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.generation.samples import request_seed
 from stasc_ray.learning import finetune
+from stasc_ray.recipes import section_of
 from stasc_ray.runtime import ray_session
 from stasc_ray.runtime.display import Display
 from stasc_ray.serving import correcting
 from stasc_ray.tasks import prompts, questions, sandbox
 
 CONFIG = Path(__file__).with_name("study.toml")
+CELLS = "cells.jsonl"
 VARIANTS = ("EIE", "EIF", "ENE", "ENF", "FIE", "FIF", "FNE", "FNF")
 VOTERS = (1, 3, 5, 9)
 """How many samples vote in self-consistency; of two that differ the first would win."""
@@ -64,7 +65,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """Of its line and of its log."""
         return f"{self.part}-{self.label}-{self.seed}"
 
 
@@ -107,14 +108,14 @@ PARTS = ("variants", "baselines", "samples", "filters", "rates")
 
 
 def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence[str]) -> bool:
-    """Run the cells that have no file yet, `parallel` at a time, each on a core of its own; returns whether all have one now."""
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
-    done = [file for cell in wanted if (file := folder / "cells" / f"{cell.name}.json").exists()]
-    if other := [file.name for file in done if json.loads(file.read_text())["sizes"] != list(sizes)]:
+    """Run the cells that have no line yet, `parallel` at a time, one to a core; returns whether all have one now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = {cell["name"]: cell for cell in study_figures.lines(folder / CELLS)}
+    if other := [cell.name for cell in wanted if done.get(cell.name, {}).get("sizes", [*sizes]) != [*sizes]]:
         raise SystemExit(
             f"{folder}: expected cells of --sizes {' '.join(sizes) or '(none)'}, found others: {', '.join(other)}"
         )
-    missing = [cell for cell in wanted if folder / "cells" / f"{cell.name}.json" not in done]
+    missing = [cell for cell in wanted if cell.name not in done]
     cores: SimpleQueue[int] = SimpleQueue()
     for core in sorted(os.sched_getaffinity(0))[:parallel]:
         cores.put(core)
@@ -124,7 +125,8 @@ def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence
         try:
             command = [
                 sys.executable,
-                __file__,
+                "-m",
+                "benchmarks.study",
                 "cell",
                 "--folder",
                 str(folder),
@@ -158,7 +160,7 @@ def run_cell(folder: Path, cell: Cell, sizes: Sequence[str]) -> None:
     """Run one cell and keep its figures; what it wrote otherwise goes away."""
     started, commit = time.monotonic(), speed.commit()
     work = folder / "work" / cell.name
-    settings = config.load_config(CONFIG, overrides(cell, sizes))
+    settings = config.load_config(CONFIG, overrides(cell, sizes), section_of)
     if cell.kind in ("run", "voting"):
         command = [
             sys.executable,
@@ -182,14 +184,24 @@ def run_cell(folder: Path, cell: Cell, sizes: Sequence[str]) -> None:
         with ray_session.connect(None, work / "logs"):
             iterations = single_turn(work, settings, cell, folder)
     found = {
+        "name": cell.name,
         **vars(cell),
         "sizes": list(sizes),
         "commit": commit,
         "seconds": time.monotonic() - started,
         "iterations": iterations,
     }
-    store.write_atomically(folder / "cells" / f"{cell.name}.json", json.dumps(found, indent=1))
+    keep(folder, found)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def keep(folder: Path, cell: study_figures.Cell) -> None:
+    """Give a cell its line among the study's, sorted by name; cells that end together write one after another."""
+    with (folder / f"{CELLS}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = {one["name"]: one for one in study_figures.lines(folder / CELLS)} | {cell["name"]: cell}
+        lines = [json.dumps(found[name]) + "\n" for name in sorted(found)]
+        store.write_atomically(folder / CELLS, "".join(lines))
 
 
 def overrides(cell: Cell, sizes: Sequence[str]) -> list[str]:
@@ -356,13 +368,15 @@ def within(examples: list[dict[str, Any]], tokens: int, settings: config.Config)
 
 def trained_tokens_of(folder: Path, seed: int) -> dict[int, int]:
     """What ENE of that seed trained on, by iteration; an iteration that it did not reach is not there."""
-    file = folder / "cells" / f"variants-ENE-{seed}.json"
-    if not file.exists():
+    name = f"variants-ENE-{seed}"
+    found = [cell for cell in study_figures.lines(folder / CELLS) if cell["name"] == name]
+    if not found:
         raise SystemExit(
-            f"{file}: expected this cell, whose training tokens are the baselines' budget, found none; run the variants"
+            f"{folder / CELLS}: expected the cell {name}, whose training tokens are the baselines' budget, found none; "
+            "run the variants"
         )
-    found = json.loads(file.read_text())["iterations"]
-    return {one["iteration"]: one["trained_tokens"] for one in found if "trained_tokens" in one}
+    iterations = found[0]["iterations"]
+    return {one["iteration"]: one["trained_tokens"] for one in iterations if "trained_tokens" in one}
 
 
 def vote(destination: Path, settings: config.Config, model: str, file: Path) -> dict[str, Any]:
@@ -448,7 +462,7 @@ def main() -> None:
     folder = arguments.folder.resolve()
     if arguments.what == "report":
         expected = Counter(cell.part for part in PARTS for cell in cells(part, arguments.seeds))
-        study_report.write(folder / "cells", arguments.output, expected)
+        study_report.write(folder / CELLS, arguments.output, expected)
         return
     everything = {cell.name: cell for part in PARTS for cell in cells(part, max(arguments.seeds, 100))}
     if arguments.what == "cell":

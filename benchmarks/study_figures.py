@@ -1,4 +1,4 @@
-"""What a study's cell files say: which iteration, which metric, means with 95% intervals, differences seed by seed.
+"""What a study's cells say: which iteration, which metric, means with 95% intervals, differences seed by seed.
 
 An interval is Student's t over the seeds. A difference is taken within each seed: both sides of a seed have the same questions.
 """
@@ -23,11 +23,15 @@ Pick = Callable[[Cell], Iteration]
 BySeed = Mapping[int, float]
 
 
-def read(folder: Path) -> Cells:
-    """All cell files of a study."""
+def lines(file: Path) -> list[Cell]:
+    """The cells of a study's cells.jsonl, by name; none if there is no such file yet."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def read(file: Path) -> Cells:
+    """All cells of a study."""
     found: Cells = defaultdict(lambda: defaultdict(list))
-    for file in sorted(folder.glob("*.json")):
-        cell = json.loads(file.read_text())
+    for cell in lines(file):
         found[cell["part"]][cell["label"]].append(cell)
     return found
 

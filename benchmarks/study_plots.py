@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from study_figures import Cell, Iteration, interval  # pyright: ignore[reportMissingImports]
+from benchmarks.study_figures import Cell, Iteration, interval
 
 Lines = Mapping[str, tuple[str, Callable[[Iteration], float | None]]]
 """name in the legend -> colour, and what is drawn; None where an iteration has no such value"""

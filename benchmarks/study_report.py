@@ -1,4 +1,4 @@
-"""docs/results.md from the study's cell files alone.
+"""docs/results.md from the study's cells.jsonl alone.
 
 The words are results_page.md's; here are its tables and differences. Figures are study_figures.py's, plots study_plots.py's.
 """
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from study_figures import (  # pyright: ignore[reportMissingImports]
+from benchmarks.study_figures import (
     BySeed,
     Cell,
     Cells,
@@ -29,7 +29,7 @@ from study_figures import (  # pyright: ignore[reportMissingImports]
     verdict,
     votes,
 )
-from study_plots import plot_all  # pyright: ignore[reportMissingImports]
+from benchmarks.study_plots import plot_all
 
 PAGE = Path(__file__).with_name("results_page.md")
 NOT_RUN = "Not run yet."
@@ -65,13 +65,13 @@ Group = Mapping[str, Sequence[Cell]]
 Rows = Mapping[str, tuple[Sequence[Cell], Pick]]
 
 
-def write(folder: Path, output: Path, expected: Mapping[str, int]) -> None:
+def write(file: Path, output: Path, expected: Mapping[str, int]) -> None:
     """Write the page, and its plots beside it; `expected`: how many cells each part has when it is whole."""
-    found = read(folder)
+    found = read(file)
     variants = found["variants"]
     if not variants:
         raise SystemExit(
-            f"{folder}: expected cells of the variants (variants-ENE-0.json ...), found none; `study.py run` makes them"
+            f"{file}: expected cells of the variants (variants-ENE-0 ...), found none; `study.py run` makes them"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     plot_all(variants, output)

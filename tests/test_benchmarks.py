@@ -3,20 +3,17 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-import gpu
 import pytest
-import speed
-import study
-import study_figures
-import study_report
 
+from benchmarks import gpu, speed, study, study_figures, study_report
 from stasc_ray import config
 from stasc_ray.learning import encoding
+from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def pairs(*rates: tuple[float, float]) -> list[dict]:
@@ -85,7 +82,8 @@ def test_utilization_counts_the_weights_of_the_real_shape() -> None:
 def test_a_quick_benchmark_measures_both_sides(tmp_path: Path) -> None:
     command = [
         sys.executable,
-        str(BENCHMARKS / "speed.py"),
+        "-m",
+        "benchmarks.speed",
         "--quick",
         "--rows",
         "training",
@@ -98,7 +96,7 @@ def test_a_quick_benchmark_measures_both_sides(tmp_path: Path) -> None:
 
 
 def cell(label: str, seed: int, rewards: list[float], part: str = "variants", **more) -> dict:
-    """A cell's file, with these r(Y2) on dev and test; each fine-tune trained on 100 tokens."""
+    """A cell, with these r(Y2) on dev and test; each fine-tune trained on 100 tokens."""
 
     def scores(r_y2: float) -> dict:
         of_both = {
@@ -123,11 +121,12 @@ def cell(label: str, seed: int, rewards: list[float], part: str = "variants", **
         }
         for number, r_y2 in enumerate(rewards)
     ]
-    about = {"part": part, "label": label, "seed": seed, "sizes": [], "seconds": 90.0, "commit": "abc"}
+    about = {"name": f"{part}-{label}-{seed}"}
+    about |= {"part": part, "label": label, "seed": seed, "sizes": [], "seconds": 90.0, "commit": "abc"}
     return {**about, "iterations": iterations}
 
 
-def test_the_results_page_is_made_of_cell_files_alone(tmp_path: Path) -> None:
+def test_the_results_page_is_made_of_the_cells_alone(tmp_path: Path) -> None:
     voted = {"votes": {"1": 0.3, "3": 0.4, "5": 0.5, "9": 0.6}, "vote_tokens": 11}
     cells = [
         cell("ENE", 0, [0.4, 0.8, 0.6]),
@@ -136,12 +135,14 @@ def test_the_results_page_is_made_of_cell_files_alone(tmp_path: Path) -> None:
         cell("EIE", 1, [0.4, 0.5]),
     ]
     cells += [cell("rft", seed, [0.4, 0.6], "baselines", **voted) for seed in (0, 1)]
-    (tmp_path / "cells").mkdir()
-    for one in cells:
-        (tmp_path / "cells" / f"{one['part']}-{one['label']}-{one['seed']}.json").write_text(json.dumps(one))
-    study_report.write(
-        tmp_path / "cells", tmp_path / "results.md", {"variants": 40, "baselines": 2, "samples": 27}
-    )
+    with ThreadPoolExecutor(len(cells)) as pool:  # as cells that end together
+        list(pool.map(partial(study.keep, tmp_path), cells))
+    kept = study_figures.lines(tmp_path / study.CELLS)
+    assert kept == sorted(cells, key=lambda one: one["name"])
+    study.keep(tmp_path, kept[0])
+    assert study_figures.lines(tmp_path / study.CELLS) == kept, "a cell that comes again takes its own place"
+    expected = {"variants": 40, "baselines": 2, "samples": 27}
+    study_report.write(tmp_path / study.CELLS, tmp_path / "results.md", expected)
     page = (tmp_path / "results.md").read_text()
     # Chosen on dev: 0.8 and 0.9 there, 0.7 and 0.8 on test; t for one degree of freedom is 12.706.
     assert "| ENE | 2 | 1 1 | 100 | 0.300 ± 0.000 | 0.750 ± 0.635 |" in page
@@ -178,7 +179,7 @@ def test_tokens_behind_a_version_add_up_unless_each_fine_tune_starts_from_the_ba
 
 
 def test_a_baselines_examples_come_again_until_the_budget_is_met() -> None:
-    settings = config.load_config(study.CONFIG)
+    settings = config.load_config(study.CONFIG, [], section_of)
     asked = {"role": "user", "content": "What is 10 + 11 + 1?"}
     examples = [
         {"id": text, "messages": [asked, {"role": "assistant", "content": text}]} for text in ("=1", "=22")

@@ -1,4 +1,4 @@
-"""The commands `stasc submit` and `stasc jobs list | logs | stop`; cli.py registers them."""
+"""The commands `stasc submit` and `stasc jobs list | logs | stop`; cli/main.py registers them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

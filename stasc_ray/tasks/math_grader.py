@@ -5,6 +5,10 @@ own time limit needs SIGALRM in a main thread, which a Ray worker cannot give. S
 stasc_ray.tasks.math_grader`, JSON lines in and out), is killed at a wall-clock limit, and is replaced when next needed.
 Most answers never need the child: equal text and plain numbers are decided here.
 """
+# Why not pebble.ProcessPool (5.2.3)? Tried in Ray tasks and actors: its timeouts, memory limit and restarts work there. But:
+# - If its parent gets SIGKILL outside Ray while SymPy holds the interpreter lock, its child lives on. Ours ends itself.
+# - A spawned child starts as `python -c`, so it imports a `pickle.py` of the working folder. Ours starts with -P.
+# - A spawned child imports the Ray worker's `__main__`, and with it Ray: 106 MiB and 1.9 s, against our 57 MiB and 0.9 s.
 
 import contextlib
 import json

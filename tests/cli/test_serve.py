@@ -6,6 +6,7 @@ from harness import served_runs
 
 from stasc_ray import config
 from stasc_ray.cli import serve
+from stasc_ray.recipes import section_of
 from stasc_ray.serving import app, published
 from stasc_ray.serving.doors import add_key
 
@@ -38,12 +39,12 @@ def test_a_serve_config_file_needs_keys_or_a_word():
 
 
 def test_overrides_reach_the_stored_config():
-    assert config.with_overrides(config.Config(), ["serve.max_queue=3"]).serve.max_queue == 3
+    assert config.with_overrides(config.Config(), ["serve.max_queue=3"], section_of).serve.max_queue == 3
     with pytest.raises(ValueError, match="max_queue"):
-        config.with_overrides(config.Config(), ["serve.max_quee=3"])
+        config.with_overrides(config.Config(), ["serve.max_quee=3"], section_of)
 
 
 def test_the_commands_load_nothing_heavy():
-    code = "import sys, stasc_ray.cli.serve; print([m for m in ('ray', 'torch', 'fastapi', 'httpx') if m in sys.modules])"
+    code = "import sys, stasc_ray.cli.main; print([m for m in ('ray', 'torch', 'fastapi', 'httpx') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

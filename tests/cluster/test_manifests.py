@@ -10,6 +10,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from stasc_ray.config import load_config
+from stasc_ray.recipes import section_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
@@ -61,11 +62,11 @@ def test_every_path_and_command_that_is_named_exists(path: Path) -> None:
     ):
         assert (ROOT / name).is_file(), f"{path.name} names {name}"
     for config, overrides in re.findall(r"(jobs/configs/\S+\.toml)((?: +[a-z_.]+=[^\s`]+)*)", text):
-        load_config(ROOT / config, overrides.split())
+        load_config(ROOT / config, overrides.split(), section_of)
     targets = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"(?:`|^ {4})make ([a-z-]+)", text, re.MULTILINE)):
         assert re.search(rf"^{target}:", targets, re.MULTILINE), f"{path.name} names make {target}"
-    cli = (ROOT / "stasc_ray" / "cli.py").read_text()
+    cli = "\n".join(file.read_text() for file in (ROOT / "stasc_ray" / "cli").glob("*.py"))
     for command in set(
         re.findall(r"(?:^|[`\s])stasc (run|submit|serve|evaluate|report|config|ask|jobs|keys)\b", text)
     ):
@@ -129,7 +130,7 @@ def test_dockerfile_copies_what_exists_and_the_lock_of_each_device() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid_and_says_how_to_run_it(path: Path) -> None:
-    settings = load_config(path)
+    settings = load_config(path, [], section_of)
     header = re.match(r"(?:#.*\n)+", path.read_text())
     assert header and f"stasc run jobs/configs/{path.name}" in header[0]
     assert (
@@ -139,7 +140,7 @@ def test_every_shipped_config_is_valid_and_says_how_to_run_it(path: Path) -> Non
 
 
 def test_the_nq_config_is_the_papers_setting() -> None:
-    settings = load_config(ROOT / "jobs" / "configs" / "nq_qwen2.5_1.5b.toml")
+    settings = load_config(ROOT / "jobs" / "configs" / "nq_qwen2.5_1.5b.toml", [], section_of)
     algorithm, finetune = settings.algorithm, settings.finetune
     assert (algorithm.variant, algorithm.iterations, algorithm.n_initial, algorithm.n_corrections) == (
         "EIE",

@@ -14,6 +14,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from stasc_ray.config import load_config
+from stasc_ray.recipes import section_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
@@ -269,7 +270,7 @@ def test_rayjob_entrypoint_is_a_valid_run_that_fits_its_cluster() -> None:
     manifest = load(KUBERAY[0])
     python, script, config, *overrides = manifest["spec"]["entrypoint"].split()
     assert python == "python" and (ROOT / script.removeprefix("/app/")).is_file()
-    settings = load_config(ROOT / config.removeprefix("/app/"), overrides)
+    settings = load_config(ROOT / config.removeprefix("/app/"), overrides, section_of)
     gpus = sum(
         group["replicas"]
         * int(group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0))

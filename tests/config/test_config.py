@@ -7,25 +7,28 @@ from pathlib import Path
 import pytest
 
 from stasc_ray import config
+from stasc_ray.recipes import section_of
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "jobs" / "configs").glob("*.toml"))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_shipped_config_is_valid(file: Path) -> None:
-    settings = config.load_config(file)
+    settings = config.load_config(file, [], section_of)
     assert settings.name != "run", "a shipped config names its run"
-    assert config.validate(settings.model_dump(mode="json")) == settings, "and survives the way through JSON"
+    assert config.validate(settings.model_dump(mode="json"), section_of) == settings, (
+        "and survives the way through JSON"
+    )
 
 
 @pytest.mark.parametrize("letters", ["EIE", "EIF", "ENE", "ENF", "FIE", "FIF", "FNE", "FNF"])
 def test_the_papers_letters_go_in_and_come_back(letters: str) -> None:
-    assert config.load_config(None, [f"algorithm.variant={letters}"]).algorithm.variant == letters
+    assert config.load_config(None, [f"algorithm.variant={letters}"], section_of).algorithm.variant == letters
 
 
 def test_the_letters_mean_what_the_paper_says() -> None:
-    algorithm = config.load_config(None, ["algorithm.variant=FNE"]).algorithm
+    algorithm = config.load_config(None, ["algorithm.variant=FNE"], section_of).algorithm
     assert (algorithm.initial_answers_from, algorithm.filter, algorithm.finetune_from) == (
         "base",
         "non_decreasing",
@@ -36,8 +39,8 @@ def test_the_letters_mean_what_the_paper_says() -> None:
 def test_letters_on_the_command_line_replace_the_words_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('[algorithm]\nfilter = "both_correct"\nfinetune_from = "base"\n')
-    assert config.load_config(file, ["algorithm.variant=eie"]).algorithm.variant == "EIE"
-    assert config.load_config(file).algorithm.variant == "EBF"
+    assert config.load_config(file, ["algorithm.variant=eie"], section_of).algorithm.variant == "EIE"
+    assert config.load_config(file, [], section_of).algorithm.variant == "EBF"
 
 
 @pytest.mark.parametrize(
@@ -62,24 +65,24 @@ def test_letters_on_the_command_line_replace_the_words_of_a_file(tmp_path: Path)
 )
 def test_a_wrong_value_names_its_field(override: str, expected: str) -> None:
     if not expected:
-        assert config.load_config(None, [override]).evaluation.samples == 2
+        assert config.load_config(None, [override], section_of).evaluation.samples == 2
         return
     with pytest.raises(ValueError) as refused:
-        config.load_config(None, ["seed=1", override])
+        config.load_config(None, ["seed=1", override], section_of)
     assert expected in str(refused.value)
 
 
 def test_a_file_that_is_missing_or_no_toml(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected a TOML file"):
-        config.load_config(tmp_path / "none.toml")
+        config.load_config(tmp_path / "none.toml", [], section_of)
     (tmp_path / "bad.toml").write_text("name = ")
     with pytest.raises(ValueError, match=r"bad\.toml: not valid TOML"):
-        config.load_config(tmp_path / "bad.toml")
+        config.load_config(tmp_path / "bad.toml", [], section_of)
 
 
 def test_values_are_read_as_toml_else_as_text() -> None:
     settings = config.load_config(
-        None, ["model.path=Qwen/Qwen2.5-1.5B-Instruct", "questions.train.limit=none", "seed=3"]
+        None, ["model.path=Qwen/Qwen2.5-1.5B-Instruct", "questions.train.limit=none", "seed=3"], section_of
     )
     assert (settings.model.path, settings.questions.train.limit, settings.seed) == (
         "Qwen/Qwen2.5-1.5B-Instruct",
@@ -90,7 +93,7 @@ def test_values_are_read_as_toml_else_as_text() -> None:
 
 def test_presets_fill_what_is_not_given() -> None:
     settings = config.load_config(
-        None, ["questions.preset=gsm8k", "questions.columns.id=uid", "prompts.preset=math"]
+        None, ["questions.preset=gsm8k", "questions.columns.id=uid", "prompts.preset=math"], section_of
     )
     assert settings.questions.columns.answers == "answer" and settings.questions.columns.id == "uid"
     assert "{question}" in settings.prompts.initial and len(settings.prompts.correction_demonstrations) == 2
@@ -102,16 +105,18 @@ def test_every_field_says_what_it_is() -> None:
 
 
 def test_differing_fields_are_named() -> None:
-    changed = config.load_config(None, ["engine.actors=2", "sampling.correction.top_p=0.5"])
+    changed = config.load_config(None, ["engine.actors=2", "sampling.correction.top_p=0.5"], section_of)
     assert config.differing_fields(config.Config(), changed) == ["engine.actors", "sampling.correction.top_p"]
 
 
 def test_what_decides_imports_without_the_heavy_libraries() -> None:
-    modules = "config, store, models, display, tasks.questions, tasks.prompts, tasks.rewards, tasks.sandbox, learning.selection"
-    names = [
-        f"stasc_ray.{name.strip()}"
-        for name in f"{modules}, learning.encoding, evaluation.metrics, cli".split(",")
-    ]
+    modules = (
+        "config, store, store.files, store.tracking, runtime.capacity, runtime.display, runtime.model_folder"
+    )
+    modules += (
+        ", tasks.questions, tasks.prompts, tasks.rewards, tasks.sandbox, recipes.selection, learning.encoding"
+    )
+    names = [f"stasc_ray.{name}" for name in f"{modules}, evaluation.metrics, cli.main".split(", ")]
     program = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
     program += (
         "print([name for name in ('ray', 'torch', 'vllm', 'transformers', 'peft') if name in sys.modules])"

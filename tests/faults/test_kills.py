@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.faulty_runs import (
+
+from benchmarks.faulty_runs import (
     BUSY_ENGINE,
     CONTROLLER,
     ENGINE,
@@ -19,8 +20,7 @@ from harness.faulty_runs import (
     kill_node_with,
     kill_one,
 )
-from harness.ray_cluster import RayCluster, ray_cluster
-
+from benchmarks.ray_cluster import RayCluster, ray_cluster
 from stasc_ray import store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from harness.faulty_runs import CONFIG, SMALL, check_run
 
+from benchmarks.faulty_runs import CONFIG, SMALL, check_run
 from stasc_ray import stages, store
 from stasc_ray.generation import unit_files
 from stasc_ray.store import files

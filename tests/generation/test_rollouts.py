@@ -12,6 +12,7 @@ import pytest
 
 from stasc_ray import config, store
 from stasc_ray.generation import rollouts, unit_files
+from stasc_ray.recipes import section_of
 from stasc_ray.tasks import sandbox
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,8 @@ SETTINGS = config.validate(
         "prompts": {"preset": "sandbox"},
         "reward": {"name": "exact_match", "scope": "after_marker"},
         "engine": {"max_model_len_tokens": 256, "kv_cache_gb": 0.25, "batch_size": 8, "device": "cpu"},
-    }
+    },
+    section_of,
 )
 WARM = config.Sampling(temperature=0.7, top_p=1.0, max_tokens=48)
 

@@ -7,6 +7,7 @@ from harness import served_runs
 
 from stasc_ray import store
 from stasc_ray.generation.samples import Sample
+from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving.api import make_api
 from stasc_ray.serving.engines import EngineDiedError
@@ -51,7 +52,7 @@ class Api:
     def __init__(self, folder, *overrides, engine=None, keys=None, loopback_only=True) -> None:
         self.run = served_runs.make_run(folder / "run", *overrides)
         served_runs.publish(self.run, None)
-        settings = store.read_config(self.run.path)
+        settings = store.read_config(self.run.path, section_of)
         self.engine = engine or ScriptedEngine()
         self.versions = Versions(self.run, settings, None)
         self.versions.active = Loaded(self.run.versions()[0], self.engine, "scripted")

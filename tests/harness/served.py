@@ -11,6 +11,7 @@ from harness import served_runs
 from harness.ray_cluster import free_port
 
 from stasc_ray import config, store
+from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving import app
 from stasc_ray.serving.doors import add_key
@@ -78,7 +79,7 @@ def serving(folder: Path, *overrides: str):
     served_runs.publish(run, folder / "a")
     keys_file = folder / "keys.json"
     keys = {name: add_key(keys_file, name, admin=name == "admin") for name in ("plain", "admin")}
-    settings, port = store.read_config(run.path), free_port()
+    settings, port = store.read_config(run.path, section_of), free_port()
     with local_ray(), app.serving(run.path, settings, "127.0.0.1", port, keys_file, loopback_only=False):
         yield Served(run, folder, f"http://127.0.0.1:{port}", keys)
 

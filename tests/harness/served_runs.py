@@ -1,4 +1,4 @@
-"""Run folders with published versions of the tiny sandbox model, for the serving tests and benchmarks/serve.py."""
+"""Run folders with published versions of the tiny sandbox model, for the serving tests."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ from typing import Any
 
 from stasc_ray import config, store
 from stasc_ray.learning import encoding, export
+from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
 from stasc_ray.tasks import prompts, sandbox
 
@@ -25,7 +26,7 @@ def make_run(folder: Path, *overrides: str) -> store.RunFolder:
         "sampling.correction.max_tokens=32",
         "serve.poll_s=0.3",
     ]
-    settings = config.load_config(None, [*given, *overrides])
+    settings = config.load_config(None, [*given, *overrides], section_of)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(config.to_json(settings), encoding="utf-8")
     return store.RunFolder(folder)

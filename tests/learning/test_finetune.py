@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 from stasc_ray import config
 from stasc_ray.learning import batches, checkpoints, encoding, export, finetune, train_loop
+from stasc_ray.recipes import section_of
 
 CPU = torch.device("cpu")
 
@@ -73,7 +74,7 @@ def encode(rows: list[dict[str, Any]], max_length_tokens: int = 512) -> batches.
 
 def make_config(**values: Any) -> config.Config:
     quick = {"learning_rate": 3e-3, "batch_size": 4, "max_length_tokens": 512, "checkpoint_every_n_steps": 3}
-    return config.validate({"finetune": {**quick, **values}})
+    return config.validate({"finetune": {**quick, **values}}, section_of)
 
 
 def make_settings(base: str, tmp_path: Path, adapter: str | None = None, **values: Any) -> dict[str, Any]:

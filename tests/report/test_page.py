@@ -14,6 +14,7 @@ import pytest
 
 from stasc_ray.config import to_json, validate
 from stasc_ray.generation.unit_files import ROLLOUT_SCHEMA
+from stasc_ray.recipes import section_of
 from stasc_ray.report.charts import number
 from stasc_ray.report.history import chosen_iteration, read_run
 from stasc_ray.report.page import write_report
@@ -41,7 +42,7 @@ def make_run(folder: Path, iterations: int = 3) -> Path:
         "git": {"commit": "0123abc", "clean": True},
     }
     (folder / "versions").mkdir(parents=True)
-    (folder / "config.json").write_text(to_json(validate(settings)), encoding="utf-8")
+    (folder / "config.json").write_text(to_json(validate(settings, section_of)), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
     for k in range(iterations + 1):
         lines += _training_lines(k, clock, rng) if k else []

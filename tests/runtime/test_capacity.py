@@ -1,9 +1,123 @@
-"""Threads on CPUs: each engine and each worker gets its share of the cores, and at least one thread."""
+"""What nodes have room for, as arithmetic. Tests in test_submission.py and tests/faults/ run real clusters."""
 
 import pytest
 
 from stasc_ray import config
+from stasc_ray.recipes import section_of
 from stasc_ray.runtime import capacity
+
+
+def settings(*overrides: str) -> config.Config:
+    return config.load_config(None, overrides, section_of)
+
+
+def engine(*overrides: str) -> config.Engine:
+    return settings(*overrides).engine
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cuda", "overrides", "expected"),
+    [
+        ([{"CPU": 64, "GPU": 8}], True, [], 8),
+        ([{"CPU": 64, "GPU": 8}], True, ["engine.tensor_parallel_size=4"], 2),
+        (
+            [{"CPU": 64, "GPU": 6}] * 2,
+            True,
+            ["engine.tensor_parallel_size=4"],
+            2,
+        ),  # not 3: no engine spans two nodes
+        ([{"CPU": 64, "GPU": 2}] * 8, True, ["engine.tensor_parallel_size=4"], 0),
+        (
+            [{"CPU": 64}, {"CPU": 2, "GPU": 8}],
+            True,
+            [],
+            2,
+        ),  # the CPUs of the one are of no use to the GPUs of the other
+        ([{"CPU": 5, "GPU": 8}], True, [], 4),  # one CPU is left to read and grade
+        ([{"CPU": 5, "GPU": 8}, {"CPU": 1}], True, [], 5),
+        ([{"CPU": 9}], False, ["engine.cpus_per_actor=4"], 2),
+        ([{"CPU": 64}], True, [], 0),
+        ([], False, [], 0),
+        ([{"CPU": 64, "GPU": 8}], False, [], 63),
+        ([{"CPU": 64, "GPU": 8}], False, ["engine.reserve_gpus=true", "engine.tensor_parallel_size=4"], 2),
+    ],
+)
+def test_room_for_engines(
+    nodes: list[dict[str, float]], cuda: bool, overrides: list[str], expected: int
+) -> None:
+    assert capacity.room_for_engines(engine(*overrides), nodes, cuda) == expected
+
+
+def test_a_fixed_pool_and_a_growing_one() -> None:
+    nodes = [{"CPU": 5.0, "GPU": 8.0}]
+    assert capacity.pool_size(engine("engine.actors=3"), nodes, cuda=True) == (3, 3)
+    assert capacity.pool_size(engine("engine.actors=[2, 16]"), nodes, cuda=True) == (2, 16)
+    assert capacity.pool_size(engine("engine.actors=all"), nodes, cuda=True) == (4, 4)
+    assert capacity.pool_size(engine("engine.actors=all"), [], cuda=True) == (1, 1)
+    assert [engine(f"engine.actors={text}").least_actors for text in ("3", "[2, 16]", "all")] == [3, 2, 1]
+    with pytest.raises(ValueError, match=r"expected \[min, max\] with min <= max, found \[4, 2\]"):
+        engine("engine.actors=[4, 2]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpu_gb", "expected"),
+    [
+        ([], 40.0, None),  # 1.5e9 x 16 bytes = 22.4 GiB
+        ([], 22.0, "finetune: expected .* fit into a GPU's 22.0 GiB, found 22.4 GiB"),
+        (["finetune.workers=2"], 22.0, None),
+        (["finetune.workers=[2, 8]"], 12.0, None),
+        (["finetune.method=lora"], 8.0, None),
+        ([], 3.0, "engine: expected the weights to fit into 2.7 GiB .*, found 2.8 GiB"),
+        (["engine.tensor_parallel_size=2", "finetune.workers=8"], 3.0, None),
+        (["engine.dtype=float32", "finetune.workers=8"], 6.0, "engine: .*found 5.6 GiB"),
+    ],
+)
+def test_gpus_that_are_too_small(overrides: list[str], gpu_gb: float, expected: str | None) -> None:
+    found = capacity.too_small(settings(*overrides), 1_500_000_000, gpu_gb)
+    if expected is None:
+        assert found is None
+    else:
+        with pytest.raises(ValueError, match=expected):
+            raise ValueError(found)
+    assert capacity.too_small(settings(), 1_500_000_000, 22.0, training=False) is None
+
+
+ON_CPUS = "engine.device=cpu"
+ROOM = {"memory": 64.0 * 2**30}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "overrides", "expected"),
+    [
+        ([{"CPU": 3.0} | ROOM], [ON_CPUS, "engine.actors=2"], None),
+        (
+            [{"CPU": 2.0}],
+            [ON_CPUS, "engine.actors=2"],
+            "at most the 1 engine(s) that the cluster's 1 node(s) with 2 CPUs",
+        ),
+        ([{"CPU": 9.0, "GPU": 1.0}], ["engine.actors=2"], "(1 CPU(s) and 1 GPU(s) each, on one node"),
+        (
+            [{"CPU": 9.0, "GPU": 1.0}],
+            ["finetune.workers=[2, 4]"],
+            "finetune.workers: expected at most the 1 worker(s)",
+        ),
+        (
+            [{"CPU": 9.0, "memory": 2.0**30}],
+            [ON_CPUS, "engine.kv_cache_gb=4"],
+            "below the cluster's 1.0 GiB, found 1 x 4",
+        ),
+    ],
+)
+def test_a_cluster_without_room(
+    nodes: list[dict[str, float]], overrides: list[str], expected: str | None
+) -> None:
+    given = settings(*overrides)
+    cuda = given.engine.device != "cpu"
+    found = list(capacity.lack_of_room(given, nodes, cuda, generation=True, training=True))
+    assert not found if expected is None else expected in found[0]
+    if cuda:
+        assert found[0].endswith("add nodes, or set engine.device=cpu")
+    assert not list(capacity.lack_of_room(given, nodes, cuda, generation=False, training=False))
 
 
 @pytest.mark.parametrize(
@@ -13,7 +127,9 @@ from stasc_ray.runtime import capacity
 def test_a_fixed_pool_shares_the_cores_out_and_one_that_grows_keeps_to_its_cpus(
     actors, cpus, cores, expected
 ) -> None:
-    settings = config.load_config(None, [f"engine.actors={actors}", f"engine.cpus_per_actor={cpus}"])
+    settings = config.load_config(
+        None, [f"engine.actors={actors}", f"engine.cpus_per_actor={cpus}"], section_of
+    )
     assert capacity.rollout_threads(settings.engine, cores) == expected
 
 
@@ -23,7 +139,7 @@ def test_a_fixed_pool_shares_the_cores_out_and_one_that_grows_keeps_to_its_cpus(
 )
 def test_an_engine_that_serves_leaves_a_core_to_http(replicas, cpus, cores, expected) -> None:
     overrides = [f"serve.replicas={replicas}", f"serve.cpus_per_replica={cpus}"]
-    assert capacity.replica_threads(config.load_config(None, overrides).serve, cores) == expected
+    assert capacity.replica_threads(config.load_config(None, overrides, section_of).serve, cores) == expected
 
 
 @pytest.mark.parametrize(("workers", "cores", "expected"), [(1, 2, 1), (1, 8, 7), (2, 8, 3), (4, 2, 1)])

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from stasc_ray import config
 from stasc_ray.cli import errors
+from stasc_ray.recipes import section_of
 from stasc_ray.runtime import display
 from stasc_ray.store import tracking
 
@@ -54,7 +55,7 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    settings = config.load_config(None, ["tracking.tensorboard=true"])
+    settings = config.load_config(None, ["tracking.tensorboard=true"], section_of)
     with tracking.sinks(settings, tmp_path) as send:
         send(
             {
@@ -72,7 +73,7 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_is_not_installed_says_how_to_get_it(tmp_path: Path) -> None:
-    settings = config.load_config(None, ["tracking.mlflow=true"])
+    settings = config.load_config(None, ["tracking.mlflow=true"], section_of)
     try:
         import mlflow  # noqa: F401
     except ImportError:

@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from harness import served_runs
-from harness.ray_cluster import RayCluster, free_port, growing_cluster, ray_cluster
 
+from benchmarks.ray_cluster import RayCluster, free_port, growing_cluster, ray_cluster
 from stasc_ray import config
+from stasc_ray.recipes import section_of
 from stasc_ray.runtime import ray_session, submission
 from stasc_ray.tasks import prompts
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "jobs" / "configs" / "demo.toml"
 STASC = [sys.executable, "-m", "stasc_ray.cli"]
 SMALL = [
@@ -64,7 +65,9 @@ def test_only_what_the_config_names_is_uploaded(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("name = 'x'")
     named = ["questions.train.source=data/train.jsonl", "reward.name=judges:strict", "model.path=./my_model"]
     settings = config.load_config(
-        None, [*named, "questions.dev.source=/shared/dev.jsonl", "questions.test.source=../test.jsonl"]
+        None,
+        [*named, "questions.dev.source=/shared/dev.jsonl", "questions.test.source=../test.jsonl"],
+        section_of,
     )
     size = submission.pack(settings, tmp_path / "run.toml", tmp_path / "packed", tmp_path, 1000)
     found = {
@@ -77,7 +80,7 @@ def test_only_what_the_config_names_is_uploaded(tmp_path: Path) -> None:
 
 def test_a_large_upload_is_refused_and_the_largest_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "big.jsonl").write_bytes(b"x" * 5000)
-    settings = config.load_config(None, ["questions.train.source=big.jsonl"])
+    settings = config.load_config(None, ["questions.train.source=big.jsonl"], section_of)
     with pytest.raises(
         ValueError,
         match=r"expected at most 2.9 KiB to upload, found .* in 2 files \(largest: big.jsonl 4.9 KiB",
@@ -108,7 +111,7 @@ def test_wrong_addresses_are_explained() -> None:
 
 def test_needs_in_words() -> None:
     def needed(*overrides: str) -> str:
-        return submission.needs(config.load_config(None, list(overrides)))
+        return submission.needs(config.load_config(None, list(overrides), section_of))
 
     assert needed("engine.device=cpu", "engine.actors=3") == "4 CPUs"
     assert (
@@ -202,7 +205,7 @@ def test_generate_finetune_and_evaluate_as_jobs_of_their_own(three_nodes: RayClu
     rows = pq.read_table(tmp_path / "rollouts" / "base" / "rollouts").to_pylist()
     assert len(rows) == 200 and all(row["corrections"] for row in rows)
 
-    texts = config.load_config(DEMO).prompts
+    texts = config.load_config(DEMO, [], section_of).prompts
     messages = [
         prompts.training_messages(row, row["initial"][0], row["answers"][0], texts) for row in rows[:60]
     ]

@@ -9,6 +9,7 @@ from harness import served, served_runs
 
 from stasc_ray import config, store
 from stasc_ray.generation.samples import Request
+from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving import app, follow
 from stasc_ray.serving.engines import EngineDiedError
@@ -73,7 +74,7 @@ def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where
         served_runs.make_model(tmp_path / name, **values)
     run = served_runs.make_run(tmp_path / "run", "serve.swap=in_place")
     served_runs.publish(run, tmp_path / "a")
-    settings = store.read_config(run.path)
+    settings = store.read_config(run.path, section_of)
     endpoint = app.Endpoint(str(run.path), settings, on_cuda=False)
 
     async def scenario() -> None:
@@ -114,7 +115,7 @@ def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
         served_runs.make_lora_model(tmp_path / name, noise=0.02, seed=seed)
     run = served_runs.make_run(tmp_path / "run", "finetune.method=lora", "finetune.lora.rank=4")
     served_runs.publish(run, None)
-    settings = store.read_config(run.path)
+    settings = store.read_config(run.path, section_of)
     endpoint = app.Endpoint(str(run.path), settings, on_cuda=False)
 
     async def scenario() -> None:
@@ -181,7 +182,7 @@ def test_a_start_with_a_broken_latest_serves_the_newest_version_that_is_not(loca
     served_runs.publish(run, tmp_path / "a")
     (tmp_path / "a" / "config.json").unlink()
     served_runs.publish(run, tmp_path / "a")
-    settings = store.read_config(run.path)
+    settings = store.read_config(run.path, section_of)
 
     async def scenario() -> None:
         followed = follow.Versions(
@@ -200,7 +201,7 @@ def test_a_run_without_a_version_that_works_says_why(tmp_path):
     run = served_runs.make_run(tmp_path / "run")
     (tmp_path / "empty").mkdir()
     served_runs.publish(run, tmp_path / "empty")
-    settings = store.read_config(run.path)
+    settings = store.read_config(run.path, section_of)
     followed = follow.Versions(
         run, settings, app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False))
     )

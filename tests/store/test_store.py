@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from stasc_ray import config, store
+from stasc_ray.recipes import section_of
 
 SETTINGS = config.Config()
 MARK = {"line": {"stage": "questions", "iteration": 0}, "files": []}
@@ -30,13 +31,13 @@ def test_a_stage_counts_only_when_it_is_committed(tmp_path: Path) -> None:
 
 
 def test_the_same_name_with_another_config_is_refused_and_names_the_fields(tmp_path: Path) -> None:
-    changed = config.validate({"finetune": {"learning_rate": 1e-3}, "seed": 7})
+    changed = config.validate({"finetune": {"learning_rate": 1e-3}, "seed": 7}, section_of)
     with store.open_run(tmp_path / "run", changed):
         pass
     with store.open_run(tmp_path / "run", SETTINGS) as run:  # nothing had been done with the other one
         run.commit(run.questions, MARK)
     with store.open_run(
-        tmp_path / "run", config.validate({"engine": {"actors": 2, "max_error_fraction": 0.5}})
+        tmp_path / "run", config.validate({"engine": {"actors": 2, "max_error_fraction": 0.5}}, section_of)
     ):
         pass  # how a run is carried out is not what it is
     with (
@@ -51,7 +52,7 @@ def test_the_same_name_with_another_config_is_refused_and_names_the_fields(tmp_p
     )
     assert "--fresh" in text and "name=" in text
     with store.open_run(tmp_path / "run", changed, fresh=True) as run:
-        assert store.read_config(run.path) == changed
+        assert store.read_config(run.path, section_of) == changed
 
 
 def test_what_a_killed_start_leaves_is_begun_anew(tmp_path: Path) -> None:
@@ -59,7 +60,10 @@ def test_what_a_killed_start_leaves_is_begun_anew(tmp_path: Path) -> None:
         run.commit(run.stage(0, "rollouts"), MARK)
         (run.path / "config.json").unlink()  # --fresh deletes it first, and was killed right after
     with store.open_run(tmp_path / "run", SETTINGS) as run:
-        assert run.committed(run.stage(0, "rollouts")) is None and store.read_config(run.path) == SETTINGS
+        assert (
+            run.committed(run.stage(0, "rollouts")) is None
+            and store.read_config(run.path, section_of) == SETTINGS
+        )
 
 
 def test_who_was_taken_over_fails_for_that_reason_in_workers_too(tmp_path: Path) -> None:
@@ -183,7 +187,7 @@ def test_a_manifest_with_garbage_names_the_file(tmp_path: Path) -> None:
 
 
 def test_the_config_in_the_folder_reads_back(tmp_path: Path) -> None:
-    settings = config.validate({"algorithm": {"variant": "FNF"}, "prompts": {"preset": "math"}})
+    settings = config.validate({"algorithm": {"variant": "FNF"}, "prompts": {"preset": "math"}}, section_of)
     with store.open_run(tmp_path / "run", settings) as run:
-        assert store.read_config(run.path) == settings
+        assert store.read_config(run.path, section_of) == settings
         assert json.loads((run.path / "config.json").read_text())["algorithm"]["filter"] == "non_decreasing"

@@ -1,4 +1,4 @@
-"""Runs on a real cluster with processes that are killed under them, and what must hold afterwards."""
+"""Runs on a real cluster whose processes are killed, and what must hold afterwards."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from harness.ray_cluster import Node, RayCluster, command_of, kill
 
+from benchmarks.ray_cluster import Node, RayCluster, command_of, kill
 from stasc_ray import store
 
-CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "demo.toml"
+CONFIG = Path(__file__).parents[1] / "jobs" / "configs" / "demo.toml"
 ENGINE, GRADER, TRAINER, CONTROLLER = (
     "RolloutActor",
     "grade_and_write",
