@@ -4,12 +4,11 @@ Reads Rollout rows, gives Attempt rows. Pure, and every choice depends only on o
 partitions: `select` per question, then, for a target share, the summed `transition_counts` and `thin` per question.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from stasc_ray.config import Algorithm
+from stasc_ray.config import Algorithm, hashing
 
 Transition = Literal["c->c", "c->i", "i->c", "i->i"]
 TRANSITIONS: tuple[Transition, ...] = ("c->c", "c->i", "i->c", "i->i")
@@ -157,6 +156,4 @@ def _samples(attempt: Attempt) -> tuple[int, int]:
 
 def _uniform(seed: int, purpose: str, attempt: Attempt) -> float:
     """A number in [0, 1) that is the same on every machine; `purpose` keeps the two uses independent."""
-    key = repr((seed, purpose, attempt["id"], *_samples(attempt))).encode()
-    # 53 bits: all that a float in [0, 1) holds, so the result never rounds up to 1.
-    return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 11) / 2**53
+    return hashing.fraction(repr((seed, purpose, attempt["id"], *_samples(attempt))))

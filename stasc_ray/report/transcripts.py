@@ -4,13 +4,13 @@ Reads few row groups of a committed rollouts folder (its mark names the Parquet 
 """
 
 import difflib
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stasc_ray.config import hashing
 from stasc_ray.store import RunFolder
 
 TRANSITIONS = ("i→c", "c→i", "i→i", "c→c")
@@ -80,7 +80,7 @@ def choose(rollouts: Path, split: str, threshold: float, count: int = 20) -> lis
         if all(len(rows) >= 4 * share for rows in found.values()):
             break
     for rows in found.values():
-        rows.sort(key=lambda row: hashlib.sha256(row["id"].encode("utf-8", "replace")).digest())
+        rows.sort(key=lambda row: hashing.sha256(row["id"]))
     picked = {name: rows[:share] for name, rows in found.items()}
     for name, rows in found.items():  # a transition that is rare leaves its places to the others
         picked[name] = rows[: share + count - sum(len(chosen) for chosen in picked.values())]
