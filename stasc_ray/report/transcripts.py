@@ -1,6 +1,7 @@
 """Transcripts for the report: a few test questions with both answers, the changed words marked.
 
-Reads few row groups of a committed rollouts folder (its mark names the Parquet files that count); writes nothing.
+Reads few row groups of a committed rollouts folder (its mark names the Parquet files that count); writes
+nothing.
 """
 
 import difflib
@@ -69,7 +70,8 @@ def choose(
 ) -> list[Transcript]:
     """Pick `count` transcripts of `split`, an equal share of each transition if there are enough.
 
-    Among the rows read (in file order, until every transition has four times its share or MAX_ROWS is reached), those
+    Among the rows read (in file order, until every transition has four times its share or MAX_ROWS is
+    reached), those
     whose id has the smallest hash: the same run always shows the same questions, and no one picked them.
     """
     found: dict[str, list[tuple[Mapping[str, Any], Text, Text]]] = {name: [] for name in ORDER}
@@ -87,7 +89,9 @@ def choose(
 
 
 def word_diff(left: str, right: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """Mark the words that differ. A word is a run of letters and digits; other signs stand alone (`47+385=432`)."""
+    """Mark the words that differ. A word is a run of letters and digits; other signs stand alone
+    (`47+385=432`).
+    """
     a, b = WORDS.findall(left), WORDS.findall(right)
     marks_a, marks_b = [False] * len(a), [False] * len(b)
     for kind, a_start, a_end, b_start, b_end in difflib.SequenceMatcher(
@@ -116,7 +120,9 @@ def _pieces(words: Sequence[str], marks: list[bool]) -> tuple[Piece, ...]:
 def _pairs(
     traces: Sequence[Path], split: str, writer: str, answers: Collection[str]
 ) -> Iterator[tuple[Mapping[str, Any], Text, Text]]:
-    """Rows of `split` with the model's first answer and the last one after it; other splits are skipped by statistics."""
+    """Rows of `split` with the model's first answer and the last one after it; other splits are skipped by
+    statistics.
+    """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
