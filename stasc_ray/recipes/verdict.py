@@ -1,6 +1,6 @@
 """Self-rewarding correction (arXiv 2502.19613): answer, say whether it is right, correct it if not.
 
-If a base model can't write verdicts, the first are constructed from the reward, as in SPOC (arXiv 2506.06923).
+If a base model can't write verdicts, the first are constructed from the reward, as in SPOC (2506.06923).
 """
 
 from collections.abc import Mapping, Sequence
