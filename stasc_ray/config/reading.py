@@ -27,7 +27,8 @@ def load_config(path: Path | None, overrides: Sequence[str], sections: Sections)
 
     Raises:
         FileNotFoundError: no file at `path`.
-        ValueError: not TOML, an override without `=`, an unknown field or a wrong value; the message names the field.
+        ValueError: not TOML, an override without `=`, an unknown field or a wrong value; the message names
+            the field.
     """
     if path is not None and not path.is_file():
         raise FileNotFoundError(f"config: expected a TOML file, found nothing at {path}")
@@ -119,7 +120,9 @@ def _explain(problem: Any, tree: type[BaseModel]) -> str:
 
 
 def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, bool, str]]:
-    """Yield (dotted name, value, is default, description) for every leaf field, in the order of definition."""
+    """Yield (dotted name, value, is default, description) for every leaf field, in the order of
+    definition.
+    """
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
@@ -133,16 +136,12 @@ def fields_table(sections: Mapping[str, type[Algorithm]]) -> str:
 
     The words that a recipe adds to `[algorithm]` follow the table of all the others, one table per recipe.
     """
-    common = set(Algorithm.model_fields)
+    common = {name: value for name, value, *_ in walk(Algorithm(), "algorithm.")}
     tables = [_table(walk(Config()))]
     for name, section in sections.items():
-        own = [row for row in walk(section(), "algorithm.") if row[0].partition(".")[2] not in common]
-        changed = [
-            row
-            for row in walk(section(), "algorithm.")
-            if row[1] != getattr(Algorithm(), row[0].partition(".")[2], row[1])
-        ]
-        tables.append(f"### `algorithm.recipe = {as_text(name)}`\n\n{_table([*changed, *own])}")
+        rows = walk(section(), "algorithm.")
+        own = [row for row in rows if row[0] != "algorithm.recipe" and common.get(row[0], ...) != row[1]]
+        tables.append(f"### `algorithm.recipe = {as_text(name)}`\n\n{_table(own)}")
     return "\n\n".join(tables)
 
 

@@ -1,7 +1,9 @@
-"""What a recipe is: a self-correction method as plain values. `RECIPES` in the package's __init__ lists those that ship.
+"""What a recipe is: a self-correction method as plain values. `RECIPES` in the package's __init__ lists those
+that ship.
 
-A recipe decides what is asked (`turns`) and what is learnt (`examples`). Everything else is shared: engines, grading,
-training, evaluation, resume, report, serving. One's own is a file with a `Recipe`, named by `package.module:NAME`.
+A recipe decides what is asked (`turns`) and what is learnt (`examples`). Everything else is shared: engines,
+grading, training, evaluation, resume, report, serving. One's own is a file with a `Recipe`, named by
+`package.module:NAME`.
 """
 
 import asyncio
@@ -104,7 +106,9 @@ class Recipe:
 
 
 def learnt(*texts: Text, train: bool = True) -> dict[str, Any]:
-    """An assistant's message made of generated texts; loss falls on it if `train`. Targets are the generated ids."""
+    """An assistant's message made of generated texts; loss falls on it if `train`. Targets are the generated
+    ids.
+    """
     pieces = [{"text": text.text, "token_ids": list(text.token_ids), "train": train} for text in texts]
     return {"role": "assistant", "pieces": pieces}
 

@@ -1,4 +1,6 @@
-"""Rejection-sampling fine-tuning (Yuan et al. 2023, arXiv 2308.01825): learn one's own right answers, in one turn."""
+"""Rejection-sampling fine-tuning (Yuan et al. 2023, arXiv 2308.01825): learn one's own right answers, in one
+turn.
+"""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -1,4 +1,5 @@
-"""Self-Taught Self-Correction (arXiv 2503.08681): answer, correct the answer, learn the corrections that were kept.
+"""Self-Taught Self-Correction (arXiv 2503.08681): answer, correct the answer, learn the corrections that were
+kept.
 
 All eight variants are words of the config; SC (Welleck et al. 2022, arXiv 2211.00053) is FIE.
 """
@@ -16,7 +17,9 @@ from stasc_ray.tasks.prompts import correction_messages, initial_messages
 
 
 class Stasc(Algorithm):
-    """Algorithm 1 of arXiv 2503.08681. `variant` accepts the paper's three letters (EIE ... FNF) as a shorthand."""
+    """Algorithm 1 of arXiv 2503.08681. `variant` accepts the paper's three letters (EIE ... FNF) as a
+    shorthand.
+    """
 
     n_corrections: PositiveInt = 5
     """N_corr: corrections per initial answer."""
@@ -24,8 +27,8 @@ class Stasc(Algorithm):
     """Which corrections are kept: `improving` r2 > r1 (I); `non_decreasing` also r2 = r1 >= threshold (N);
     `both_correct`."""
     pairing: Literal["own", "cross"] = "own"
-    """`own`: a correction is judged against the answer it was written for; `cross`: against every answer of its
-    question."""
+    """`own`: a correction is judged against the answer it was written for; `cross`: against every answer of
+    its question."""
     max_examples_per_question: PositiveInt | None = None
     """Kept corrections per question at most; None keeps all."""
     keep_correct_share: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -52,7 +55,8 @@ class Stasc(Algorithm):
         for name, word in words.items():
             if values.get(name, word) != word:
                 raise ValueError(
-                    f"algorithm.variant {letters} says {name} = {word!r}, but {name} is {values[name]!r}: drop one"
+                    f"algorithm.variant {letters} says {name} = {word!r}, but {name} is {values[name]!r}: "
+                    f"drop one"
                 )
         return {**values, **words}
 
@@ -68,7 +72,9 @@ class Stasc(Algorithm):
 
     @property
     def variant(self) -> str:
-        """The paper's three letters; `B` in the middle stands for `both_correct`, which the paper does not name."""
+        """The paper's three letters; `B` in the middle stands for `both_correct`, which the paper does not
+        name.
+        """
         letters = super().variant
         return (
             letters[0]
@@ -92,7 +98,9 @@ async def turns(question: Question, ask: Ask, plan: Plan, given: Sequence[Text] 
 
 
 def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -> list[Example]:
-    """Step 3: the corrections that pass the filter, each in its conversation; equal corrections are all kept."""
+    """Step 3: the corrections that pass the filter, each in its conversation; equal corrections are all
+    kept.
+    """
     section: Stasc = plan.section
     answers = roots(texts)
     attempts = [correction for answer in answers for correction in corrections(texts, answer)]

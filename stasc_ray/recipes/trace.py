@@ -54,7 +54,9 @@ def read_texts(row: Mapping[str, Any]) -> list[Text]:
 
 
 def write_texts(texts: Sequence[Text]) -> list[dict[str, Any]]:
-    """The flat list of a row: roots first, then level by level, samples in order, whatever order they came in."""
+    """The flat list of a row: roots first, then level by level, samples in order, whatever order they came
+    in.
+    """
     ordered: list[Text] = []
     level: list[Text | None] = [None]
     while level:
@@ -121,7 +123,8 @@ def grade(
     says_right: Callable[[str], bool | None] | None,
     threshold: float,
 ) -> None:
-    """Fill in rewards: answers by `reward`, verdicts by whether they agree with the reward of what they judge.
+    """Fill in rewards: answers by `reward`, verdicts by whether they agree with the reward of what they
+    judge.
 
     Args:
         answers: turns whose texts are answers.

@@ -1,7 +1,9 @@
-"""Self-rewarding correction (arXiv 2502.19613): answer, say whether it is right, correct it only if it was called wrong.
+"""Self-rewarding correction (arXiv 2502.19613): answer, say whether it is right, correct it only if it was
+called wrong.
 
-If the base model can't write verdicts, the first iteration's are constructed from the reward, as SPOC's Pair-SFT does
-(arXiv 2506.06923). No loss falls on wrong answers; a verdict is right if it agrees with the reward of what it judges.
+If the base model can't write verdicts, the first iteration's are constructed from the reward, as SPOC's
+Pair-SFT does (arXiv 2506.06923). No loss falls on wrong answers; a verdict is right if it agrees with the
+reward of what it judges.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,8 +40,8 @@ class Verdict(Algorithm):
     correction_sees_verdict: bool = True
     """Whether the verdict stays in the conversation that asks for the correction."""
     learn_answers: Literal["none", "right", "all"] = "right"
-    """Which first answers are learnt along. `all` breaks the rule that no loss falls on wrong answers: it holds the model
-    to the answers that it learns to judge."""
+    """Which first answers are learnt along. `all` breaks the rule that no loss falls on wrong answers: it
+    holds the model to the answers that it learns to judge."""
     balance: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
     """Target share of "right" among the verdicts that are learnt, reached by dropping; None leaves it."""
 
@@ -100,9 +102,11 @@ def second_messages(question: Question, answer: Text, verdict: str, plan: Plan) 
 
 
 def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -> list[Example]:
-    """Right verdicts, right corrections of wrong answers and of right ones that were told to be wrong, and answers.
+    """Right verdicts, right corrections of wrong answers and of right ones that were told to be wrong, and
+    answers.
 
-    These are the data classes of arXiv 2502.19613, section 3; each turn is learnt in the conversation that asked for it.
+    These are the data classes of arXiv 2502.19613, section 3; each turn is learnt in the conversation that
+    asked for it.
     """
     found: list[Example] = []
     for j, answer in enumerate(roots(texts)):

@@ -1,16 +1,17 @@
 """Transcripts for the report: a few test questions with both answers, the changed words marked.
 
-Reads few row groups of a committed rollouts folder (its mark names the Parquet files that count); writes nothing.
+Reads few row groups of a committed rollouts folder (its mark names the Parquet files that count); writes
+nothing.
 """
 
 import difflib
-import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stasc_ray.config import hashing
 from stasc_ray.recipes.selection import Transition, transition
 from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text, finals, read_texts, roots
 from stasc_ray.store import RunFolder
@@ -69,7 +70,8 @@ def choose(
 ) -> list[Transcript]:
     """Pick `count` transcripts of `split`, an equal share of each transition if there are enough.
 
-    Among the rows read (in file order, until every transition has four times its share or MAX_ROWS is reached), those
+    Among the rows read (in file order, until every transition has four times its share or MAX_ROWS is
+    reached), those
     whose id has the smallest hash: the same run always shows the same questions, and no one picked them.
     """
     found: dict[str, list[tuple[Mapping[str, Any], Text, list[Text]]]] = {name: [] for name in ORDER}
@@ -80,7 +82,7 @@ def choose(
         if all(len(rows) >= 4 * share for rows in found.values()):
             break
     for rows in found.values():
-        rows.sort(key=lambda end: hashlib.sha256(end[0]["id"].encode("utf-8", "replace")).digest())
+        rows.sort(key=lambda end: hashing.sha256(end[0]["id"]))
     picked = {name: rows[:share] for name, rows in found.items()}
     for name, rows in found.items():  # a transition that is rare leaves its places to the others
         picked[name] = rows[: share + count - sum(len(chosen) for chosen in picked.values())]
@@ -88,7 +90,9 @@ def choose(
 
 
 def word_diff(left: str, right: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """Mark the words that differ. A word is a run of letters and digits; other signs stand alone (`47+385=432`)."""
+    """Mark the words that differ. A word is a run of letters and digits; other signs stand alone
+    (`47+385=432`).
+    """
     a, b = WORDS.findall(left), WORDS.findall(right)
     marks_a, marks_b = [False] * len(a), [False] * len(b)
     for kind, a_start, a_end, b_start, b_end in difflib.SequenceMatcher(
@@ -117,7 +121,10 @@ def _pieces(words: Sequence[str], marks: list[bool]) -> tuple[Piece, ...]:
 def _ends(
     traces: Sequence[Path], split: str, writer: str, answers: Collection[str]
 ) -> Iterator[tuple[Mapping[str, Any], Text, list[Text]]]:
-    """Rows of `split`, the answer that the model's first one ended in, and what follows it; skips other splits by statistics."""
+    """Rows of `split`, the answer that the model's first one ended in, and what follows it.
+
+    Row groups of other splits are skipped by statistics.
+    """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

@@ -1,6 +1,5 @@
 """One raw row, whatever its columns, as one canonical question row. Pure: reads and writes nothing."""
 
-import hashlib
 import json
 import re
 import unicodedata
@@ -8,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from stasc_ray.config import Columns
+from stasc_ray.config import Columns, hashing
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Row = dict[str, Any]
 
 
 def normalize(question: str) -> str:
-    """The text by which two questions count as the same: composed Unicode, case folded, white space collapsed."""
+    """The text by which two questions count as the same: composed Unicode, case folded, white space
+    collapsed.
+    """
     return " ".join(unicodedata.normalize("NFC", question).casefold().split())
 
 
@@ -58,7 +59,9 @@ def _answers(
 
 def _found(values: Mapping[str, Any], column: str) -> str:
     if column not in values:
-        return f"column {column!r}, found only {', '.join(map(repr, values)) or 'no column'} (see questions.columns)"
+        return (
+            f"column {column!r}, found only {', '.join(map(repr, values)) or 'no column'} (questions.columns)"
+        )
     return f"column {column!r}, found {repr(values[column])[:80]}"
 
 
@@ -99,7 +102,9 @@ def _match(pattern: str, answer: str) -> str:
 
 
 def _choices(value: Any, column: str) -> tuple[list[str], list[str]]:
-    """Texts and labels of the choices: a list of texts, or {"label": [...], "text": [...]} as the Hub stores them."""
+    """Texts and labels of the choices: a list of texts, or {"label": [...], "text": [...]} as the Hub stores
+    them.
+    """
     labelled = isinstance(value, Mapping)
     texts = [_text(choice, column) for choice in _as_list(value.get("text") if labelled else value)]
     labels = [_text(label, column) for label in _as_list(value.get("label"))] if labelled else []
@@ -138,4 +143,4 @@ def _letter(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> str:
 
 def _content_hash(content: Sequence[Any]) -> str:
     """Twenty hexadecimal digits that depend on the content only, so that equal ids mean equal rows."""
-    return hashlib.blake2b(json.dumps(content, ensure_ascii=False).encode(), digest_size=10).hexdigest()
+    return hashing.digest(json.dumps(content, ensure_ascii=False), 10).hex()
