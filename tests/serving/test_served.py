@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 from harness import served_runs
-from harness.ray_cluster import free_port
+from benchmarks.ray_cluster import free_port
 from harness.served import CAPACITY, PATIENCE_S, QUESTIONS, Served, greedy, serving
 
 pytestmark = pytest.mark.slow
