@@ -4,13 +4,20 @@ import re
 from pathlib import Path
 
 from stasc_ray import config
+from stasc_ray.recipes import RECIPES
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_fields_is_the_configs() -> None:
-    assert config.fields_table() in README, "put the output of `stasc config --fields` into the README"
+    table = config.fields_table({name: recipe.section for name, recipe in RECIPES.items()})
+    page = (REPOSITORY / "docs/config.md").read_text(encoding="utf-8")
+    assert page.endswith(table + "\n"), "put the output of `stasc config --fields` into docs/config.md"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 220
 
 
 def test_every_path_in_the_readme_exists() -> None:

@@ -133,16 +133,12 @@ def fields_table(sections: Mapping[str, type[Algorithm]]) -> str:
 
     The words that a recipe adds to `[algorithm]` follow the table of all the others, one table per recipe.
     """
-    common = set(Algorithm.model_fields)
+    common = {name: value for name, value, *_ in walk(Algorithm(), "algorithm.")}
     tables = [_table(walk(Config()))]
     for name, section in sections.items():
-        own = [row for row in walk(section(), "algorithm.") if row[0].partition(".")[2] not in common]
-        changed = [
-            row
-            for row in walk(section(), "algorithm.")
-            if row[1] != getattr(Algorithm(), row[0].partition(".")[2], row[1])
-        ]
-        tables.append(f"### `algorithm.recipe = {as_text(name)}`\n\n{_table([*changed, *own])}")
+        rows = walk(section(), "algorithm.")
+        own = [row for row in rows if row[0] != "algorithm.recipe" and common.get(row[0], ...) != row[1]]
+        tables.append(f"### `algorithm.recipe = {as_text(name)}`\n\n{_table(own)}")
     return "\n\n".join(tables)
 
 

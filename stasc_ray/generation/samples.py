@@ -1,9 +1,9 @@
 """What is asked of an engine and what comes back: plain values, which cross process boundaries."""
 
-import hashlib
 from dataclasses import dataclass
 
 from stasc_ray import config
+from stasc_ray.config import hashing
 
 SEED_SPACING = 1 << 12  # vLLM gives the children of `n` the seeds s, s + 1, ...
 
@@ -39,5 +39,4 @@ class Adapter:
 
 def request_seed(*parts: object) -> int:
     """Seed in [0, 2**62) from whatever identifies a request, a multiple of SEED_SPACING so that children never collide."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 2 & ~(SEED_SPACING - 1)
+    return hashing.number("\x1f".join(map(str, parts))) >> 2 & ~(SEED_SPACING - 1)

@@ -4,14 +4,13 @@ Reads encoded rows as Arrow tables; writes nothing. Every worker computes the sa
 agree on token counts and on the number of forward passes without talking.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stasc_ray.config import Finetune
+from stasc_ray.config import Finetune, hashing
 from stasc_ray.learning import encoding
 
 if TYPE_CHECKING:
@@ -121,5 +120,5 @@ def deal(
 
 
 def _hash(text: str) -> int:
-    """63 bits that are the same on every machine (Python's own hash of a string is not)."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    """63 bits: what NumPy's signed integers hold."""
+    return hashing.number(text) >> 1

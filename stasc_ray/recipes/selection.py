@@ -3,10 +3,10 @@
 Pure. Every choice depends only on one question and the seed, so it runs on partitions and never on the order of rows.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from stasc_ray.config import hashing
 from stasc_ray.recipes.recipe import Example
 
 Transition = Literal["c->c", "c->i", "i->c", "i->i"]
@@ -89,6 +89,4 @@ def thin(examples: Sequence[Example], probabilities: Mapping[str, float], seed: 
 
 def uniform(seed: int, purpose: str, example: Example) -> float:
     """A number in [0, 1) that is the same on every machine; `purpose` keeps the uses independent."""
-    key = repr((seed, purpose, example.question, *example.place)).encode()
-    # 53 bits: all that a float in [0, 1) holds, so the result never rounds up to 1.
-    return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 11) / 2**53
+    return hashing.fraction(repr((seed, purpose, example.question, *example.place)))

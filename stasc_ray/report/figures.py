@@ -14,10 +14,10 @@ SPLITS = {"test": "Test", "dev": "Dev"}
 STAGES = {"rollouts": "rollouts", "examples": "filter", "finetune": "fine-tuning", "evaluation": "evaluation"}
 SPEEDS = {"rollouts": "generated", "finetune": "trained"}
 TRANSITIONS = (
-    ("c_to_i", "c→i", "broken"),
-    ("c_to_c", "c→c", "kept-right"),
-    ("i_to_c", "i→c", "repaired"),
-    ("i_to_i", "i→i", "stayed-wrong"),
+    ("c_to_i", "c->i", "broken"),
+    ("c_to_c", "c->c", "kept-right"),
+    ("i_to_c", "i->c", "repaired"),
+    ("i_to_i", "i->i", "stayed-wrong"),
 )
 
 
@@ -73,7 +73,7 @@ def name_of(iteration: int) -> str:
 def _reward_figures(run: Run, chosen: int | None) -> list[Figure]:
     """r(Y1) and r(Y2) on test and dev; with Fixed initialization also the paper's protocol. One y axis for all."""
     found: dict[str, tuple[str, list[Series]]] = {}
-    for protocol, words in (("", ""), ("fixed/", ", corrections of the base model's answers")):
+    for protocol, words in (("", ""), ("base/", ", corrections of the base model's answers")):
         for split, title in SPLITS.items():
             key = f"evaluation/{split}/{protocol}"
             series = [

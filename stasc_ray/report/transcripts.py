@@ -4,13 +4,13 @@ Reads few row groups of a committed rollouts folder (its mark names the Parquet 
 """
 
 import difflib
-import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stasc_ray.config import hashing
 from stasc_ray.recipes.selection import Transition, transition
 from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text, finals, read_texts, roots
 from stasc_ray.store import RunFolder
@@ -79,7 +79,7 @@ def choose(
         if all(len(rows) >= 4 * share for rows in found.values()):
             break
     for rows in found.values():
-        rows.sort(key=lambda pair: hashlib.sha256(pair[0]["id"].encode("utf-8", "replace")).digest())
+        rows.sort(key=lambda pair: hashing.sha256(pair[0]["id"]))
     picked = {name: rows[:share] for name, rows in found.items()}
     for name, rows in found.items():  # a transition that is rare leaves its places to the others
         picked[name] = rows[: share + count - sum(len(chosen) for chosen in picked.values())]

@@ -1,6 +1,5 @@
 """One raw row, whatever its columns, as one canonical question row. Pure: reads and writes nothing."""
 
-import hashlib
 import json
 import re
 import unicodedata
@@ -8,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from stasc_ray.config import Columns
+from stasc_ray.config import Columns, hashing
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Row = dict[str, Any]
@@ -138,4 +137,4 @@ def _letter(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> str:
 
 def _content_hash(content: Sequence[Any]) -> str:
     """Twenty hexadecimal digits that depend on the content only, so that equal ids mean equal rows."""
-    return hashlib.blake2b(json.dumps(content, ensure_ascii=False).encode(), digest_size=10).hexdigest()
+    return hashing.digest(json.dumps(content, ensure_ascii=False), 10).hex()

@@ -6,12 +6,11 @@ the answers are letters (A, B, ...).
 """
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from stasc_ray.config import Columns, Questions, dataset
+from stasc_ray.config import Columns, Questions, dataset, hashing
 from stasc_ray.tasks.canonical import Row, canonical_row, normalize
 from stasc_ray.tasks.sources import Record, records
 
@@ -258,7 +257,7 @@ def _choose(
 
 
 def _order(seed: int, split: str, identity: str) -> bytes:
-    return hashlib.blake2b(f"{seed}/{split}/{identity}".encode(), digest_size=8).digest()
+    return hashing.digest(f"{seed}/{split}/{identity}")
 
 
 def _ambiguous_ids(pools: Iterable[Mapping[str, Row]]) -> set[str]:

@@ -6,13 +6,14 @@ and can forget carries: that is what the model in `model_path()` learnt in half 
 (jobs/pretrain_sandbox.py made it). Reads nothing, writes nothing; standard library only.
 """
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+from stasc_ray.config import hashing
 
 SPLITS = {"train": range(0, 8), "dev": range(8, 9), "test": range(9, 10)}
 """Which tenths of all sums belong to which split."""
@@ -68,8 +69,7 @@ def draw_addends(generator: random.Random) -> tuple[int, ...]:
 
 def split_of(addends: Sequence[int]) -> str:
     """The split a sum belongs to: a hash of its addends in sorted order, so that reordering them changes nothing."""
-    digest = hashlib.blake2b(repr(sorted(addends)).encode(), digest_size=8).digest()
-    tenth = int.from_bytes(digest, "big") % 10
+    tenth = hashing.number(repr(sorted(addends))) % 10
     return next(name for name, tenths in SPLITS.items() if tenth in tenths)
 
 
