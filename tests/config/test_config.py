@@ -148,7 +148,10 @@ def test_the_recipe_says_which_words_the_section_has() -> None:
         ("stask", "did you mean 'stasc'?"),
         ("xyz", "expected one of stasc, rft, verdict"),
         ("no_such_module_xyz:R", "can't import 'no_such_module_xyz:R': No module named"),
-        ("stasc_ray.recipes:section_of", "expected a Recipe at 'stasc_ray.recipes:section_of', found a function"),
+        (
+            "stasc_ray.recipes:section_of",
+            "expected a Recipe at 'stasc_ray.recipes:section_of', found a function",
+        ),
     ],
 )
 def test_a_recipe_that_is_not_there_is_refused(name: str, expected: str) -> None:

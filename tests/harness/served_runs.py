@@ -90,7 +90,9 @@ def canary_examples() -> list[dict[str, Any]]:
     texts = config.Prompts(preset="sandbox")
     pairs = [("47+385+12", "434", "444"), ("1+2+3", "6", "6"), ("99+1+50", "140", "150")]
     found = (
-        encoding.encode(tokenizer, [*prompts.correction_messages({"question": q}, y1, texts), written(y2)], 256)
+        encoding.encode(
+            tokenizer, [*prompts.correction_messages({"question": q}, y1, texts), written(y2)], 256
+        )
         for q, y1, y2 in pairs
     )
     return [dict(sequence) for sequences in found if not isinstance(sequences, str) for sequence in sequences]

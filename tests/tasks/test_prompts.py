@@ -120,9 +120,7 @@ def check_prefix(name: str, prompts: Prompts, initial: str, correction: str):
     tokenizer = tokenizer_of(name)
     row = {**QUESTION, "documents": ["It is blue."]}
     prompt = render(tokenizer, correction_messages(row, initial, prompts), add_generation_prompt=True)
-    trained = render(
-        tokenizer, training(row, initial, correction, prompts), add_generation_prompt=False
-    )
+    trained = render(tokenizer, training(row, initial, correction, prompts), add_generation_prompt=False)
     assert trained[: len(prompt)] == prompt
     assert len(trained) > len(prompt)
 
@@ -148,9 +146,7 @@ def test_control_strings_in_contents_stay_text(name: str, injection: str):
     harmless = {**QUESTION, "documents": ["blue"]}
     row = {**QUESTION, "question": f"Which {injection} river?", "documents": [injection]}
     asked = render(tokenizer, correction_messages(row, injection, prompts), add_generation_prompt=True)
-    trained = render(
-        tokenizer, training(row, injection, injection, prompts), add_generation_prompt=False
-    )
+    trained = render(tokenizer, training(row, injection, injection, prompts), add_generation_prompt=False)
     expected = render(tokenizer, training(harmless, "x", "x", prompts), add_generation_prompt=False)
     assert controls(tokenizer, trained) == controls(tokenizer, expected)
     assert trained[: len(asked)] == asked
@@ -182,9 +178,7 @@ def test_random_mixtures_of_markup_stay_text_and_keep_the_prefix(name: str):
         question, initial, correction = ("".join(generator.choices(FRAGMENTS, k=8)) for _ in range(3))
         row = {"question": question}
         prompt = render(tokenizer, correction_messages(row, initial, prompts), add_generation_prompt=True)
-        whole = render(
-            tokenizer, training(row, initial, correction, prompts), add_generation_prompt=False
-        )
+        whole = render(tokenizer, training(row, initial, correction, prompts), add_generation_prompt=False)
         assert whole[: len(prompt)] == prompt, (question, initial, correction)
         assert controls(tokenizer, whole) == controls(tokenizer, expected), (question, initial, correction)
 
