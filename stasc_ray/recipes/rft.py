@@ -18,6 +18,7 @@ class Rft(Algorithm):
     """Rejection-sampling fine-tuning: sample answers, keep the right ones, equal texts of a question once."""
 
     recipe: str = "rft"
+    """This method."""
     n_initial: PositiveInt = 4
     """Answers sampled per train question."""
     n_corrections: Literal[0] = 0

@@ -18,6 +18,7 @@ class Verdict(Algorithm):
     """Self-rewarding correction: a verdict stands between an answer and its correction."""
 
     recipe: str = "verdict"
+    """This method."""
     n_corrections: PositiveInt = 4
     """Corrections per initial answer of a train question."""
     n_verdicts: PositiveInt = 4
