@@ -1,4 +1,6 @@
-"""A question from arrival to answer: limits, a place in the queue, a version, the policy, the reply. Knows no HTTP."""
+"""A question from arrival to answer: limits, a place in the queue, a version, the policy, the reply. Knows no
+HTTP.
+"""
 
 import asyncio
 import contextlib
@@ -68,7 +70,8 @@ class Service:
         """Answer one question.
 
         Raises:
-            ApiError: 422 a limit of the config, 413 too long, 409 version not loaded, 429 busy, 503 engine died, 504 too late.
+            ApiError: 422 a limit of the config, 413 too long, 409 version not loaded, 429 busy, 503 engine
+                died, 504 too late.
         """
         asked = self._asked(request)
         arrived = time.monotonic()
@@ -99,7 +102,10 @@ class Service:
         def on_text(text: Text, piece: str) -> None:
             nonlocal sent
             sent = True
-            sample = (text.lineage[1] if asked.given and text.parent else text.root).sample
+            answers = [one for one in text.lineage[len(asked.given) :] if one.turn in self.recipe.answers]
+            sample = (
+                answers[0].sample if answers else 0
+            )  # what is said about a given answer is for all samples
             place = {"sample": sample, "turn": text.turn, "round": depth(text, self.recipe.answers)}
             assert emit is not None, "only then is on_text passed on"
             emit("token", {**place, "text": piece})
@@ -346,7 +352,9 @@ def _scores(manifest: dict[str, Any], split: str) -> dict[str, float]:
 
 
 def _generate(loaded: Loaded, start: Callable[[], None] | None) -> Any:
-    """`Asker`'s way to a version's engine, which writes one sample a call; `start` is called before the first one."""
+    """`Asker`'s way to a version's engine, which writes one sample a call; `start` is called before the first
+    one.
+    """
     begun = False
 
     async def generate(token_ids: list[int], request: Request, on_piece: OnPiece | None) -> list[Sample]:
