@@ -81,26 +81,38 @@ def on_base_answers(pick: Pick) -> Pick:
 # --- values ------------------------------------------------------------------------------------------------------
 
 
-def by_seed(cells: Sequence[Cell], pick: Pick, metric: str = "r_y2") -> dict[int, float]:
-    """A test metric; those that are not defined left out."""
-    values = {cell["seed"]: pick(cell)["test"].get(metric) for cell in cells}
+def by_seed(cells: Sequence[Cell], pick: Pick, metric: str = "r_y2", split: str = "test") -> dict[int, float]:
+    """A metric of one split; those that are not defined left out."""
+    values = {cell["seed"]: pick(cell)[split].get(metric) for cell in cells}
     return {seed: value for seed, value in values.items() if value is not None}
 
 
-def votes(cells: Sequence[Cell], pick: Pick, voters: int) -> dict[int, float]:
-    """The share that the commonest of so many first answers gets right."""
-    return {cell["seed"]: found["votes"][str(voters)] for cell in cells if "votes" in (found := pick(cell))}
+def mean(cells: Sequence[Cell], pick: Pick, metric: str = "r_y2", split: str = "test") -> str:
+    """Over the seeds, with its interval."""
+    return told(list(by_seed(cells, pick, metric, split).values()), len(cells))
+
+
+def votes(cells: Sequence[Cell], pick: Pick, voters: int, of: str = "votes") -> dict[int, float]:
+    """The share that the commonest of so many first answers gets right; `corrected_votes`: of so many last ones."""
+    return {cell["seed"]: found[of][str(voters)] for cell in cells if of in (found := pick(cell))}
 
 
 def trained_behind(cell: Cell, iteration: Iteration) -> int:
     """Tokens that a version was trained on, from M0 on; where each fine-tune starts from M0, those of its own."""
-    tokens = [
-        one.get("trained_tokens", 0)
-        for one in cell["iterations"]
-        if one["iteration"] <= iteration["iteration"]
-    ]
     from_base = cell["part"] == "variants" and cell["label"].endswith("F")
-    return tokens[-1] if from_base else sum(tokens)
+    return iteration.get("trained_tokens", 0) if from_base else spent_behind(cell, iteration)
+
+
+def spent_behind(cell: Cell, iteration: Iteration) -> int:
+    """Tokens that were trained on until there was this version, whatever each fine-tune started from."""
+    number = iteration["iteration"]
+    return sum(one.get("trained_tokens", 0) for one in cell["iterations"] if one["iteration"] <= number)
+
+
+def generated_behind(cell: Cell, iteration: Iteration) -> int:
+    """Tokens that were generated to learn from (on train questions) until there was this version."""
+    earlier = [one for one in cell["iterations"] if one["iteration"] < iteration["iteration"]]
+    return sum(sum(one["generated"].get("train", {}).values()) for one in earlier)
 
 
 def at_tokens(cell: Cell, tokens: int) -> float:
