@@ -135,7 +135,9 @@ def check_version(run: Any, version: str | None) -> None:
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
     url: Annotated[str, typer.Option(help="Where `stasc serve` answers.")] = "http://127.0.0.1:8000",
-    rounds: Annotated[int, typer.Option(min=0, help="Corrections in a row.")] = 1,
+    rounds: Annotated[
+        int | None, typer.Option(min=0, help="Corrections in a row at most; default: as it was measured.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the run's.")] = None,
     version: Annotated[str | None, typer.Option(help="A loaded version; default: the active one.")] = None,
     key: Annotated[str | None, typer.Option(envvar="STASC_API_KEY", help="API key.")] = None,

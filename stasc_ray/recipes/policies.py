@@ -52,6 +52,7 @@ async def _in_rounds(
     if plan.rounds == 0:
         plan = replace(plan, n_corrections=0)
     await recipe.turns(question, ask, plan, given)
+    plan = replace(plan, n_corrections=min(1, plan.n_corrections))  # a chain goes on, and branches no further
     for _ in range(plan.rounds - 1):
         followed = {id(text.parent) for text in ask.texts}
         ends = [text for root in roots(ask.texts) for text in finals(ask.texts, root, recipe.answers)]

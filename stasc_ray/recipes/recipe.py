@@ -95,7 +95,7 @@ class Recipe:
     """Turns whose texts are answers: graded by the reward, and what a question ends in."""
     says_right: Callable[[Any, str], bool | None] | None = None
     """`says_right(section, text)` reads a verdict on an answer; None: it can't be read."""
-    keeps: Callable[[Any], str] = lambda section: "what it learns"
+    keeps: Callable[[Any], str] = lambda section: "what its `examples` gives"
     """What `examples` keeps, in words, for the message if it kept nothing; by section."""
     objective: Literal["sft"] = "sft"
     """Name in `learning.objectives.OBJECTIVES`."""

@@ -46,6 +46,14 @@ FILTERS: dict[str, Callable[[float, float, float], bool]] = {
 }
 
 
+KEEPS = {
+    "improving": "corrections with a higher reward than their initial answer",
+    "non_decreasing": "corrections with a higher reward than their initial answer, or as right as it was",
+    "both_correct": "right corrections of right answers",
+}
+"""What each keeps, in words."""
+
+
 def capped(examples: Sequence[Example], most: int | None, seed: int) -> list[Example]:
     """At most that many examples of one question, by a hash of (seed, id, place); in the order of their
     places.

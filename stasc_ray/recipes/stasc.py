@@ -1,9 +1,9 @@
-"""Self-Taught Self-Correction (arXiv 2503.08681): answer, correct the answer, learn the corrections that were
-kept.
+"""Self-Taught Self-Correction (arXiv 2503.08681): answer, correct, learn the corrections that were kept.
 
 All eight variants are words of the config; SC (Welleck et al. 2022, arXiv 2211.00053) is FIE.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from stasc_ray.config import Algorithm
 from stasc_ray.recipes.recipe import Ask, Example, Plan, Question, Recipe, gather, learnt
-from stasc_ray.recipes.selection import FILTERS, TRANSITIONS, capped, transition
+from stasc_ray.recipes.selection import FILTERS, KEEPS, TRANSITIONS, capped, transition
 from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text, corrections, roots
 from stasc_ray.tasks.prompts import correction_messages, initial_messages
 
@@ -42,20 +42,17 @@ class Stasc(Algorithm):
             return values
         values = dict(values)
         letters = str(values.pop("variant")).upper()
-        if len(letters) != 3 or letters[0] not in "EF" or letters[1] not in "IN" or letters[2] not in "EF":
+        if not re.fullmatch("[EF][IN][EF]", letters):
             raise ValueError(
                 f"algorithm.variant: expected one of EIE EIF ENE ENF FIE FIF FNE FNF, found {letters!r}"
             )
-        source = {"E": "current", "F": "base"}
-        words = {
-            "initial_answers_from": source[letters[0]],
-            "filter": {"I": "improving", "N": "non_decreasing"}[letters[1]],
-            "finetune_from": source[letters[2]],
-        }
-        for name, word in words.items():
-            if values.get(name, word) != word:
+        word = {"E": "current", "F": "base", "I": "improving", "N": "non_decreasing"}
+        names = ("initial_answers_from", "filter", "finetune_from")
+        words = {name: word[letter] for name, letter in zip(names, letters, strict=True)}
+        for name, said in words.items():
+            if values.get(name, said) != said:
                 raise ValueError(
-                    f"algorithm.variant {letters} says {name} = {word!r}, but {name} is {values[name]!r}: "
+                    f"algorithm.variant {letters} says {name} = {said!r}, but {name} is {values[name]!r}: "
                     f"drop one"
                 )
         return {**values, **words}
@@ -86,36 +83,24 @@ class Stasc(Algorithm):
 async def turns(question: Question, ask: Ask, plan: Plan, given: Sequence[Text] | None = None) -> None:
     """Steps 1 and 2: initial answers (unless given), and independent corrections of each."""
     answers = given or await ask(ANSWER, initial_messages(question, plan.prompts), n=plan.n_initial)
-    await gather(
-        ask(
-            CORRECTION,
-            correction_messages(question, answer.text, plan.prompts),
-            n=plan.n_corrections,
-            parent=answer,
-        )
-        for answer in answers
-    )
+    asked = [(answer, correction_messages(question, answer.text, plan.prompts)) for answer in answers]
+    await gather(ask(CORRECTION, messages, n=plan.n_corrections, parent=answer) for answer, messages in asked)
 
 
 def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -> list[Example]:
-    """Step 3: the corrections that pass the filter, each in its conversation; equal corrections are all
-    kept.
-    """
+    """Step 3: the corrections that pass the filter, each in its conversation; equal ones are all kept."""
     section: Stasc = plan.section
-    answers = roots(texts)
+    answers, keep = roots(texts), FILTERS[section.filter]
     attempts = [correction for answer in answers for correction in corrections(texts, answer)]
-    kept = [
-        Example(
-            question["id"],
-            (j, number),
-            transition(_r(answer), _r(correction), section.threshold),
-            [*correction_messages(question, answer.text, plan.prompts), learnt(correction)],
-        )
-        for j, answer in enumerate(answers)
-        for number, correction in enumerate(attempts)
-        if (section.pairing == "cross" or correction.parent is answer)
-        and FILTERS[section.filter](_r(answer), _r(correction), section.threshold)
-    ]
+    kept = []
+    for j, answer in enumerate(answers):
+        asked = correction_messages(question, answer.text, plan.prompts)
+        for number, correction in enumerate(attempts):
+            own = section.pairing == "cross" or correction.parent is answer
+            rewards = answer.graded, correction.graded, section.threshold
+            if own and keep(*rewards):
+                messages = [*asked, learnt(correction)]
+                kept.append(Example(question["id"], (j, number), transition(*rewards), messages))
     return capped(kept, section.max_examples_per_question, seed)
 
 
@@ -125,18 +110,4 @@ def shares(section: Stasc) -> Mapping[tuple[str, ...], float]:
     return {} if share is None else {("c->c",): share, tuple(TRANSITIONS[1:]): 1 - share}
 
 
-def keeps(section: Stasc) -> str:
-    """What the filter asks for."""
-    return {
-        "improving": "corrections with a higher reward than their initial answer",
-        "non_decreasing": "corrections with a higher reward than their initial answer, or as right as it was",
-        "both_correct": "right corrections of right answers",
-    }[section.filter]
-
-
-def _r(text: Text) -> float:
-    assert text.reward is not None, "graded traces only"
-    return text.reward
-
-
-STASC = Recipe(section=Stasc, turns=turns, examples=examples, shares=shares, keeps=keeps)
+STASC = Recipe(Stasc, turns, examples, shares, keeps=lambda section: KEEPS[section.filter])

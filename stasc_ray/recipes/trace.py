@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-ANSWER, CORRECTION = "answer", "correction"
-"""Turns that every recipe's answers and corrections are called."""
+ANSWER, VERDICT_TURN, CORRECTION = "answer", "verdict", "correction"
+"""What recipes call their answers, verdicts and corrections."""
 
 BASE = "base"
 """Writer of M0's texts."""
@@ -36,6 +36,12 @@ class Text:
     def lineage(self) -> list["Text"]:
         """The texts that lead to this one, the first answer first, itself last."""
         return [*(self.parent.lineage if self.parent else []), self]
+
+    @property
+    def graded(self) -> float:
+        """Its reward; it was graded."""
+        assert self.reward is not None, "graded traces only"
+        return self.reward
 
     @property
     def root(self) -> "Text":

@@ -102,7 +102,10 @@ class Service:
         def on_text(text: Text, piece: str) -> None:
             nonlocal sent
             sent = True
-            sample = (text.lineage[1] if asked.given and text.parent else text.root).sample
+            answers = [one for one in text.lineage[len(asked.given) :] if one.turn in self.recipe.answers]
+            sample = (
+                answers[0].sample if answers else 0
+            )  # what is said about a given answer is for all samples
             place = {"sample": sample, "turn": text.turn, "round": depth(text, self.recipe.answers)}
             assert emit is not None, "only then is on_text passed on"
             emit("token", {**place, "text": piece})

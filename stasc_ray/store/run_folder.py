@@ -4,7 +4,7 @@ LATEST.
     <storage>/<run>/
       config.json environment.json metrics.jsonl      what ran, on what, and what came out (a line per stage)
       questions/{train,dev,test}.parquet              the questions, one row group per unit of work
-      base/ iteration_01/ ...                         rollouts/ examples/ model/ evaluation/, each with its mark
+      base/ iteration_01/ ...                         rollouts/ examples/ model/ evaluation/, each closed
       versions/v0001.json ... LATEST                  what was published; the pointer is renamed last
       lease/0001 ...                                  one file per attempt; the highest number may write
       logs/                                           Ray's and vLLM's own logs

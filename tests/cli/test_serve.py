@@ -39,9 +39,11 @@ def test_a_serve_config_file_needs_keys_or_a_word():
 
 
 def test_overrides_reach_the_stored_config():
-    assert config.with_overrides(config.Config(), ["serve.max_queue=3"], section_of).serve.max_queue == 3
+    stored = config.load_config(None, ["algorithm.recipe=verdict"], section_of)
+    changed = config.with_overrides(stored, ["serve.max_queue=3"], section_of)
+    assert changed.serve.max_queue == 3 and changed.algorithm == stored.algorithm
     with pytest.raises(ValueError, match="max_queue"):
-        config.with_overrides(config.Config(), ["serve.max_quee=3"], section_of)
+        config.with_overrides(stored, ["serve.max_quee=3"], section_of)
 
 
 def test_the_commands_load_nothing_heavy():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stasc_ray import config
-from stasc_ray.recipes import section_of
+from stasc_ray.recipes import RECIPES, section_of
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "jobs" / "configs").glob("*.toml"))
@@ -52,7 +52,7 @@ def test_letters_on_the_command_line_replace_the_words_of_a_file(tmp_path: Path)
         ("algorithm.variant=EXE", "expected one of EIE EIF"),
         ("finetune.learning_rate=fast", "finetune.learning_rate"),
         ("finetune.learning_rate=-1", "greater than 0, found -1"),
-        ("algorithm.iterations=0", "greater than 0, found 0"),
+        ("algorithm.iterations=-1", "greater than or equal to 0, found -1"),
         ("sampling.initial.top_p=1.5", "sampling.initial.top_p"),
         ("reward.scope=all", "'whole_text' or 'after_marker', found 'all'"),
         ("evaluation.samples=2 ", ""),
@@ -100,13 +100,15 @@ def test_presets_fill_what_is_not_given() -> None:
 
 
 def test_every_field_says_what_it_is() -> None:
-    missing = [name for name, _, _, description in config.walk(config.Config()) if not description]
+    trees = [config.Config(), *(recipe.section() for recipe in RECIPES.values())]
+    missing = [name for tree in trees for name, _, _, description in config.walk(tree) if not description]
     assert not missing, f"without a docstring: {missing}"
 
 
 def test_differing_fields_are_named() -> None:
     changed = config.load_config(None, ["engine.actors=2", "sampling.correction.top_p=0.5"], section_of)
-    assert config.differing_fields(config.Config(), changed) == ["engine.actors", "sampling.correction.top_p"]
+    defaults = config.load_config(None, [], section_of)
+    assert config.differing_fields(defaults, changed) == ["engine.actors", "sampling.correction.top_p"]
 
 
 def test_what_decides_imports_without_the_heavy_libraries() -> None:
@@ -114,7 +116,8 @@ def test_what_decides_imports_without_the_heavy_libraries() -> None:
         "config, store, store.files, store.tracking, runtime.capacity, runtime.display, runtime.model_folder"
     )
     modules += (
-        ", tasks.questions, tasks.prompts, tasks.rewards, tasks.sandbox, recipes.selection, learning.encoding"
+        ", tasks.questions, tasks.prompts, tasks.chat, tasks.rewards, tasks.sandbox, recipes, recipes.policies"
+        ", generation.asking, learning.encoding"
     )
     names = [f"stasc_ray.{name}" for name in f"{modules}, evaluation.metrics, cli.main".split(", ")]
     program = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
@@ -127,3 +130,37 @@ def test_what_decides_imports_without_the_heavy_libraries() -> None:
         ).stdout.strip()
         == "[]"
     )
+
+
+def test_the_recipe_says_which_words_the_section_has() -> None:
+    given = ["algorithm.recipe=verdict", "algorithm.verdicts=constructed"]
+    section = config.load_config(None, given, section_of).algorithm
+    assert type(section) is RECIPES["verdict"].section and section.verdicts == "constructed"
+    with pytest.raises(ValueError, match=r"algorithm.verdicts: no such field"):
+        config.load_config(None, given[1:], section_of)
+    with pytest.raises(ValueError, match=r"algorithm.filter: no such field"):
+        config.load_config(None, [given[0], "algorithm.filter=improving"], section_of)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("stask", "did you mean 'stasc'?"),
+        ("xyz", "expected one of stasc, rft, verdict"),
+        ("no_such_module_xyz:R", "can't import 'no_such_module_xyz:R': No module named"),
+        (
+            "stasc_ray.recipes:section_of",
+            "expected a Recipe at 'stasc_ray.recipes:section_of', found a function",
+        ),
+    ],
+)
+def test_a_recipe_that_is_not_there_is_refused(name: str, expected: str) -> None:
+    with pytest.raises(ValueError, match="algorithm.recipe") as refused:
+        config.load_config(None, [f'algorithm.recipe="{name}"'], section_of)
+    assert expected in str(refused.value)
+
+
+def test_ones_own_recipe_brings_its_section() -> None:
+    settings = config.load_config(None, ['algorithm.recipe="stasc_ray.recipes.rft:RFT"'], section_of)
+    assert type(settings.algorithm) is RECIPES["rft"].section
+    assert config.validate(settings.model_dump(mode="json"), section_of) == settings

@@ -51,9 +51,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 
 def test_a_unit_that_was_cut_short_is_done_again(tmp_path: Path) -> None:
-    units = [
-        unit_files.Unit(f"train-{number:06d}", "questions.parquet", number, "current") for number in range(3)
-    ]
+    units = [unit_files.Unit(f"train-{number:06d}", "questions.parquet", number) for number in range(3)]
     for unit in units[:2]:
         pq.write_table(pa.table({"id": ["a", "b"]}), tmp_path / f"{unit.name}.parquet")
     whole = (tmp_path / "train-000001.parquet").read_bytes()

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import httpx
 from harness import served_runs
-from harness.ray_cluster import free_port
+from benchmarks.ray_cluster import free_port
 
 from stasc_ray import config, store
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving import app
 from stasc_ray.serving.doors import add_key
-from stasc_ray.tasks import prompts, sandbox
+from stasc_ray.tasks import chat, prompts, sandbox
 
 QUESTIONS = [row["question"] for row in sandbox.questions("dev", 8, seed=0)]
 PATIENCE_S = 300  # a loaded machine
@@ -113,7 +113,7 @@ def greedy(run: store.RunFolder, version: str, question: str) -> tuple[str, str]
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
         def write(messages) -> str:
-            ids = torch.tensor([prompts.render(tokenizer, messages, add_generation_prompt=True)])
+            ids = torch.tensor([chat.render(tokenizer, messages, add_generation_prompt=True)])
             found = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False
             )

@@ -8,6 +8,7 @@ from typing import Any
 from stasc_ray import config, store
 from stasc_ray.learning import encoding, export
 from stasc_ray.recipes import section_of
+from stasc_ray.recipes.recipe import written
 from stasc_ray.runtime import model_folder
 from stasc_ray.tasks import prompts, sandbox
 
@@ -27,9 +28,8 @@ def make_run(folder: Path, *overrides: str) -> store.RunFolder:
         "serve.poll_s=0.3",
     ]
     settings = config.load_config(None, [*given, *overrides], section_of)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(config.to_json(settings), encoding="utf-8")
-    return store.RunFolder(folder)
+    with store.open_run(folder, settings):
+        return store.RunFolder(folder)
 
 
 def make_model(folder: Path, *, noise: float = 0.0, seed: int = 0, tied: bool = False) -> Path:
@@ -89,8 +89,13 @@ def canary_examples() -> list[dict[str, Any]]:
     tokenizer = model_folder.load_tokenizer(str(sandbox.model_path()))
     texts = config.Prompts(preset="sandbox")
     pairs = [("47+385+12", "434", "444"), ("1+2+3", "6", "6"), ("99+1+50", "140", "150")]
-    messages = [prompts.training_messages({"question": q}, y1, y2, texts) for q, y1, y2 in pairs]
-    return [encoding.encode(tokenizer, one, 256) for one in messages]
+    found = (
+        encoding.encode(
+            tokenizer, [*prompts.correction_messages({"question": q}, y1, texts), written(y2)], 256
+        )
+        for q, y1, y2 in pairs
+    )
+    return [dict(sequence) for sequences in found if not isinstance(sequences, str) for sequence in sequences]
 
 
 def publish(run: store.RunFolder, model: Path | None, *, move_latest: bool = True) -> str:

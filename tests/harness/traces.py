@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stasc_ray import config
+from stasc_ray.generation.samples import Request, Sample
 from stasc_ray.recipes import section_of
 from stasc_ray.recipes.recipe import Plan
 from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text, write_texts
@@ -80,3 +81,18 @@ class ScriptedAsk:
         found = [Text(turn, self.left.pop(0), number, parent) for number in range(n)]
         self.texts += found
         return found
+
+
+class ScriptedGenerate:
+    """An engine's `generate` for `Asker`: gives the texts in turn, letter by letter if that is asked for."""
+
+    def __init__(self, *texts: str) -> None:
+        self.left, self.asked = list(texts), []
+
+    async def __call__(self, token_ids: list[int], request: Request, on_piece: Any = None) -> list[Sample]:
+        self.asked.append((token_ids, request))
+        texts = [self.left.pop(0) for _ in range(request.n)]
+        for number, text in enumerate(texts):
+            for letter in text if on_piece else ():
+                on_piece(number, letter)
+        return [Sample(text, tuple(range(len(text))), "stop") for text in texts]

@@ -203,11 +203,16 @@ def test_generate_finetune_and_evaluate_as_jobs_of_their_own(three_nodes: RayClu
 
     job("generate.py", str(DEMO), *SMALL, "--output", str(tmp_path / "rollouts"))
     rows = pq.read_table(tmp_path / "rollouts" / "base" / "rollouts").to_pylist()
-    assert len(rows) == 200 and all(row["corrections"] for row in rows)
+    turns = [{text["turn"] for text in row["texts"]} for row in rows]
+    assert len(rows) == 200 and all(found == {"answer", "correction"} for found in turns)
 
     texts = config.load_config(DEMO, [], section_of).prompts
     messages = [
-        prompts.training_messages(row, row["initial"][0], row["answers"][0], texts) for row in rows[:60]
+        [
+            *prompts.correction_messages(row, row["texts"][0]["text"], texts),
+            prompts.assistant(row["answers"][0]),
+        ]
+        for row in rows[:60]
     ]
     examples = [{"id": row["id"], "messages": one} for row, one in zip(rows, messages, strict=False)]
     (tmp_path / "examples").mkdir()

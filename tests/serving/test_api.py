@@ -7,6 +7,8 @@ import httpx
 import pytest
 from harness.scripted_api import Api, ScriptedEngine
 
+from stasc_ray.generation.samples import Sample
+from stasc_ray.recipes.verdict import Verdict
 from stasc_ray.serving.doors import KeyRing, add_key
 from stasc_ray.serving.published import read_pin
 
@@ -34,15 +36,72 @@ def test_a_stream_tells_both_turns_token_by_token_and_ends_with_the_whole_object
     assert [name for name, _ in found] == ["start", *["token"] * 11, "result"]
     texts = {
         turn: "".join(data["text"] for name, data in found if data.get("turn") == turn)
-        for turn in ("initial", "correction")
+        for turn in ("answer", "correction")
     }
-    assert texts == {"initial": "first", "correction": "second"}
+    assert texts == {"answer": "first", "correction": "second"}
     assert found[-1][1]["answer"] == "second"
 
 
 def test_samples_are_voted_on(api):
     body = api.call("POST", "/v1/correct", json={"question": "Why?", "samples": 3}).json()
     assert body["votes"] == [{"answer": "second", "votes": 3}]
+
+
+def test_samples_of_a_given_answer_are_chains_that_do_not_branch(api):
+    asked = {"question": "Why?", "initial_answer": "no", "samples": 3, "rounds": 2}
+    body = api.call("POST", "/v1/correct", json=asked).json()
+    assert body["votes"] == [{"answer": "second", "votes": 3}] and body["corrections"] == ["first", "second"]
+    assert body["usage"]["completion_tokens"] == 6 * 3
+    found = events(api.call("POST", "/v1/correct", json={**asked, "stream": True}))
+    assert {data["sample"] for name, data in found if name == "token"} == {0, 1, 2}
+
+
+def test_rounds_that_are_not_asked_for_are_as_measured(tmp_path):
+    api = Api(tmp_path, "evaluation.rounds=3")
+    for asked, corrections in (({}, 3), ({"rounds": None}, 3), ({"rounds": 1}, 1), ({"rounds": 0}, 0)):
+        body = api.call("POST", "/v1/correct", json={"question": "Why?", **asked}).json()
+        assert len(body["corrections"]) == corrections, asked
+    body = api.call("POST", "/v1/correct", json={"question": "Why?", "policy": "until_unchanged"}).json()
+    assert body["corrections"] == ["second", "first", "second"]
+
+
+class Judge(ScriptedEngine):
+    """Writes a verdict where one is asked for."""
+
+    def __init__(self, verdict: str) -> None:
+        super().__init__()
+        self.verdict = verdict
+
+    async def generate(self, token_ids, request, on_text=None) -> Sample:
+        if not self.tokenizer.decode(token_ids).endswith(f"{Verdict().verdict_prompt}<|end|><|assistant|>"):
+            return await super().generate(token_ids, request, on_text)
+        if on_text:
+            on_text(self.verdict)
+        return Sample(self.verdict, (1,), "stop")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "turns"),
+    [
+        ("My answer is right.", ["answer", "verdict"]),
+        ("My answer is wrong.", ["answer", "verdict", "correction"]),
+        ("Who knows?", ["answer", "verdict", "correction"]),
+    ],
+)
+@pytest.mark.parametrize("given", [False, True])
+def test_a_verdict_is_among_the_turns_and_decides_about_the_correction(tmp_path, verdict, turns, given):
+    api = Api(tmp_path, "algorithm.recipe=verdict", engine=Judge(verdict))
+    asked = {"question": "Why?", "stream": True, **({"initial_answer": "first"} if given else {})}
+    found = events(api.call("POST", "/v1/correct", json=asked))
+    result = found[-1][1]
+    assert result["turns"][:2] == [{"turn": "answer", "text": "first"}, {"turn": "verdict", "text": verdict}]
+    assert [turn["turn"] for turn in result["turns"]] == turns
+    corrected = "correction" in turns
+    assert (result["corrections"], result["answer"]) == (
+        (["second"], "second") if corrected else ([], "first")
+    )
+    tokens = [(data["turn"], data["round"], data["sample"]) for name, data in found if name == "token"]
+    assert list(dict.fromkeys(tokens)) == [(turn, int(turn != "answer"), 0) for turn in turns[given:]]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +112,7 @@ def test_samples_are_voted_on(api):
         ({"rounds": 9}, 422, "rounds"),
         ({"rounds": 0, "initial_answer": "x"}, 422, "rounds"),
         ({"samples": 17}, 422, "samples"),
+        ({"policy": "best"}, 422, "policy"),
         ({"samples": 2, "temperature": 0}, 422, "samples"),
         ({"max_tokens": 2000}, 422, "max_tokens"),
         ({"temperature": -1}, 422, "temperature"),
@@ -225,6 +285,7 @@ def test_models_lists_latest_and_every_version(api):
 
 def test_run_tells_what_the_versions_scored(api):
     body = api.call("GET", "/v1/run").json()
+    assert (body["recipe"], body["variant"]) == ("stasc", "EIF") and "until_right" in body["policies"]
     assert body["versions"][0]["dev"] == {"r_y1": 0.5, "r_y2": 0.5}
     assert body["active"] == body["latest"] == "v0000"
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import uvicorn
 from harness import chromium
-from harness.ray_cluster import free_port
+from benchmarks.ray_cluster import free_port
 from harness.scripted_api import Api, ScriptedEngine
 from harness.served import QUESTIONS
 

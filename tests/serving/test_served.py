@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 from harness import served_runs
-from harness.ray_cluster import free_port
+from benchmarks.ray_cluster import free_port
 from harness.served import CAPACITY, PATIENCE_S, QUESTIONS, Served, greedy, serving
 
 pytestmark = pytest.mark.slow
@@ -42,10 +42,10 @@ def test_a_stream_comes_in_pieces_that_add_up(served):
     assert names[0] == "start" and names[-1] == "result" and names.count("token") > 4
     texts = {
         turn: "".join(data["text"] for data in found if data.get("turn") == turn)
-        for turn in ("initial", "correction")
+        for turn in ("answer", "correction")
     }
-    assert (texts["initial"], texts["correction"]) == (found[-1]["initial_answer"], found[-1]["answer"])
-    assert (texts["initial"], texts["correction"]) == greedy(
+    assert (texts["answer"], texts["correction"]) == (found[-1]["initial_answer"], found[-1]["answer"])
+    assert (texts["answer"], texts["correction"]) == greedy(
         served.run, found[-1]["model_version"], QUESTIONS[0]
     )
 

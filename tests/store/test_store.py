@@ -15,7 +15,7 @@ import pytest
 from stasc_ray import config, store
 from stasc_ray.recipes import section_of
 
-SETTINGS = config.Config()
+SETTINGS = config.load_config(None, [], section_of)
 MARK = {"line": {"stage": "questions", "iteration": 0}, "files": []}
 
 
@@ -53,6 +53,47 @@ def test_the_same_name_with_another_config_is_refused_and_names_the_fields(tmp_p
     assert "--fresh" in text and "name=" in text
     with store.open_run(tmp_path / "run", changed, fresh=True) as run:
         assert store.read_config(run.path, section_of) == changed
+
+
+def test_another_recipe_in_the_folder_is_refused_by_its_name(tmp_path: Path) -> None:
+    with store.open_run(tmp_path / "run", SETTINGS) as run:
+        run.commit(run.questions, MARK)
+    verdict = config.load_config(None, ["algorithm.recipe=verdict"], section_of)
+    with (
+        pytest.raises(ValueError, match="another config") as refused,
+        store.open_run(tmp_path / "run", verdict),
+    ):
+        pass
+    text = str(refused.value)
+    assert "algorithm.recipe: 'stasc' in the folder, 'verdict' now" in text and "--fresh" in text
+    assert "n_verdicts" not in text, "the recipe's words say nothing that its name doesn't"
+    with store.open_run(tmp_path / "run", verdict, fresh=True) as run:
+        assert store.read_config(run.path, section_of) == verdict
+
+
+@pytest.mark.parametrize("found", [None, 1, 3])
+def test_a_run_folder_of_another_format_is_refused_with_the_ways_out(
+    tmp_path: Path, found: int | None
+) -> None:
+    with store.open_run(tmp_path / "run", SETTINGS) as run:
+        run.commit(run.questions, MARK)
+    file = tmp_path / "run" / "config.json"
+    stored = json.loads(file.read_text())
+    assert stored.pop("format") == 2
+    file.write_text(json.dumps(stored if found is None else {"format": found, **stored}))
+    before = file.read_text()
+
+    def open_it() -> None:
+        with store.open_run(tmp_path / "run", SETTINGS):
+            pass
+
+    for read in (open_it, lambda: store.read_config(tmp_path / "run", section_of)):
+        with pytest.raises(ValueError, match=f"expected format 2, found format {found or 1},") as refused:
+            read()
+        assert all(way in str(refused.value) for way in ("--fresh", "name=", "--run-dir", "model.path=RUN"))
+    assert file.read_text() == before, "and nothing in it was touched"
+    with store.open_run(tmp_path / "run", SETTINGS, fresh=True) as run:
+        assert store.read_config(run.path, section_of) == SETTINGS
 
 
 def test_what_a_killed_start_leaves_is_begun_anew(tmp_path: Path) -> None:
@@ -107,7 +148,8 @@ def test_a_killed_drivers_lease_is_taken_over_at_once(tmp_path: Path) -> None:
         import time
         from pathlib import Path
         from stasc_ray import config, store
-        with store.open_run(Path({str(tmp_path / "run")!r}), config.Config()):
+        from stasc_ray.recipes import section_of
+        with store.open_run(Path({str(tmp_path / "run")!r}), config.load_config(None, [], section_of)):
             print("held", flush=True)
             time.sleep(60)
     """)

@@ -8,13 +8,8 @@ import pytest
 from harness.chat_templates import FAMILIES, tokenizer_of
 
 from stasc_ray.config import Demonstration, Prompts
-from stasc_ray.tasks.prompts import (
-    control_tokens,
-    correction_messages,
-    initial_messages,
-    render,
-    training_messages,
-)
+from stasc_ray.tasks.chat import Message, control_tokens, render
+from stasc_ray.tasks.prompts import assistant, correction_messages, initial_messages
 
 QUESTION = {"id": "q1", "question": "Which river?", "answers": ["Danube"], "choices": [], "documents": []}
 INJECTIONS = [
@@ -42,7 +37,12 @@ def few_shot() -> Prompts:
     )
 
 
-def roles(messages: list[dict[str, str]]) -> list[str]:
+def training(row: dict, initial: str, correction: str, prompts: Prompts) -> list[Message]:
+    """The conversation that a correction is learnt in."""
+    return [*correction_messages(row, initial, prompts), assistant(correction)]
+
+
+def roles(messages: list[Message]) -> list[str]:
     return [message["role"] for message in messages]
 
 
@@ -52,7 +52,7 @@ def test_roles_alternate_in_every_preset(preset: Preset):
     for messages in (
         initial_messages(QUESTION, prompts),
         correction_messages(QUESTION, "", prompts),
-        training_messages(QUESTION, "", "Danube", prompts),
+        training(QUESTION, "", "Danube", prompts),
     ):
         turns = [role for role in roles(messages) if role != "system"]
         assert turns == ["user", "assistant"] * (len(turns) // 2) + ["user"] * (len(turns) % 2)
@@ -76,22 +76,13 @@ def test_demonstrations_come_before_the_question_in_both_turns():
     ]
 
 
-def test_training_is_the_correction_conversation_and_one_more_turn():
-    prompts = Prompts()
-    asked = correction_messages(QUESTION, "Rhine", prompts)
-    assert training_messages(QUESTION, "Rhine", "Danube", prompts) == [
-        *asked,
-        {"role": "assistant", "content": "Danube"},
-    ]
-
-
 def test_documents_and_choices_are_in_both_turns_and_in_training():
     row = {**QUESTION, "choices": ["Rhine", "Danube"], "documents": ["It is blue.", "It is long."]}
     prompts = Prompts(preset="sandbox")
     text = "Documents:\n[1] It is blue.\n[2] It is long.\n\nWhich river?\nA. Rhine\nB. Danube"
     assert initial_messages(row, prompts)[-1]["content"] == text
     assert correction_messages(row, "A", prompts)[-3]["content"] == text
-    assert training_messages(row, "A", "B", prompts)[-4]["content"] == text
+    assert training(row, "A", "B", prompts)[-4]["content"] == text
 
 
 def test_a_text_may_place_documents_and_choices_itself():
@@ -129,9 +120,7 @@ def check_prefix(name: str, prompts: Prompts, initial: str, correction: str):
     tokenizer = tokenizer_of(name)
     row = {**QUESTION, "documents": ["It is blue."]}
     prompt = render(tokenizer, correction_messages(row, initial, prompts), add_generation_prompt=True)
-    trained = render(
-        tokenizer, training_messages(row, initial, correction, prompts), add_generation_prompt=False
-    )
+    trained = render(tokenizer, training(row, initial, correction, prompts), add_generation_prompt=False)
     assert trained[: len(prompt)] == prompt
     assert len(trained) > len(prompt)
 
@@ -143,7 +132,7 @@ def test_harmless_text_gives_the_ids_of_apply_chat_template(name: str):
     for messages, ask in (
         (initial_messages(QUESTION, prompts), True),
         (correction_messages(QUESTION, "a < b | [c] {d}", prompts), True),
-        (training_messages(QUESTION, "Rhine", "Danube", prompts), False),
+        (training(QUESTION, "Rhine", "Danube", prompts), False),
     ):
         plain = tokenizer.apply_chat_template(messages, add_generation_prompt=ask, return_dict=False)
         assert render(tokenizer, messages, add_generation_prompt=ask) == plain
@@ -157,10 +146,8 @@ def test_control_strings_in_contents_stay_text(name: str, injection: str):
     harmless = {**QUESTION, "documents": ["blue"]}
     row = {**QUESTION, "question": f"Which {injection} river?", "documents": [injection]}
     asked = render(tokenizer, correction_messages(row, injection, prompts), add_generation_prompt=True)
-    trained = render(
-        tokenizer, training_messages(row, injection, injection, prompts), add_generation_prompt=False
-    )
-    expected = render(tokenizer, training_messages(harmless, "x", "x", prompts), add_generation_prompt=False)
+    trained = render(tokenizer, training(row, injection, injection, prompts), add_generation_prompt=False)
+    expected = render(tokenizer, training(harmless, "x", "x", prompts), add_generation_prompt=False)
     assert controls(tokenizer, trained) == controls(tokenizer, expected)
     assert trained[: len(asked)] == asked
     decoded = str(tokenizer.decode(trained)).replace("\u200b", "")
@@ -186,14 +173,12 @@ def test_random_mixtures_of_markup_stay_text_and_keep_the_prefix(name: str):
     tokenizer = tokenizer_of(name)
     generator = random.Random(name)
     prompts = few_shot()
-    expected = render(tokenizer, training_messages(QUESTION, "x", "x", prompts), add_generation_prompt=False)
+    expected = render(tokenizer, training(QUESTION, "x", "x", prompts), add_generation_prompt=False)
     for _ in range(50):
         question, initial, correction = ("".join(generator.choices(FRAGMENTS, k=8)) for _ in range(3))
         row = {"question": question}
         prompt = render(tokenizer, correction_messages(row, initial, prompts), add_generation_prompt=True)
-        whole = render(
-            tokenizer, training_messages(row, initial, correction, prompts), add_generation_prompt=False
-        )
+        whole = render(tokenizer, training(row, initial, correction, prompts), add_generation_prompt=False)
         assert whole[: len(prompt)] == prompt, (question, initial, correction)
         assert controls(tokenizer, whole) == controls(tokenizer, expected), (question, initial, correction)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stasc_ray.config import Reward
-from stasc_ray.tasks.rewards import REWARDS, Grader, after_marker, check_answers, grader
+from stasc_ray.tasks.rewards import REWARDS, Grader, after_marker, gradable, grader
 
 
 @pytest.mark.parametrize(
@@ -157,14 +157,15 @@ def test_graders_pickle_before_and_after_use(user_module, name):
     ],
 )
 def test_references_that_never_match_are_refused_with_the_id(reward, row, message):
+    rows = [{"id": "fine", "answers": ["A"], "choices": ["x"]}, {"id": "bad-7", **row}]
     with pytest.raises(ValueError, match=message) as caught:
-        check_answers(
-            [{"id": "fine", "answers": ["A"], "choices": ["x"]}, {"id": "bad-7", **row}], reward, "="
-        )
+        gradable(rows, reward, "=", skip=False)
     assert "'bad-7'" in str(caught.value)
     assert "'fine'" not in str(caught.value)
+    assert gradable(rows, reward, "=", skip=True) == rows[:1], "or it is left out"
 
 
 @pytest.mark.parametrize("reference", ["A", "The", "%", "---", "C++", "no"])
 def test_odd_references_that_can_match_are_accepted(reference):
-    check_answers([{"id": "q", "answers": ["", reference]}], Reward(), "=")
+    rows = [{"id": "q", "answers": ["", reference]}]
+    assert gradable(rows, Reward(), "=", skip=False) == rows

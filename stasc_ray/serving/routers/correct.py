@@ -3,8 +3,9 @@
 With `"stream": true` it answers with server-sent events, each `event: NAME` and one line `data: JSON`:
 
     start   {"id", "question", "model_version"}        again if an engine died before the first token
-    token   {"sample", "turn", "round", "text"}        a piece of text; turn "initial" has round 0, the
-                                                       first "correction" round 1; sample counts from 0
+    token   {"sample", "turn", "round", "text"}        a piece of text; turn "answer" has round 0, the first
+                                                       "correction" round 1, as what leads to it ("verdict");
+                                                       sample counts from 0
     result  the object that comes without streaming    the last event
     error   {"error": {"type", "message", "param"}}    the last event, instead of `result`
 
