@@ -1,13 +1,14 @@
-"""How much the methods learn, with error bars: variants, baselines, recipes and the paper's questions, on the sandbox.
+"""How much the methods learn, with error bars: variants, baselines, recipes and the paper's questions, on the
+sandbox.
 
 python -m benchmarks.study run --folder runs/study                  variants, baselines, recipes; hours on two cores
 python -m benchmarks.study run --folder runs/study --parts samples filters rates
 python -m benchmarks.study harvest --folder docs/study RUN_FOLDER...   runs made by hand, each named after its cell
 python -m benchmarks.study report --folder docs/study --output docs/results.md
 
-A cell is one `stasc run` of study.toml with overrides. Its figures are one line of cells.jsonl; a cell that has a line is
-not run again. Each cell has one core to itself (by affinity), so as many run at once as `--parallel` says. The report is
-made of that file alone (study_report.py).
+A cell is one `stasc run` of study.toml with overrides. Its figures are one line of cells.jsonl; a cell that
+has a line is not run again. Each cell has one core to itself (by affinity), so as many run at once as
+`--parallel` says. The report is made of that file alone (study_report.py).
 """
 
 import argparse
@@ -139,16 +140,20 @@ def overrides(cell: Cell, sizes: Sequence[str]) -> list[str]:
     return [*sizes, f"seed={cell.seed}", *cell.overrides]
 
 
-# --- running -----------------------------------------------------------------------------------------------------
+# --- running
+# -----------------------------------------------------------------------------------------------------
 
 
 def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence[str]) -> bool:
-    """Run the cells that have no line yet, `parallel` at a time, one to a core; returns whether all have one now."""
+    """Run the cells that have no line yet, `parallel` at a time, one to a core; returns whether all have one
+    now.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     done = {cell["name"]: cell for cell in study_figures.lines(folder / CELLS)}
     if other := [cell.name for cell in wanted if done.get(cell.name, {}).get("sizes", [*sizes]) != [*sizes]]:
         raise SystemExit(
-            f"{folder}: expected cells of --sizes {' '.join(sizes) or '(none)'}, found others: {', '.join(other)}"
+            f"{folder}: expected cells of --sizes {' '.join(sizes) or '(none)'}, found others: "
+            f"{', '.join(other)}"
         )
     cores: SimpleQueue[int] = SimpleQueue()
     for core in sorted(os.sched_getaffinity(0))[:parallel]:
@@ -227,7 +232,9 @@ def best_versions(found: study_figures.Cell) -> list[study_figures.Iteration]:
 
 
 def keep(folder: Path, cell: study_figures.Cell) -> None:
-    """Give a cell its line among the study's, sorted by name; cells that end together write one after another."""
+    """Give a cell its line among the study's, sorted by name; cells that end together write one after
+    another.
+    """
     with (folder / f"{CELLS}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = {one["name"]: one for one in study_figures.lines(folder / CELLS)} | {cell["name"]: cell}
@@ -235,7 +242,8 @@ def keep(folder: Path, cell: study_figures.Cell) -> None:
         store.write_atomically(folder / CELLS, "".join(lines))
 
 
-# --- what a run folder says --------------------------------------------------------------------------------------
+# --- what a run folder says
+# --------------------------------------------------------------------------------------
 
 
 def add(folder: Path, cell: Cell, sizes: Sequence[str], run_folder: Path) -> None:
@@ -255,7 +263,8 @@ def add(folder: Path, cell: Cell, sizes: Sequence[str], run_folder: Path) -> Non
     reached = max((one["iteration"] for one in line["iterations"]), default=None)
     if reached != expected.algorithm.iterations:
         raise SystemExit(
-            f"{run_folder}: expected a finished run of {expected.algorithm.iterations} iterations, found the last "
+            f"{run_folder}: expected a finished run of {expected.algorithm.iterations} iterations, found the "
+            f"last "
             f"measured one to be {reached}; the same `stasc run` continues it"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -315,8 +324,10 @@ def of_traces(run: store.RunFolder, iteration: int, settings: config.Config) -> 
     """What the metrics don't say.
 
     Returns:
-        generated: {split: {turn: tokens}}; answer_tokens: mean tokens of a first answer and of a correction, on test;
-        of runs that answer often enough for a vote: what `count_votes` returns, and what an answer of these votes costs.
+        generated: {split: {turn: tokens}}; answer_tokens: mean tokens of a first answer and of a correction,
+            on test;
+        of runs that answer often enough for a vote: what `count_votes` returns, and what an answer of these
+            votes costs.
     """
     traces, writer = run.files(run.stage(iteration, "rollouts")), store.iteration_name(iteration)
     columns = ("choices", *text_columns("turn", "sample", "parent", "writer", "text", "token_ids", "reward"))
@@ -359,7 +370,8 @@ def count_votes(
     """Self-consistency: the commonest of k answers, over questions with their texts and choices.
 
     Returns:
-        votes and corrected_votes: {k: mean reward of the commonest of the first k first answers, or last answers}.
+        votes and corrected_votes: {k: mean reward of the commonest of the first k first answers, or last
+            answers}.
     """
 
     def reward(ends: Sequence[Text], choices: Sequence[str]) -> float:

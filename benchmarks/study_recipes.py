@@ -1,4 +1,6 @@
-"""The section "Three recipes at equal cost" of docs/results.md, from the cells of the part `recipes` alone."""
+"""The section "Three recipes at equal cost" of docs/results.md, from the cells of the part `recipes`
+alone.
+"""
 
 import math
 import statistics

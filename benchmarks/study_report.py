@@ -1,6 +1,7 @@
 """docs/results.md from the study's cells.jsonl alone.
 
-The words are results_page.md's; here are its tables and differences. Figures are study_figures.py's, plots study_plots.py's.
+The words are results_page.md's; here are its tables and differences. Figures are study_figures.py's, plots
+study_plots.py's.
 """
 
 import itertools
@@ -74,7 +75,8 @@ def write(file: Path, output: Path, expected: Mapping[str, int]) -> None:
     variants = found["variants"]
     if not variants:
         raise SystemExit(
-            f"{file}: expected cells of the variants (variants-ENE-0 ...), found none; `study.py run` makes them"
+            f"{file}: expected cells of the variants (variants-ENE-0 ...), found none; `study.py run` makes "
+            f"them"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     plot_all(variants, output)
@@ -141,7 +143,9 @@ def widest(variants: Group) -> Sequence[Cell]:
 
 
 def headline(variants: Group, baselines: Group) -> Iterator[str]:
-    """What the README shows: a version as it would be chosen on dev, answering once, correcting that, and voting."""
+    """What the README shows: a version as it would be chosen on dev, answering once, correcting that, and
+    voting.
+    """
     yield "| reward on test | first answer | corrected answer | vote of three |"
     yield "|---|---|---|---|"
     voting = [baselines.get(label, []) for label in ("consistency", "ENE")]
@@ -166,7 +170,8 @@ def headline(variants: Group, baselines: Group) -> Iterator[str]:
             yield f"| {name}{kept} | {rewards} | {told(list(votes(voters, pick, 3).values()))} |"
 
 
-# --- the variants ------------------------------------------------------------------------------------------------
+# --- the variants
+# ------------------------------------------------------------------------------------------------
 
 
 def both_ways(variants: Group, pick: Pick) -> dict[str, tuple[Sequence[Cell], Pick]]:
@@ -219,7 +224,8 @@ def ended_early(variants: Group) -> str:
     )
 
 
-# --- the paper's questions ---------------------------------------------------------------------------------------
+# --- the paper's questions
+# ---------------------------------------------------------------------------------------
 
 
 def pairs(variants: Group, place: int, one: str, other: str, pick_other: Pick = chosen) -> Iterator[str]:
@@ -318,7 +324,8 @@ def collapse(rows: Group) -> Iterator[str]:
     yield f"Clearly worse at the end than M0, which is a collapse: {', '.join(below) or 'none'}."
 
 
-# --- what it costs -----------------------------------------------------------------------------------------------
+# --- what it costs
+# -----------------------------------------------------------------------------------------------
 
 
 def budget(variants: Group, baselines: Group) -> Iterator[str]:

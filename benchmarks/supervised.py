@@ -1,4 +1,5 @@
-"""Two recipes that learn what no model wrote: the reference answer, or the whole sum by columns (the sandbox only).
+"""Two recipes that learn what no model wrote: the reference answer, or the whole sum by columns (the sandbox
+only).
 
 The study's ceilings and floors. `python -m benchmarks.study` names them by dotted path.
 """

@@ -33,7 +33,8 @@ def test_a_ratio_is_taken_within_a_pair_and_its_range_is_shown() -> None:
     ]
     row, all_cores = list(speed.table({"training": measured}))[2:]
     assert row.startswith(
-        "| fine-tuning | 90 tokens/s | a bare torch loop on tensors made before, as many threads: 100 tokens/s"
+        "| fine-tuning | 90 tokens/s | a bare torch loop on tensors made before, as many threads: 100 "
+        "tokens/s"
     )
     assert "| 0.90 (0.50 to 0.95" in row and "150 tokens/s | 0.60 (0.33 to 1.27" in all_cores
 
