@@ -47,7 +47,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     from ray import train
     from ray.train.torch import get_device
 
-    job: "FinetuneJob" = config["job"]
+    job: FinetuneJob = config["job"]
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = (

@@ -58,9 +58,8 @@ def read(file: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         ValueError: it is cut short, or no Parquet file.
     """
-    with whole(file):
-        with pq.ParquetFile(file) as parquet:  # read_table knows no paths into lists of structs
-            return parquet.read(columns=None if columns is None else list(columns))
+    with whole(file), pq.ParquetFile(file) as parquet:  # read_table knows no paths into lists of structs
+        return parquet.read(columns=None if columns is None else list(columns))
 
 
 @contextlib.contextmanager

@@ -155,7 +155,7 @@ def test_the_recipe_says_which_words_the_section_has() -> None:
     ],
 )
 def test_a_recipe_that_is_not_there_is_refused(name: str, expected: str) -> None:
-    with pytest.raises(ValueError, match="algorithm.recipe") as refused:
+    with pytest.raises(ValueError, match=r"algorithm\.recipe") as refused:
         config.load_config(None, [f'algorithm.recipe="{name}"'], section_of)
     assert expected in str(refused.value)
 
