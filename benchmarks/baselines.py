@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 
 from stasc_ray import config
 from stasc_ray.learning import encoding
+from stasc_ray.recipes import section_of
+from stasc_ray.recipes.recipe import written
 from stasc_ray.runtime import model_folder
-from stasc_ray.tasks import prompts, rewards
+from stasc_ray.tasks import chat, prompts, rewards
 
 PATIENCE_S = 1800
 """For one measurement."""
@@ -85,7 +87,7 @@ def ray_data_llm(work: dict[str, Any]) -> dict[str, float]:
     }
 
     def turn(
-        messages: Callable[[dict[str, Any]], list[dict[str, str]]],
+        messages: Callable[[dict[str, Any]], list[chat.Message]],
         values: config.Sampling,
         answer: str,
         tokens: str,
@@ -270,7 +272,8 @@ def reference_corrections(work: dict[str, Any]) -> dict[str, float]:
             for text in texts:
                 after = grade(text, row)[0]
                 if text.strip() and (after > before or after == before >= 1):
-                    messages = prompts.training_messages(row, row["initial"], text, settings.prompts)
+                    asked = prompts.correction_messages(row, row["initial"], settings.prompts)
+                    messages = [*asked, written(text)]
                     file.write(json.dumps({"messages": messages}) + "\n")
     return {}
 
@@ -367,19 +370,17 @@ class Bare:
 
 def read_config(work: dict[str, Any]) -> config.Config:
     """The run's config."""
-    return config.Config.model_validate_json(work["config"])
+    return config.validate(json.loads(work["config"]), section_of)
 
 
 def initial_prompt(tokenizer: Any, row: dict[str, Any], texts: config.Prompts) -> list[int]:
     """Token ids of the first turn."""
-    return prompts.render(tokenizer, prompts.initial_messages(row, texts), add_generation_prompt=True)
+    return chat.render(tokenizer, prompts.initial_messages(row, texts), add_generation_prompt=True)
 
 
 def correction_prompt(tokenizer: Any, row: dict[str, Any], answer: str, texts: config.Prompts) -> list[int]:
     """Token ids of the second turn."""
-    return prompts.render(
-        tokenizer, prompts.correction_messages(row, answer, texts), add_generation_prompt=True
-    )
+    return chat.render(tokenizer, prompts.correction_messages(row, answer, texts), add_generation_prompt=True)
 
 
 def read_questions(work: dict[str, Any]) -> list[dict[str, Any]]:
@@ -394,7 +395,7 @@ def read_encoded(work: dict[str, Any]) -> list[Any]:
     found = (
         encoding.encode(tokenizer, json.loads(line)["messages"], work["max_length_tokens"]) for line in lines
     )
-    return [one for one in found if not isinstance(one, str)]
+    return [sequence for sequences in found if not isinstance(sequences, str) for sequence in sequences]
 
 
 def in_process(name: str, work: dict[str, Any], module: str = "benchmarks.baselines") -> dict[str, float]:

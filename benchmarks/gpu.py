@@ -26,7 +26,9 @@ from benchmarks import baselines, speed
 from stasc_ray import config, store
 from stasc_ray.generation import unit_files
 from stasc_ray.recipes import section_of
+from stasc_ray.recipes.recipe import written
 from stasc_ray.runtime import ray_session
+from stasc_ray.tasks import prompts
 
 QWEN_1_5B = {
     "num_hidden_layers": 28,
@@ -131,15 +133,9 @@ def make_work(folder: Path, shape: Mapping[str, Any], number: int, device: str) 
     with examples.open("w") as lines:
         for row in questions(number, "train", shape["vocab_size"]):
             first, second = (sentence(ANSWER_WORDS, generator, shape["vocab_size"]) for _ in range(2))
-            turns = (
-                ("user", row["question"]),
-                ("assistant", first),
-                ("user", row["question"]),
-                ("assistant", second),
-            )
-            lines.write(
-                json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n"
-            )
+            asked = prompts.user(row["question"])
+            messages = [asked, prompts.assistant(first), asked, written(second)]
+            lines.write(json.dumps({"messages": messages}) + "\n")
     return {
         "config": config.to_json(settings),
         "model": str(model),

@@ -30,7 +30,8 @@ from benchmarks import baselines
 from stasc_ray import config, store
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.learning import train_loop
-from stasc_ray.recipes import section_of
+from stasc_ray.recipes import section_of, trace
+from stasc_ray.recipes.recipe import written
 from stasc_ray.runtime import capacity, ray_session
 from stasc_ray.tasks import prompts, sandbox
 
@@ -54,11 +55,9 @@ def warm_actor(questions: str) -> type[rollouts.RolloutActor]:
             import pyarrow as pa
 
             super().__init__(job)
-            rows = pq.ParquetFile(questions).read_row_group(0).slice(0, baselines.WARM_UP)
-            rows = rows.append_column("initial_from", pa.repeat("current", len(rows)))
-            super().__call__(
-                unit_files.as_one_row(rows.append_column("unit", pa.repeat("warm-up", len(rows))))
-            )
+            unit = unit_files.question_units(Path(questions), "train")[0]
+            rows = unit_files.from_one_row(unit_files.read_unit(pa.Table.from_pylist([vars(unit)])))
+            super().__call__(unit_files.as_one_row(rows.slice(0, baselines.WARM_UP)))
             self.begun = Path(job.destination) / "begun"
 
         def __call__(self, batch: Any) -> Any:
@@ -74,20 +73,17 @@ def ours_generation(work: Work) -> dict[str, float]:
     grading included.
     """
     settings = baselines.read_config(work)
-    turns = rollouts.Turns(1, work["n_corrections"], settings.sampling.initial, settings.sampling.correction)
     destination = Path(work["folder"]) / "rollouts"
     destination.mkdir(parents=True, exist_ok=True)
     for old in destination.iterdir():
         old.unlink()
     with ray_session.connect(None, Path(work["folder"]) / "logs", worker_niceness=0):
-        job = rollouts.Job(
-            work["model"], "base", settings, {"train": turns}, str(destination), on_cuda=work["on_cuda"]
-        )
+        job = rollouts.Job(work["model"], 0, settings, str(destination), on_cuda=work["on_cuda"])
         units = unit_files.question_units(Path(work["train"]), "train")
         rows = list(rollouts.pipeline(job, units, warm_actor(work["train"])).iter_rows())
         ended = max(file.stat().st_mtime for file in destination.glob("*.parquet"))
         seconds = ended - float((destination / "begun").read_text())
-    tokens = sum(row["initial_tokens"] + row["correction_tokens"] for row in rows)
+    tokens = sum(count for row in rows for count in json.loads(row["tokens"]).values())
     return {
         "tokens": tokens,
         "seconds": seconds,
@@ -108,15 +104,16 @@ def ours_training(work: Work) -> dict[str, float]:
         ray_session.connect(None, Path(work["folder"]) / "logs", worker_niceness=0),
         tempfile.TemporaryDirectory() as folder,
     ):
-        found = finetune.finetune(
-            ray.data.from_items([{"id": str(number), **line} for number, line in enumerate(lines)]),
-            base_model=work["model"],
+        job = finetune.FinetuneJob.of(
+            settings,
+            work["model"],
             output=Path(folder) / "model",
-            config=settings,
-            iteration=1,
             storage=Path(folder) / "state",
+            iteration=1,
             on_cuda=work["on_cuda"],
         )
+        examples = ray.data.from_items([{"id": str(number), **line} for number, line in enumerate(lines)])
+        found = finetune.finetune(examples, job)
     return {name: found[name] for name in ("tokens_per_s", "train_s", "start_s", "duration_s")}
 
 
@@ -138,6 +135,7 @@ class Bench:
             )
         share = 20 if quick else 1
         overrides = [f"questions.{split}.limit={limit // share}" for split, limit in QUESTIONS.items()]
+        overrides.append(f"algorithm.n_corrections={N_CORRECTIONS}")
         if quick:
             overrides += ["algorithm.iterations=3", "engine.kv_cache_gb=0.25"]
         self.overrides, self.has_examples = overrides, False
@@ -210,10 +208,12 @@ class Bench:
         texts = self.settings.prompts
         with Path(self.work["examples"]).open("w") as lines:
             for row in rows:
-                for text in [text for texts in row["corrections"] for text in texts][:2]:
-                    if text.strip():
-                        messages = prompts.training_messages(row, row["initial"][0], text, texts)
-                        lines.write(json.dumps({"messages": messages}) + "\n")
+                found = trace.read_texts(row)
+                for answer in trace.roots(found):
+                    asked = prompts.correction_messages(row, answer.text, texts)
+                    for text in trace.corrections(found, answer)[:2]:
+                        if text.text.strip():
+                            lines.write(json.dumps({"messages": [*asked, written(text.text)]}) + "\n")
         self.has_examples = True
 
 
