@@ -1,4 +1,4 @@
-"""The section "Three recipes at equal cost" of docs/results.md, from the cells of the part `recipes` alone."""
+"""The section "Three recipes at equal cost" of docs/results.md, from the cells of the part `recipes`."""
 
 import math
 import statistics
