@@ -49,7 +49,7 @@ class Transcript:
     r2: float
     initial: tuple[Piece, ...]
     between: tuple[tuple[str, str], ...]
-    """(turn, text) of what the model wrote from one to the other, and of a verdict that let the last one pass."""
+    """(turn, text) of what the model wrote between the two, and of a verdict that let the last one pass."""
     correction: tuple[Piece, ...]
     changed: bool
     changed_words: int

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 from harness import served_runs
-from benchmarks.ray_cluster import free_port
 
+from benchmarks.ray_cluster import free_port
 from stasc_ray import config, store
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder

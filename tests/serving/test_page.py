@@ -9,10 +9,10 @@ import httpx
 import pytest
 import uvicorn
 from harness import chromium
-from benchmarks.ray_cluster import free_port
 from harness.scripted_api import Api, ScriptedEngine
 from harness.served import QUESTIONS
 
+from benchmarks.ray_cluster import free_port
 from stasc_ray.generation.samples import Sample
 from stasc_ray.serving.doors import KeyRing, add_key
 

@@ -14,8 +14,9 @@ import httpx
 import psutil
 import pytest
 from harness import served_runs
-from benchmarks.ray_cluster import free_port
 from harness.served import CAPACITY, PATIENCE_S, QUESTIONS, Served, greedy, serving
+
+from benchmarks.ray_cluster import free_port
 
 pytestmark = pytest.mark.slow
 
