@@ -300,7 +300,7 @@ def harvest(run_folder: Path) -> list[study_figures.Iteration]:
         elif line["stage"] == "examples":
             at["examples"] = names
         elif line["stage"] == "finetune":
-            at["trained_tokens"] = names["trained_tokens"]
+            at |= {name: names[name] for name in ("trained_tokens", "steps")}
         elif line["stage"] == "rollouts":
             at["generated_tokens"] = names["generated_tokens"]
     return [found[number] for number in sorted(found) if "test" in found[number]]

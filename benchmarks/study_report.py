@@ -117,6 +117,7 @@ def sections(found: Cells) -> dict[str, Iterator[str]]:
         "recipes": study_recipes.table(found["recipes"]),
         "recipes_differences": study_recipes.differences(found["recipes"]),
         "recipes_verdicts": study_recipes.verdicts(found["recipes"]),
+        "recipes_learnt": study_recipes.learnt(found["recipes"]),
         "recipes_enough": study_recipes.enough(found["recipes"]),
         "chosen": score_table({"M0": (widest(variants), first), **both_ways(variants, chosen)}),
         "last": score_table(both_ways(variants, last)),

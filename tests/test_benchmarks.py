@@ -193,6 +193,8 @@ def recipe_cell(label: str, seed: int, r_y2: list[float], balanced: Sequence[flo
     one = cell(label, seed, r_y2, "recipes")
     for at in one["iterations"]:
         at["generated"] = {"train": {"answer": 100, "correction": 200}, "dev": {"answer": 9}}
+        at["examples"] |= {"kept": 20, "kept_says_right": 1, "kept_says_wrong": 3, "kept_answer": 3}
+        at["steps"] = 1
     for at, value in zip(one["iterations"], balanced, strict=False):
         found = {f"verdict_{name}": value for name in ("accuracy", "balanced_accuracy", "recall", "read")}
         for split, less in (("dev", 0.0), ("test", 0.2)):
@@ -220,8 +222,12 @@ def test_recipes_are_compared_at_equal_cost_by_their_cells_alone() -> None:
     ]
     *_, last = study_recipes.verdicts(recipes)
     assert last == "| 1 | test | 2 | 0.605 ± 0.064 | 0.605 ± 0.064 | - | 0.605 ± 0.064 | 0.605 ± 0.064 |"
-    (words,) = study_recipes.enough(recipes)
-    assert "balanced accuracy of 0.805 ± 0.064. That is **above 0.6**." in words
+    assert list(study_recipes.enough(recipes)) == [
+        f"- {name}, balanced accuracy on dev: 0.805 ± 0.064: **above 0.6**"
+        for name in ("the version chosen on dev", "iteration 1")
+    ]
+    kept = "4 verdicts, 3 answers, 12 corrections; 1.60 passes over them"
+    assert list(study_recipes.learnt(recipes)) == [f"- iteration 1: {kept}"]
 
 
 def test_some_cells_of_the_recipes_will_do() -> None:
@@ -230,11 +236,12 @@ def test_some_cells_of_the_recipes_will_do() -> None:
         study_recipes.differences,
         study_recipes.verdicts,
         study_recipes.enough,
+        study_recipes.learnt,
     )
     assert not any(list(section({})) for section in sections)
     one = {"verdict": [recipe_cell("verdict", 3, [0.4], [0.5])]}
-    assert [len(list(section(one))) for section in sections] == [3, 0, 4, 1]
-    assert "of 0.500, from one seed. That is **not above 0.6**." in next(study_recipes.enough(one))
+    assert [len(list(section(one))) for section in sections] == [3, 0, 4, 1, 0]
+    assert next(study_recipes.enough(one)).endswith("on dev: 0.500, from one seed: **not above 0.6**")
 
 
 def test_every_cell_is_a_run_of_the_studys_config() -> None:
@@ -295,7 +302,7 @@ def finished_run(folder: Path, one: study.Cell) -> Path:
             }
             stages = {"rollouts": {"generated_tokens": 24, "duration_s": 2.0}, "evaluation": evaluated}
             if number:
-                stages |= {"examples": {"kept_answer": 3}, "finetune": {"trained_tokens": 7}}
+                stages |= {"examples": {"kept_answer": 3}, "finetune": {"trained_tokens": 7, "steps": 1}}
             for name, values in stages.items():
                 values = {f"{name}/{key}": value for key, value in values.items()}
                 run.log({"stage": name, "iteration": number, **values})
