@@ -87,7 +87,7 @@ def verdicts(recipes: Group) -> Iterator[str]:
 
 
 def enough(recipes: Group) -> Iterator[str]:
-    """Whether verdicts on dev are better than ENOUGH: of the version chosen there, and after each iteration."""
+    """Whether verdicts on dev are better than ENOUGH: of the chosen version, and after each iteration."""
     cells = recipes.get("verdict", [])
     numbers = range(1, max((len(cell["iterations"]) for cell in cells), default=0))
     picks = {
