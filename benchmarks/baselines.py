@@ -1,7 +1,8 @@
-"""What stasc_ray is measured against, each written as plainly as its library allows; speed.py runs them in processes of their own.
+"""What stasc_ray is measured against, each written as plainly as its library allows; speed.py runs them in
+processes of their own.
 
-Every function takes one dictionary of plain values and returns one. Times are of the work alone, models and engines being warm,
-unless the name says otherwise (`*_whole`).
+Every function takes one dictionary of plain values and returns one. Times are of the work alone, models and
+engines being warm, unless the name says otherwise (`*_whole`).
 """
 
 import json
@@ -17,8 +18,10 @@ import pyarrow.parquet as pq
 
 from stasc_ray import config
 from stasc_ray.learning import encoding
+from stasc_ray.recipes import section_of
+from stasc_ray.recipes.recipe import written
 from stasc_ray.runtime import model_folder
-from stasc_ray.tasks import prompts, rewards
+from stasc_ray.tasks import chat, prompts, rewards
 
 PATIENCE_S = 1800
 """For one measurement."""
@@ -26,11 +29,14 @@ WARM_UP = 64
 """Prompts that an engine answers before the clock starts."""
 
 
-# --- generation --------------------------------------------------------------------------------------------------
+# --- generation
+# --------------------------------------------------------------------------------------------------
 
 
 def bare_vllm(work: dict[str, Any]) -> dict[str, float]:
-    """One `vllm.LLM`, one `generate` for all initial answers, one for all corrections. Only those two calls are timed."""
+    """One `vllm.LLM`, one `generate` for all initial answers, one for all corrections. Only those two calls
+    are timed.
+    """
     settings = read_config(work)
     bare = Bare(work)
     rows, texts = read_questions(work), settings.prompts
@@ -52,10 +58,11 @@ def bare_vllm(work: dict[str, Any]) -> dict[str, float]:
 
 
 def ray_data_llm(work: dict[str, Any]) -> dict[str, float]:
-    """`ray.data.llm`, as its documentation shows it: one row per sample, a processor per turn, one after the other.
+    """`ray.data.llm`, as its documentation shows it: one row per sample, a processor per turn, one after the
+    other.
 
-    Its engines start within the pipelines, and that is left out: a turn lasts from when its engine begins the first row until the
-    last row is back.
+    Its engines start within the pipelines, and that is left out: a turn lasts from when its engine begins the
+    first row until the last row is back.
     """
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -80,7 +87,7 @@ def ray_data_llm(work: dict[str, Any]) -> dict[str, float]:
     }
 
     def turn(
-        messages: Callable[[dict[str, Any]], list[dict[str, str]]],
+        messages: Callable[[dict[str, Any]], list[chat.Message]],
         values: config.Sampling,
         answer: str,
         tokens: str,
@@ -144,7 +151,8 @@ def ray_data_llm(work: dict[str, Any]) -> dict[str, float]:
 KEPT = ("id", "question", "documents", "choices", "initial", "initial_tokens", "first", "first_ended")
 
 
-# --- fine-tuning -------------------------------------------------------------------------------------------------
+# --- fine-tuning
+# -------------------------------------------------------------------------------------------------
 
 
 def bare_torch(work: dict[str, Any]) -> dict[str, float]:
@@ -219,13 +227,16 @@ def hf_trainer(work: dict[str, Any]) -> dict[str, float]:
     return {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
-# --- a whole iteration, the reference's way ----------------------------------------------------------------------
+# --- a whole iteration, the reference's way
+# ----------------------------------------------------------------------
 
 
 def reference_whole(work: dict[str, Any]) -> dict[str, float]:
-    """Fresh processes one after another: an engine for the initial answers, one for the corrections, a trainer, an engine again.
+    """Fresh processes one after another: an engine for the initial answers, one for the corrections, a
+    trainer, an engine again.
 
-    As the paper's own code does it (VityaVitalich/STASC): three engine starts and a subprocess trainer per iteration.
+    As the paper's own code does it (VityaVitalich/STASC): three engine starts and a subprocess trainer per
+    iteration.
     """
     folder = Path(work["folder"])
     started, marks = time.perf_counter(), {}
@@ -261,7 +272,8 @@ def reference_corrections(work: dict[str, Any]) -> dict[str, float]:
             for text in texts:
                 after = grade(text, row)[0]
                 if text.strip() and (after > before or after == before >= 1):
-                    messages = prompts.training_messages(row, row["initial"], text, settings.prompts)
+                    asked = prompts.correction_messages(row, row["initial"], settings.prompts)
+                    messages = [*asked, written(text)]
                     file.write(json.dumps({"messages": messages}) + "\n")
     return {}
 
@@ -277,7 +289,8 @@ def reference_evaluation(work: dict[str, Any]) -> dict[str, float]:
     return {"r_y2": sum(right) / len(right)}
 
 
-# --- what they share ---------------------------------------------------------------------------------------------
+# --- what they share
+# ---------------------------------------------------------------------------------------------
 
 
 class Bare:
@@ -291,7 +304,8 @@ class Bare:
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
-        # OpenMP's threads keep spinning here, other than in stasc_ray's engines: alone on a machine that is the faster.
+        # OpenMP's threads keep spinning here, other than in stasc_ray's engines: alone on a machine that is
+        # the faster.
         import torch
         from vllm import LLM
 
@@ -356,19 +370,17 @@ class Bare:
 
 def read_config(work: dict[str, Any]) -> config.Config:
     """The run's config."""
-    return config.Config.model_validate_json(work["config"])
+    return config.validate(json.loads(work["config"]), section_of)
 
 
 def initial_prompt(tokenizer: Any, row: dict[str, Any], texts: config.Prompts) -> list[int]:
     """Token ids of the first turn."""
-    return prompts.render(tokenizer, prompts.initial_messages(row, texts), add_generation_prompt=True)
+    return chat.render(tokenizer, prompts.initial_messages(row, texts), add_generation_prompt=True)
 
 
 def correction_prompt(tokenizer: Any, row: dict[str, Any], answer: str, texts: config.Prompts) -> list[int]:
     """Token ids of the second turn."""
-    return prompts.render(
-        tokenizer, prompts.correction_messages(row, answer, texts), add_generation_prompt=True
-    )
+    return chat.render(tokenizer, prompts.correction_messages(row, answer, texts), add_generation_prompt=True)
 
 
 def read_questions(work: dict[str, Any]) -> list[dict[str, Any]]:
@@ -383,7 +395,7 @@ def read_encoded(work: dict[str, Any]) -> list[Any]:
     found = (
         encoding.encode(tokenizer, json.loads(line)["messages"], work["max_length_tokens"]) for line in lines
     )
-    return [one for one in found if not isinstance(one, str)]
+    return [sequence for sequences in found if not isinstance(sequences, str) for sequence in sequences]
 
 
 def in_process(name: str, work: dict[str, Any], module: str = "benchmarks.baselines") -> dict[str, float]:

@@ -4,7 +4,7 @@ python -m benchmarks.chaos --kills 50 --seed 1
 
 Some seconds after the run has got over the last kill, one process gets SIGKILL: an engine's actor, a Ray Data worker, a Ray Train
 worker, Ray Train's controller, the driver or a whole worker node. The driver is started again with the same command whenever it
-is gone, a lost node is replaced. A run that completes is checked (each question has one rollout, each stage one line, whole
+is gone, a lost node is replaced. A run that completes is checked (each question has one trace, each stage one line, whole
 versions) and the next begins. Prints Markdown tables of what was killed when, and of what it cost: the seconds until the run was
 further than at the kill. Run 0 is undisturbed.
 """
@@ -42,7 +42,7 @@ PATIENCE_S = 40.0
 
 
 Progress = tuple[int, int, int]
-"""(stages committed, rollout files written, optimizer steps made): grows, lexicographically, while a run gets on."""
+"""(stages committed, trace files written, optimizer steps made): grows, lexicographically, while a run gets on."""
 
 
 @dataclass

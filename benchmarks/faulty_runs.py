@@ -138,7 +138,9 @@ def kill_node_with(run: FaultyRun, title: str) -> Node:
 
 
 def check_run(folder: Path) -> None:
-    """What holds for every finished run: each question once, each stage once, whole versions, nothing half-written."""
+    """What holds for every finished run: each question once, each stage once, whole versions, nothing
+    half-written.
+    """
     run = store.RunFolder(folder)
     stages = Counter((line["stage"], line["iteration"]) for line in run.metrics())
     assert stages and set(stages.values()) == {1}
@@ -149,12 +151,12 @@ def check_run(folder: Path) -> None:
     for rollouts in folder.glob("*/rollouts"):
         assert run.committed(rollouts)
         rows = pq.read_table(
-            [str(file) for file in rollouts.glob("*.parquet")], columns=["id", "split", "initial_from"]
+            [str(file) for file in rollouts.glob("*.parquet")], columns=["id", "split"]
         ).to_pylist()
-        found = Counter((row["split"], row["id"], row["initial_from"]) for row in rows)
-        assert set(found.values()) == {1}, "each question has one rollout"
-        for split in {split for split, *_ in found}:
-            assert {id for name, id, _ in found if name == split} == asked[split]
+        found = Counter((row["split"], row["id"]) for row in rows)
+        assert set(found.values()) == {1}, "each question has one trace"
+        for split in {split for split, _ in found}:
+            assert {id for name, id in found if name == split} == asked[split]
     versions = [manifest["version"] for manifest in run.versions()]
     assert versions == [f"v{number:04d}" for number in range(len(versions))] and run.latest() in versions
     for manifest in run.versions()[1:]:

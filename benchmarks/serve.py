@@ -1,11 +1,13 @@
-"""What HTTP, Ray Serve and the process boundary cost: two-turn corrections over the endpoint, and on the engine directly.
+"""What HTTP, Ray Serve and the process boundary cost: two-turn corrections over the endpoint, and on the
+engine directly.
 
 python -m benchmarks.serve                          the sandbox model on the CPU, in a run folder made for it
 python -m benchmarks.serve --size 20M --questions 100   random weights: steps that cost something, as a real model's do
 python -m benchmarks.serve --run runs/demo --questions 1000
 
-Prints a line of JSON per pair: questions/s with 16 in flight and the median latency with 1, of both, and their ratio; then the
-medians. The client runs on the same machine, so on two cores it takes part of what it measures.
+Prints a line of JSON per pair: questions/s with 16 in flight and the median latency with 1, of both, and
+their ratio; then the medians. The client runs on the same machine, so on two cores it takes part of what it
+measures.
 """
 
 import argparse
@@ -22,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import config, store
-from stasc_ray.recipes import section_of
+from stasc_ray.recipes import recipe_of, section_of
+from stasc_ray.recipes.policies import policy
+from stasc_ray.recipes.recipe import Plan
 from stasc_ray.runtime import capacity, ray_session
 from stasc_ray.tasks import sandbox
 
@@ -79,7 +83,8 @@ def run_folder(given: Path | None, size: str) -> Iterator[Path]:
         settings = config.load_config(
             None, ["prompts.preset=sandbox", "sampling.initial.max_tokens=48", *sizes], section_of
         )
-        (folder / "config.json").write_text(config.to_json(settings), encoding="utf-8")
+        with store.open_run(folder, settings):
+            pass
         model = sandbox.model_path() if size == "sandbox" else random_model(folder / "model", size)
         manifest = {"version": "v0000", "iteration": 0, "model": str(model), "created": store.now()}
         store.write_atomically(
@@ -120,25 +125,32 @@ def settings_of(folder: Path) -> config.Config:
 
 def direct(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     """The engine in this process; both turns by the code that the endpoint uses."""
-    from stasc_ray.serving.correcting import Asker, Plan
-
+    from stasc_ray.generation.asking import Asker, OnPiece
     from stasc_ray.generation.engine import Engine
     from stasc_ray.generation.samples import Request, Sample
     from stasc_ray.serving.published import model_path
 
     settings, run = settings_of(folder), store.RunFolder(folder)
+    recipe = recipe_of(settings.algorithm.recipe)
+    plan = Plan(settings.prompts, settings.algorithm, n_initial=1, n_corrections=1)
     (manifest,) = [manifest for manifest in run.versions() if manifest["version"] == run.latest()]
     threads = capacity.replica_threads(settings.serve, ray_session.cores())
     engine = Engine(model_path(folder, manifest), settings.engine, on_cuda=False, threads=threads)
 
-    async def generate(token_ids: list[int], request: Request, on_text: Any = None) -> Sample:
-        (sample,) = await asyncio.wrap_future(engine.submit(token_ids, request))
-        return sample
+    async def generate(token_ids: list[int], request: Request, _: OnPiece | None) -> list[Sample]:
+        return await asyncio.wrap_future(engine.submit(token_ids, request))
 
     async def ask(question: str) -> None:
         row = {"question": question, "documents": [], "choices": []}
-        plan = Plan(row, None, 1, 1, settings.sampling, 0, settings.engine.max_model_len_tokens)
-        await Asker(plan, settings.prompts, engine.tokenizer, generate).chains()
+        asker = Asker(
+            engine.tokenizer,
+            generate,
+            sampling=settings.sampling,
+            identity=(0,),
+            writer=manifest["version"],
+            max_prompt_tokens=settings.engine.max_model_len_tokens - 1,
+        )
+        await policy(None, recipe)(recipe, row, asker, plan, None)
 
     found = asyncio.run(measure(ask, questions, in_flight))
     engine.close()

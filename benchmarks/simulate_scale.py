@@ -3,14 +3,15 @@
 python -m benchmarks.simulate_scale --output docs/scaling.json --plot docs/scaling.png
 python -m benchmarks.simulate_scale --engines 1 4 --questions-sweep 3200    a smaller look
 
-Ray Data, reading, grading, writing and the commit of every unit are real; an engine only waits as long as a GPU would take for
-the tokens (RATES) and answers with text of that length. Nodes are fake: raylets on this machine that claim more CPUs than there
-are, one for 16 engines. Prompts are not rendered, so a tokenizer's CPU time is not in the figures.
+Ray Data, reading, grading, writing and the commit of every unit are real; an engine only waits as long as a
+GPU would take for the tokens (RATES) and answers with text of that length. Nodes are fake: raylets on this
+machine that claim more CPUs than there are, one for 16 engines. Prompts are not rendered, so a tokenizer's
+CPU time is not in the figures.
 
-Two sweeps. Over engines: efficiency, the time the engines needed for their tokens over the time they were there, 1 if none ever
-waited for work. Over questions: the driver's memory and time. The driver sees units but never a question, so a unit holds one
-question here and is answered at once: 3,125 units stand for the 100,000 questions that they hold at QUESTIONS_PER_UNIT, and
-unit_files.MAX_UNITS for the million.
+Two sweeps. Over engines: efficiency, the time the engines needed for their tokens over the time they were
+there, 1 if none ever waited for work. Over questions: the driver's memory and time. The driver sees units but
+never a question, so a unit holds one question here and is answered at once: 3,125 units stand for the 100,000
+questions that they hold at QUESTIONS_PER_UNIT, and unit_files.MAX_UNITS for the million.
 """
 
 import argparse
@@ -24,13 +25,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from stasc_ray import config
 from stasc_ray.generation import rollouts, unit_files
-from stasc_ray.generation.samples import Sample
-from stasc_ray.recipes import section_of
+from stasc_ray.generation.samples import Request, Sample
+from stasc_ray.recipes import recipe_of, section_of
 from stasc_ray.tasks import questions
 
 RATES = {"1.5B on one A100": 9_600, "7B on one A100": 2_400, "14B on one A100": 1_200}
@@ -43,26 +46,37 @@ AT_ONCE = 10**12
 ENGINES_PER_NODE = 16
 
 
+class NoTokenizer:
+    """Renders every conversation as nothing, in no time."""
+
+    added_tokens_decoder: Mapping[int, Any] = MappingProxyType({})
+
+    def get_chat_template(self) -> str:
+        """No template."""
+        return ""
+
+    def apply_chat_template(self, *_: Any, **__: Any) -> str:
+        """No text."""
+        return ""
+
+
 class SleepingActor(rollouts.RolloutActor):
-    """An engine that produces tokens at a fixed rate, one queue for all that is in flight, as a saturated GPU does."""
+    """An engine that produces tokens at a fixed rate, one queue for all that is in flight, as a saturated GPU
+    does.
+    """
 
     def __init__(self, job: rollouts.Job, tokens_per_s: float) -> None:
         import ray
 
-        self.job, self.tokens_per_s = job, tokens_per_s
+        self.job, self.recipe, self.tokens_per_s = job, recipe_of(job.settings.algorithm.recipe), tokens_per_s
+        self.engine: Any = SimpleNamespace(tokenizer=NoTokenizer(), alive=True)
         self.engine_start_s, self.node = 0.0, ray.get_runtime_context().get_node_id()
         self.lock, self.free_at, self.begun, self.tokens = threading.Lock(), 0.0, 0.0, 0
         self.clock = Path(job.destination) / f"clock-{os.getpid()}.json"
 
-    async def _sample(
-        self,
-        rollout: dict[str, Any],
-        messages: list[dict[str, str]],
-        sampling: config.Sampling,
-        n: int,
-        turn: str,
-    ) -> list[Sample]:
-        tokens = n * ANSWER_TOKENS
+    async def generate(self, token_ids: list[int], request: Request, _: object) -> list[Sample]:
+        """The samples of one prompt, when a GPU would have them."""
+        tokens = request.n * ANSWER_TOKENS
         with self.lock:
             now = time.time()
             self.begun = self.begun or now
@@ -70,7 +84,7 @@ class SleepingActor(rollouts.RolloutActor):
             self.tokens += tokens
             ready = self.free_at
         await asyncio.sleep(max(ready - time.time(), 0))
-        return [Sample("word " * ANSWER_TOKENS, (0,) * ANSWER_TOKENS, "stop")] * n
+        return [Sample("word " * ANSWER_TOKENS, (0,) * ANSWER_TOKENS, "stop")] * request.n
 
     def __call__(self, batch: Any) -> Any:
         """One unit, and what this engine has done so far."""
@@ -287,10 +301,13 @@ def question(number: int) -> dict[str, Any]:
 def make_job(destination: Path, engines: int, per_unit: int, corrections: int) -> rollouts.Job:
     """A pass over train questions with that many sleeping engines."""
     settings = config.validate(
-        {"engine": {"actors": engines, "batch_size": per_unit, "concurrent_batches": 2}}, section_of
+        {
+            "engine": {"actors": engines, "batch_size": per_unit, "concurrent_batches": 2},
+            "algorithm": {"n_initial": 1, "n_corrections": corrections},
+        },
+        section_of,
     )
-    turns = rollouts.Turns(1, corrections, settings.sampling.initial, settings.sampling.correction)
-    return rollouts.Job("none", "base", settings, {"train": turns}, str(destination), on_cuda=False)
+    return rollouts.Job("none", 0, settings, str(destination), on_cuda=False)
 
 
 def make_actor(tokens_per_s: float) -> type[rollouts.RolloutActor]:

@@ -1,13 +1,14 @@
-"""How fast stasc_ray is against the bare engines that it stands on, and against what one would write without it.
+"""How fast stasc_ray is against the bare engines that it stands on, and against what one would write without
+it.
 
 python -m benchmarks.speed                            every row, five pairs; about an hour on two cores
 python -m benchmarks.speed --quick                    each row once, on little work: does it run at all?
 python -m benchmarks.speed --rows training startup    only those
 python -m benchmarks.speed --write docs/performance.md    puts the table between the marks in that file
 
-Both sides of a row run in turn, each in a process of its own (baselines.py has the other side), and take turns at being first. A
-row's ratio is the median over its pairs, with the smallest and the largest beside it. Results are kept in
-`--results` as they come, and rows found there are not measured again.
+Both sides of a row run in turn, each in a process of its own (baselines.py has the other side), and take
+turns at being first. A row's ratio is the median over its pairs, with the smallest and the largest beside it.
+Results are kept in `--results` as they come, and rows found there are not measured again.
 """
 
 import argparse
@@ -29,7 +30,8 @@ from benchmarks import baselines
 from stasc_ray import config, store
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.learning import train_loop
-from stasc_ray.recipes import section_of
+from stasc_ray.recipes import section_of, trace
+from stasc_ray.recipes.recipe import written
 from stasc_ray.runtime import capacity, ray_session
 from stasc_ray.tasks import prompts, sandbox
 
@@ -41,7 +43,8 @@ Work = dict[str, Any]
 Pair = dict[str, dict[str, float]]
 
 
-# --- ours, each in a process of its own --------------------------------------------------------------------------
+# --- ours, each in a process of its own
+# --------------------------------------------------------------------------
 
 
 def warm_actor(questions: str) -> type[rollouts.RolloutActor]:
@@ -52,11 +55,9 @@ def warm_actor(questions: str) -> type[rollouts.RolloutActor]:
             import pyarrow as pa
 
             super().__init__(job)
-            rows = pq.ParquetFile(questions).read_row_group(0).slice(0, baselines.WARM_UP)
-            rows = rows.append_column("initial_from", pa.repeat("current", len(rows)))
-            super().__call__(
-                unit_files.as_one_row(rows.append_column("unit", pa.repeat("warm-up", len(rows))))
-            )
+            unit = unit_files.question_units(Path(questions), "train")[0]
+            rows = unit_files.from_one_row(unit_files.read_unit(pa.Table.from_pylist([vars(unit)])))
+            super().__call__(unit_files.as_one_row(rows.slice(0, baselines.WARM_UP)))
             self.begun = Path(job.destination) / "begun"
 
         def __call__(self, batch: Any) -> Any:
@@ -68,22 +69,21 @@ def warm_actor(questions: str) -> type[rollouts.RolloutActor]:
 
 
 def ours_generation(work: Work) -> dict[str, float]:
-    """Both turns of the train questions through Ray Data, from the first unit's arrival to the last file, grading included."""
+    """Both turns of the train questions through Ray Data, from the first unit's arrival to the last file,
+    grading included.
+    """
     settings = baselines.read_config(work)
-    turns = rollouts.Turns(1, work["n_corrections"], settings.sampling.initial, settings.sampling.correction)
     destination = Path(work["folder"]) / "rollouts"
     destination.mkdir(parents=True, exist_ok=True)
     for old in destination.iterdir():
         old.unlink()
     with ray_session.connect(None, Path(work["folder"]) / "logs", worker_niceness=0):
-        job = rollouts.Job(
-            work["model"], "base", settings, {"train": turns}, str(destination), on_cuda=work["on_cuda"]
-        )
+        job = rollouts.Job(work["model"], 0, settings, str(destination), on_cuda=work["on_cuda"])
         units = unit_files.question_units(Path(work["train"]), "train")
         rows = list(rollouts.pipeline(job, units, warm_actor(work["train"])).iter_rows())
         ended = max(file.stat().st_mtime for file in destination.glob("*.parquet"))
         seconds = ended - float((destination / "begun").read_text())
-    tokens = sum(row["initial_tokens"] + row["correction_tokens"] for row in rows)
+    tokens = sum(count for row in rows for count in json.loads(row["tokens"]).values())
     return {
         "tokens": tokens,
         "seconds": seconds,
@@ -104,19 +104,21 @@ def ours_training(work: Work) -> dict[str, float]:
         ray_session.connect(None, Path(work["folder"]) / "logs", worker_niceness=0),
         tempfile.TemporaryDirectory() as folder,
     ):
-        found = finetune.finetune(
-            ray.data.from_items([{"id": str(number), **line} for number, line in enumerate(lines)]),
-            base_model=work["model"],
+        job = finetune.FinetuneJob.of(
+            settings,
+            work["model"],
             output=Path(folder) / "model",
-            config=settings,
-            iteration=1,
             storage=Path(folder) / "state",
+            iteration=1,
             on_cuda=work["on_cuda"],
         )
+        examples = ray.data.from_items([{"id": str(number), **line} for number, line in enumerate(lines)])
+        found = finetune.finetune(examples, job)
     return {name: found[name] for name in ("tokens_per_s", "train_s", "start_s", "duration_s")}
 
 
-# --- the rows ----------------------------------------------------------------------------------------------------
+# --- the rows
+# ----------------------------------------------------------------------------------------------------
 
 
 class Bench:
@@ -128,10 +130,12 @@ class Bench:
         self.found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {"about": about}
         if self.found["about"] != about:
             raise SystemExit(
-                f"{results}: expected figures of {about}, found some of {self.found['about']}; move the file away"
+                f"{results}: expected figures of {about}, found some of {self.found['about']}; move the file "
+                f"away"
             )
         share = 20 if quick else 1
         overrides = [f"questions.{split}.limit={limit // share}" for split, limit in QUESTIONS.items()]
+        overrides.append(f"algorithm.n_corrections={N_CORRECTIONS}")
         if quick:
             overrides += ["algorithm.iterations=3", "engine.kv_cache_gb=0.25"]
         self.overrides, self.has_examples = overrides, False
@@ -190,7 +194,9 @@ class Bench:
         self.turns(row, {"ours": lambda: self.ours(ours), "against": lambda: self.theirs(theirs, **more)})
 
     def write_examples(self) -> None:
-        """Training messages of real lengths: two corrections of each question, as the sandbox model wrote them."""
+        """Training messages of real lengths: two corrections of each question, as the sandbox model wrote
+        them.
+        """
         if self.has_examples:
             return
         self.ours("ours_generation")
@@ -202,15 +208,19 @@ class Bench:
         texts = self.settings.prompts
         with Path(self.work["examples"]).open("w") as lines:
             for row in rows:
-                for text in [text for texts in row["corrections"] for text in texts][:2]:
-                    if text.strip():
-                        messages = prompts.training_messages(row, row["initial"][0], text, texts)
-                        lines.write(json.dumps({"messages": messages}) + "\n")
+                found = trace.read_texts(row)
+                for answer in trace.roots(found):
+                    asked = prompts.correction_messages(row, answer.text, texts)
+                    for text in trace.corrections(found, answer)[:2]:
+                        if text.text.strip():
+                            lines.write(json.dumps({"messages": [*asked, written(text.text)]}) + "\n")
         self.has_examples = True
 
 
 def generation(bench: Bench) -> None:
-    """Two turns through Ray Data, as many engines as the demo has, against one vllm.LLM; beside them, through Ray Data with one."""
+    """Two turns through Ray Data, as many engines as the demo has, against one vllm.LLM; beside them, through
+    Ray Data with one.
+    """
     one_engine = config.to_json(config.load_config(DEMO, [*bench.overrides, "engine.actors=1"], section_of))
     sides = {
         "ours": lambda: bench.ours("ours_generation"),
@@ -226,7 +236,9 @@ def ray_data_llm(bench: Bench) -> None:
 
 
 def training(bench: Bench) -> None:
-    """Ray Train against a bare loop with as many threads; beside them, the bare loop with a thread on every core."""
+    """Ray Train against a bare loop with as many threads; beside them, the bare loop with a thread on every
+    core.
+    """
     bench.write_examples()
     sides = {
         "ours": lambda: bench.ours("ours_training"),
@@ -247,7 +259,9 @@ def hf_trainer(bench: Bench) -> None:
 
 
 def iteration(bench: Bench) -> None:
-    """The demo's iterations 2 and 3, stage by stage; then, from the same model, the bare rates and the reference's way."""
+    """The demo's iterations 2 and 3, stage by stage; then, from the same model, the bare rates and the
+    reference's way.
+    """
     bench.write_examples()
 
     def one() -> Pair:
@@ -353,7 +367,8 @@ def startup(bench: Bench) -> None:
 ROWS = (generation, ray_data_llm, training, hf_trainer, iteration, serving, startup)
 
 
-# --- the table ---------------------------------------------------------------------------------------------------
+# --- the table
+# ---------------------------------------------------------------------------------------------------
 
 
 def table(found: Mapping[str, Any]) -> Iterator[str]:

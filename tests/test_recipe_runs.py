@@ -1,4 +1,5 @@
-"""The other recipes for real: each runs on the sandbox through a kill, reports, and publishes what it measured."""
+"""The other recipes for real: each runs on the sandbox through a kill, reports, and publishes what it
+measured."""
 
 import json
 import signal

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stasc_ray import store
+from stasc_ray.recipes import trace
 
 CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "demo.toml"
 SMALL = [
@@ -58,22 +59,26 @@ def metric(folder: Path, iteration: int, name: str) -> Any:
     ]
 
 
-def assert_each_question_has_one_rollout(folder: Path, iteration: str) -> None:
+def assert_each_question_has_one_trace(folder: Path, iteration: str) -> None:
     splits = ("train", "dev", "test")
     questions = {
         split: pq.read_table(folder / "questions" / f"{split}.parquet")["id"].to_pylist() for split in splits
     }
-    rows = pq.read_table(folder / iteration / "rollouts", columns=["id", "split", "initial_from"]).to_pylist()
-    found = Counter((row["split"], row["id"], row["initial_from"]) for row in rows)
+    rows = pq.read_table(folder / iteration / "rollouts", columns=["id", "split"]).to_pylist()
+    found = Counter((row["split"], row["id"]) for row in rows)
     assert set(found.values()) == {1}
-    present = {split for split, *_ in found}
-    assert {(split, id) for split, id, _ in found} == {
-        (split, id) for split in present for id in questions[split]
-    }
+    assert set(found) == {(split, id) for split in {split for split, _ in found} for id in questions[split]}
+
+
+def traces(folder: Path, iteration: str) -> list[tuple[str, str, list[trace.Text]]]:
+    """Id, split and texts of every question of a pass."""
+    rows = pq.read_table(folder / iteration / "rollouts").to_pylist()
+    return [(row["id"], row["split"], trace.read_texts(row)) for row in rows]
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Processes left over from runs in this folder (their working session names it, or they hold its files)."""
+    """Processes left over from runs in this folder (their working session names it, or they hold its
+    files)."""
     left = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
@@ -89,7 +94,8 @@ def processes_of(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run with one kill in generation and one in training, continued by the same command to its end."""
+    """A small run with one kill in generation and one in training, continued by the same command to its
+    end."""
     folder = tmp_path_factory.mktemp("runs") / "demo"
     os.environ["STASC_TEST"] = str(folder)
     rollouts = folder / "base" / "rollouts"
@@ -118,7 +124,7 @@ def test_a_killed_run_continues_and_repeats_nothing(finished: Path) -> None:
     stages = Counter((line["stage"], line["iteration"]) for line in lines(finished))
     assert set(stages.values()) == {1}
     for iteration in ("base", "iteration_01", "iteration_02"):
-        assert_each_question_has_one_rollout(finished, iteration)
+        assert_each_question_has_one_trace(finished, iteration)
     assert metric(finished, 1, "finetune/resumed_from_step") >= 1, "training went on from its last checkpoint"
     assert len(metric(finished, 1, "finetune/losses")) == metric(finished, 1, "finetune/steps")
 
@@ -223,13 +229,18 @@ def test_fixed_init_with_lora_and_two_workers(tmp_path: Path) -> None:
     lora = ("finetune.method=lora", "finetune.learning_rate=2e-3", "finetune.workers=2")
     done = stasc("algorithm.variant=FIF", "algorithm.iterations=2", *few, *lora, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    base = {row["id"]: row["initial"] for row in pq.read_table(folder / "base" / "rollouts").to_pylist()}
-    files = sorted((folder / "iteration_01" / "rollouts").glob("train-fixed-*.parquet"))
-    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
-    assert len(rows) == 64 and all(row["initial"] == base[row["id"]] for row in rows)
-    assert {row["model_version"] for row in rows} == {"iteration_01"}
-    assert metric(folder, 2, "evaluation/test/fixed/r_y1") == metric(folder, 0, "evaluation/test/r_y1")
-    assert metric(folder, 2, "evaluation/test/fixed/r_y2") is not None
+    base = {id: [root.text for root in trace.roots(texts)] for id, _, texts in traces(folder, "base")}
+    found = traces(folder, "iteration_01")
+    assert Counter(split for _, split, _ in found) == {"train": 64, "dev": 16, "test": 16}
+    for id, split, texts in found:
+        assert [root.text for root in trace.roots(texts, "base")] == base[id], "M0's answers"
+        own = trace.roots(texts, "iteration_01")
+        assert (own == []) is (split == "train"), "dev and test also hold the model's own"
+        for root in trace.roots(texts):
+            corrections = trace.corrections(texts, root)
+            assert corrections and {text.writer for text in corrections} == {"iteration_01"}
+    assert metric(folder, 2, "evaluation/test/base/r_y1") == metric(folder, 0, "evaluation/test/r_y1")
+    assert metric(folder, 2, "evaluation/test/base/r_y2") is not None
     assert (folder / "iteration_02" / "model" / "adapter" / "adapter_config.json").is_file()
 
 

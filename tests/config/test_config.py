@@ -116,7 +116,8 @@ def test_what_decides_imports_without_the_heavy_libraries() -> None:
         "config, store, store.files, store.tracking, runtime.capacity, runtime.display, runtime.model_folder"
     )
     modules += (
-        ", tasks.questions, tasks.prompts, tasks.chat, tasks.rewards, tasks.sandbox, recipes, recipes.policies"
+        ", tasks.questions, tasks.prompts, tasks.chat, tasks.rewards, tasks.sandbox, recipes, "
+        "recipes.policies"
         ", generation.asking, learning.encoding"
     )
     names = [f"stasc_ray.{name}" for name in f"{modules}, evaluation.metrics, cli.main".split(", ")]
@@ -155,7 +156,7 @@ def test_the_recipe_says_which_words_the_section_has() -> None:
     ],
 )
 def test_a_recipe_that_is_not_there_is_refused(name: str, expected: str) -> None:
-    with pytest.raises(ValueError, match="algorithm.recipe") as refused:
+    with pytest.raises(ValueError, match=r"algorithm\.recipe") as refused:
         config.load_config(None, [f'algorithm.recipe="{name}"'], section_of)
     assert expected in str(refused.value)
 

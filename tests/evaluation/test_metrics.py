@@ -148,7 +148,8 @@ def test_one_question_has_an_interval_of_width_zero():
     assert (found["r_y1_low"], found["r_y1_high"]) == (1.0, 1.0)
 
 
-# --- traces of several writers, rounds, votes, verdicts ------------------------------------------------------------
+# --- traces of several writers, rounds, votes, verdicts
+# ------------------------------------------------------------
 
 
 def chain(*rewards, turn="correction", writer="base"):
@@ -223,7 +224,8 @@ def judged(reward, said, corrected=None):
 
 
 def test_verdicts_by_hand():
-    """Eight answers, four of them wrong; "wrong" is what a verdict looks for, and an unread one counts as false."""
+    """Eight answers, four of them wrong; "wrong" is what a verdict looks for, and an unread one counts as
+    false."""
     traces = [
         judged(0.0, "wrong", 1.0),
         judged(0.0, "wrong", 0.0),

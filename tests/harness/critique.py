@@ -1,6 +1,8 @@
-"""A recipe of one's own: answer, criticise the answer, correct it with the critique in sight; learn both in one conversation.
+"""A recipe of one's own: answer, criticise the answer, correct it with the critique in sight; learn both in
+one conversation.
 
-Everything a user writes for another method. `critique:CRITIQUE` names it if this folder is on the Python path.
+Everything a user writes for another method. `critique:CRITIQUE` names it if this folder is on the Python
+path.
 """
 
 from collections.abc import Sequence

@@ -126,7 +126,8 @@ def test_no_end_of_turn_and_no_eos_token_is_an_error():
 def test_text_that_the_template_writes_before_the_answer_is_no_end_of_turn():
     template = CHATML.replace(
         "message.content",
-        "('<think>\\n\\n</think>\\n\\n' if loop.last and message.role == 'assistant' else '') + message.content",
+        "('<think>\\n\\n</think>\\n\\n' if loop.last and message.role == 'assistant' else '') + "
+        "message.content",
     )
     tokenizer = with_template(template)
     tokenizer.add_tokens(["<think>", "</think>"])
@@ -149,7 +150,8 @@ def test_what_is_trained_must_be_there_and_the_assistants():
         encode(tokenizer_of("chatml"), [*asked[:-1], {**asked[-1], "train": True}], 4096)
 
 
-# --- generated texts, several trained turns, pieces ---------------------------------------------------------------
+# --- generated texts, several trained turns, pieces
+# ---------------------------------------------------------------
 
 
 def generated(name: str, asked: list[Message], text: str) -> Text:

@@ -1,4 +1,5 @@
-"""Example files, a run's and a user's own, become rows or an error that says what is wrong with which file."""
+"""Example files, a run's and a user's own, become rows or an error that says what is wrong with which
+file."""
 
 import json
 from pathlib import Path

@@ -114,7 +114,8 @@ def logits(model: Any, token_ids: list[int]) -> torch.Tensor:
         return model(torch.tensor([token_ids])).logits[0].float()
 
 
-# --- which examples a step trains on ------------------------------------------------------------------------------
+# --- which examples a step trains on
+# ------------------------------------------------------------------------------
 
 
 def scheduled(examples: batches.Examples, seed: str = "0/1", **values: Any) -> list[list[str]]:
@@ -161,7 +162,8 @@ def test_a_budget_begins_as_the_epochs_do():
 @pytest.mark.parametrize("values", [{"epochs": 2}, {"trained_tokens": 300}])
 @pytest.mark.parametrize("start", range(4))
 def test_a_resumed_plan_is_the_end_of_the_whole_one(start: int, values: dict[str, int]):
-    """A resumed loop takes the steps of the same schedule that its checkpoint has not seen (train_loop._train)."""
+    """A resumed loop takes the steps of the same schedule that its checkpoint has not seen
+    (train_loop._train)."""
     rows = make_examples(10)
     whole, resumed = (scheduled(encode(given), **values) for given in (rows, rows[5:] + rows[:5]))
     assert len(whole) > start and resumed[start:] == whole[start:]
@@ -190,7 +192,8 @@ def test_rows_that_were_left_out_are_not_trained_on():
 
 
 def test_a_conversation_of_several_sequences_keeps_their_ids_apart():
-    """Two trained turns of which the first is not canonical; of a person's own messages the last one is trained."""
+    """Two trained turns of which the first is not canonical; of a person's own messages the last one is
+    trained."""
     tokenizer: Any = tokenizer_of("chatml")
     ids = [tokenizer.encode(letter)[0] for letter in "Rhine"] + [tokenizer.eos_token_id]
     first = {"role": "assistant", "pieces": [{"text": "Rhine", "token_ids": ids, "train": True}]}
@@ -219,7 +222,8 @@ def test_the_learning_rate_rises_falls_and_never_starts_at_zero():
     assert train_loop.learning_rate_factor(0, 1, values.model_copy(update={"warmup_fraction": 0.0})) == 1.0
 
 
-# --- training and export without Ray ------------------------------------------------------------------------------
+# --- training and export without Ray
+# ------------------------------------------------------------------------------
 
 
 def test_packing_and_gradient_checkpointing_leave_the_loss_curve_as_it_is(
@@ -311,7 +315,8 @@ def test_lora_export_equals_the_adapter_and_can_be_continued(tmp_path: Path):
     assert trained and all("lora_" in name for name in trained)
 
 
-# --- with Ray -----------------------------------------------------------------------------------------------------
+# --- with Ray
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +373,8 @@ def test_one_worker_learns_and_reports(one_worker: tuple[dict[str, Any], Path], 
     )
     assert json.loads((folder / "state" / "progress.json").read_text())["step"] == 8
     assert AutoModelForCausalLM.from_pretrained(folder / "model").config.tie_word_embeddings
-    # Ray Train puts a handler of its own in place; what was there before is back (a background shell ignores SIGINT).
+    # Ray Train puts a handler of its own in place; what was there before is back (a background shell ignores
+    # SIGINT).
     assert signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_IGN)
 
 

@@ -1,4 +1,5 @@
-"""The default plan asks and learns token for token what commit 05a8cae did (ids_05a8cae.json was recorded there)."""
+"""The default plan asks and learns token for token what commit 05a8cae did (ids_05a8cae.json was recorded
+there)."""
 
 import asyncio
 import hashlib

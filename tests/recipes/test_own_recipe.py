@@ -112,7 +112,8 @@ def test_critique_and_correction_are_learnt_in_one_sequence(name: str):
     assert trained == [*texts[1].token_ids, *texts[2].token_ids]
 
 
-# --- the whole of it ------------------------------------------------------------------------------------------------
+# --- the whole of it
+# ------------------------------------------------------------------------------------------------
 
 RUN = """
 name = "critique"

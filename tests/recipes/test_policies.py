@@ -116,7 +116,7 @@ def test_until_right_each_chain_ends_by_itself():
 def test_the_recipe_says_its_policy_and_another_name_is_refused():
     assert policy(None, VERDICT) is POLICIES["until_right"] and policy(None, STASC) is POLICIES["recipe"]
     assert policy("until_unchanged", VERDICT) is POLICIES["until_unchanged"]
-    with pytest.raises(ValueError, match="expected one of recipe, until_right, .*, found 'best'"):
+    with pytest.raises(ValueError, match=r"expected one of recipe, until_right, .*, found 'best'"):
         policy("best", STASC)
 
 

@@ -109,5 +109,5 @@ def test_the_table_of_recipes_names_its_sections():
     }
     with pytest.raises(ValueError, match="did you mean 'verdict'"):
         recipe_of("verdicts")
-    with pytest.raises(ValueError, match="expected a Recipe at 'stasc_ray.recipes:RECIPES', found a dict"):
+    with pytest.raises(ValueError, match=r"expected a Recipe at 'stasc_ray\.recipes:RECIPES', found a dict"):
         recipe_of("stasc_ray.recipes:RECIPES")

@@ -1,4 +1,5 @@
-"""The report page, from a run folder as a real run writes it (arithmetic with a forgotten carry, three iterations)."""
+"""The report page, from a run folder as a real run writes it (arithmetic with a forgotten carry, three
+iterations)."""
 
 import json
 import math
@@ -126,7 +127,8 @@ def _rows(split: str, n: int, k: int, rng: random.Random) -> list[dict[str, Any]
 
 
 def _texts(initial: str, correction: str, r1: float, r2: float, k: int) -> list[dict[str, Any]]:
-    """A trace; with Fixed initialization M0's answer would stand beside it, as it does here from iteration 1 on."""
+    """A trace; with Fixed initialization M0's answer would stand beside it, as it does here from iteration 1
+    on."""
     writer = f"iteration_{k:02d}" if k else "base"
     answer = Text("answer", initial, 0, None, writer, reward=r1)
     texts = [answer, Text("correction", correction, 0, answer, writer, reward=r2)]
@@ -143,7 +145,8 @@ def _rewards(row: dict[str, Any]) -> tuple[float, float]:
 
 
 def _write_rollouts(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Units of 50 questions, as the actors write them, a failed row in each, and one file that was never committed."""
+    """Units of 50 questions, as the actors write them, a failed row in each, and one file that was never
+    committed."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for split, of_split in rows.items():
