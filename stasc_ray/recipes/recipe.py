@@ -98,6 +98,8 @@ class Recipe:
     """`examples(question, texts, plan, seed)`: what is learnt from one graded trace. Pure."""
     shares: Callable[[Any], Mapping[tuple[str, ...], float]] = lambda section: {}
     """Target shares of groups of classes, by section; they add up to 1. Classes in no group all stay."""
+    policy: str = "recipe"
+    """How questions are answered when asked (recipes/policies.py)."""
     answers: tuple[str, ...] = (ANSWER, CORRECTION)
     """Turns whose texts are answers: graded by the reward, and what a question ends in."""
     verdicts: tuple[str, ...] = ()
@@ -110,8 +112,6 @@ class Recipe:
     """Name in `learning.objectives.OBJECTIVES`."""
     chosen_by: str = "r_y2"
     """The measure on dev by which a version is chosen."""
-    policy: str = "recipe"
-    """How questions are answered when asked (recipes/policies.py)."""
     policies: Mapping[str, Any] = field(default_factory=dict)
     """Policies that the recipe brings, by name; see `policies.Policy`."""
 

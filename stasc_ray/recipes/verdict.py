@@ -10,15 +10,16 @@ from pydantic import Field, PositiveInt
 
 from stasc_ray.config import Algorithm
 from stasc_ray.recipes.recipe import Ask, Example, Plan, Question, Recipe, gather, learnt, written
-from stasc_ray.recipes.trace import ANSWER, CORRECTION, VERDICT_TURN, Text, corrections, roots
+from stasc_ray.recipes.trace import ANSWER, CORRECTION, VERDICT_TURN, Text, roots
 from stasc_ray.tasks.prompts import assistant, correction_messages, initial_messages, user
+
+Phrase = Annotated[str, Field(pattern=r"\S")]
 
 
 class Verdict(Algorithm):
     """Self-rewarding correction: a verdict stands between an answer and its correction."""
 
     recipe: str = "verdict"
-    """This method."""
     n_corrections: PositiveInt = 4
     """Corrections per initial answer of a train question."""
     n_verdicts: PositiveInt = 4
@@ -27,9 +28,9 @@ class Verdict(Algorithm):
     """Who writes the first verdicts that are learnt; `constructed`: they follow from the reward."""
     verdict_prompt: str = "Is your answer right? End with: My answer is right. Or: My answer is wrong."
     """User turn that asks for the verdict."""
-    says_right: str = "My answer is right."
+    says_right: Phrase = "My answer is right."
     """How a verdict ends that calls the answer right."""
-    says_wrong: str = "My answer is wrong."
+    says_wrong: Phrase = "My answer is wrong."
     """How a verdict ends that calls the answer wrong."""
     correction_sees_verdict: bool = True
     """Whether the verdict stays in the conversation that asks for the correction."""
@@ -40,11 +41,10 @@ class Verdict(Algorithm):
 
     def reads(self, text: str) -> bool | None:
         """Whether a verdict's last words say right; None if they are neither phrase."""
-        said = text.strip().casefold()
-        phrases = {self.says_right.strip().casefold(): True, self.says_wrong.strip().casefold(): False}
-        return next((meaning for phrase, meaning in phrases.items() if said.endswith(phrase)), None)
+        said, phrases = text.strip().casefold(), {self.says_right: True, self.says_wrong: False}
+        ends = [phrase for phrase in phrases if said.endswith(phrase.strip().casefold())]
+        return phrases[max(ends, key=len)] if ends else None
 
-    @property
     def shares(self) -> Mapping[tuple[str, ...], float]:
         """Verdicts in balance: what decides a verifier's accuracy (arXiv 2502.19613, SPOC)."""
         right = self.balance
@@ -67,11 +67,13 @@ async def _judge(question: Question, ask: Ask, plan: Plan, answer: Text) -> None
 
 
 async def _explore(question: Question, ask: Ask, plan: Plan, answer: Text) -> None:
-    """To learn from: verdicts, and beside them corrections of every answer, told that it is wrong."""
-    told, asked = second_messages(question, answer, "", plan), verdict_messages(question, answer, plan)
-    verdicts = plan.section.n_verdicts if plan.iteration or plan.section.verdicts == "sampled" else 0
-    wanted = [(CORRECTION, told, plan.n_corrections), (VERDICT_TURN, asked, verdicts)]
-    await gather(ask(turn, messages, n=n, parent=answer) for turn, messages, n in wanted if n)
+    """To learn from: verdicts; corrections of every answer, told that it is wrong, if possible by a verdict."""
+    asked, section = verdict_messages(question, answer, plan), plan.section
+    sampled = section.n_verdicts if plan.iteration or section.verdicts == "sampled" else 0
+    said = await ask(VERDICT_TURN, asked, n=sampled, parent=answer)
+    wrong = [one for one in said if section.reads(one.text) is False and section.correction_sees_verdict]
+    told = second_messages(question, answer, wrong[0].text if wrong else "", plan)
+    await ask(CORRECTION, told, n=plan.n_corrections, parent=wrong[0] if wrong else answer)
 
 
 def verdict_messages(question: Question, answer: Text, plan: Plan) -> list[Any]:
@@ -91,35 +93,26 @@ def second_messages(question: Question, answer: Text, verdict: str, plan: Plan) 
 
 def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -> list[Example]:
     """Right verdicts; right corrections, also of right answers told to be wrong; answers (section 3)."""
-    section, first, found = plan.section, initial_messages(question, plan.prompts), []
+    section, found = plan.section, []
     for j, answer in enumerate(roots(texts)):
-        right = answer.graded >= section.threshold
-        told, asked = second_messages(question, answer, "", plan), verdict_messages(question, answer, plan)
-        good = [learnt(text) for text in corrections(texts, answer) if text.graded >= section.threshold]
-        verdicts = _right_verdicts(texts, answer, right, plan)
-        learns = section.learn_answers == "all" or (right and section.learn_answers == "right")
-        pairs = [("says right" if right else "says wrong", [*asked, verdict]) for verdict in verdicts]
-        pairs += [("c->c" if right else "i->c", [*told, correction]) for correction in good]
-        pairs += [("answer", [*first, learnt(answer)])] if learns else []
+        right, below = answer.graded >= section.threshold, [text for text in texts if text.root is answer]
+        said = [text for text in below if text.turn == VERDICT_TURN]
+        verdicts = [learnt(text) for text in said if section.reads(text.text) is right]
+        if not said and section.verdicts == "constructed":
+            phrase = section.says_right if right else section.says_wrong
+            verdicts = [written(phrase)] * section.n_verdicts
+        asked, kind = verdict_messages(question, answer, plan), "says right" if right else "says wrong"
+        pairs = [(kind, [*asked, verdict]) for verdict in verdicts]
+        for text in (text for text in below if text.turn == CORRECTION and text.graded >= section.threshold):
+            wrong = text.parent.text if text.parent and text.parent is not answer else ""
+            told = second_messages(question, answer, wrong, plan)
+            pairs.append(("c->c" if right else "i->c", [*told, learnt(text)]))
+        if section.learn_answers == "all" or (right and section.learn_answers == "right"):
+            pairs.append(("answer", [*initial_messages(question, plan.prompts), learnt(answer)]))
         found += [Example(question["id"], (j, at), *pair) for at, pair in enumerate(pairs)]
     return found
 
 
-def _right_verdicts(texts: Sequence[Text], answer: Text, right: bool, plan: Plan) -> list[dict[str, Any]]:
-    """The sampled verdicts that agree with the reward; if none was asked for, as many constructed ones."""
-    section = plan.section
-    said = [text for text in texts if text.turn == VERDICT_TURN and text.parent is answer]
-    if not said and section.verdicts == "constructed":
-        return [written(section.says_right if right else section.says_wrong)] * section.n_verdicts
-    return [learnt(text) for text in said if section.reads(text.text) is right]
-
-
 VERDICT = Recipe(
-    Verdict,
-    turns,
-    examples,
-    policy="until_right",
-    verdicts=(VERDICT_TURN,),
-    says_right=Verdict.reads,
-    shares=lambda section: section.shares,
+    Verdict, turns, examples, Verdict.shares, "until_right", verdicts=("verdict",), says_right=Verdict.reads
 )
