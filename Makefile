@@ -8,7 +8,11 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: demo serve test test-fast test-serving test-cluster bench bench-gpu check format setup lock clean
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test test-fast test-serving test-cluster bench bench-gpu check format setup lock clean
+
+help:  ## Show what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup  ## A small model learns to correct itself: a few minutes on a laptop without a GPU
 	$(BIN)/stasc run jobs/configs/demo.toml $(if $(filter cuda,$(DEVICE)),engine.actors=1)

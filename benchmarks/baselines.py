@@ -1,7 +1,8 @@
-"""What stasc_ray is measured against, each written as plainly as its library allows; speed.py runs them in processes of their own.
+"""What stasc_ray is measured against, each written as plainly as its library allows; speed.py runs them in
+processes of their own.
 
-Every function takes one dictionary of plain values and returns one. Times are of the work alone, models and engines being warm,
-unless the name says otherwise (`*_whole`).
+Every function takes one dictionary of plain values and returns one. Times are of the work alone, models and
+engines being warm, unless the name says otherwise (`*_whole`).
 """
 
 import json
@@ -28,11 +29,14 @@ WARM_UP = 64
 """Prompts that an engine answers before the clock starts."""
 
 
-# --- generation --------------------------------------------------------------------------------------------------
+# --- generation
+# --------------------------------------------------------------------------------------------------
 
 
 def bare_vllm(work: dict[str, Any]) -> dict[str, float]:
-    """One `vllm.LLM`, one `generate` for all initial answers, one for all corrections. Only those two calls are timed."""
+    """One `vllm.LLM`, one `generate` for all initial answers, one for all corrections. Only those two calls
+    are timed.
+    """
     settings = read_config(work)
     bare = Bare(work)
     rows, texts = read_questions(work), settings.prompts
@@ -54,10 +58,11 @@ def bare_vllm(work: dict[str, Any]) -> dict[str, float]:
 
 
 def ray_data_llm(work: dict[str, Any]) -> dict[str, float]:
-    """`ray.data.llm`, as its documentation shows it: one row per sample, a processor per turn, one after the other.
+    """`ray.data.llm`, as its documentation shows it: one row per sample, a processor per turn, one after the
+    other.
 
-    Its engines start within the pipelines, and that is left out: a turn lasts from when its engine begins the first row until the
-    last row is back.
+    Its engines start within the pipelines, and that is left out: a turn lasts from when its engine begins the
+    first row until the last row is back.
     """
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -146,7 +151,8 @@ def ray_data_llm(work: dict[str, Any]) -> dict[str, float]:
 KEPT = ("id", "question", "documents", "choices", "initial", "initial_tokens", "first", "first_ended")
 
 
-# --- fine-tuning -------------------------------------------------------------------------------------------------
+# --- fine-tuning
+# -------------------------------------------------------------------------------------------------
 
 
 def bare_torch(work: dict[str, Any]) -> dict[str, float]:
@@ -221,13 +227,16 @@ def hf_trainer(work: dict[str, Any]) -> dict[str, float]:
     return {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
-# --- a whole iteration, the reference's way ----------------------------------------------------------------------
+# --- a whole iteration, the reference's way
+# ----------------------------------------------------------------------
 
 
 def reference_whole(work: dict[str, Any]) -> dict[str, float]:
-    """Fresh processes one after another: an engine for the initial answers, one for the corrections, a trainer, an engine again.
+    """Fresh processes one after another: an engine for the initial answers, one for the corrections, a
+    trainer, an engine again.
 
-    As the paper's own code does it (VityaVitalich/STASC): three engine starts and a subprocess trainer per iteration.
+    As the paper's own code does it (VityaVitalich/STASC): three engine starts and a subprocess trainer per
+    iteration.
     """
     folder = Path(work["folder"])
     started, marks = time.perf_counter(), {}
@@ -280,7 +289,8 @@ def reference_evaluation(work: dict[str, Any]) -> dict[str, float]:
     return {"r_y2": sum(right) / len(right)}
 
 
-# --- what they share ---------------------------------------------------------------------------------------------
+# --- what they share
+# ---------------------------------------------------------------------------------------------
 
 
 class Bare:
@@ -294,7 +304,8 @@ class Bare:
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
-        # OpenMP's threads keep spinning here, other than in stasc_ray's engines: alone on a machine that is the faster.
+        # OpenMP's threads keep spinning here, other than in stasc_ray's engines: alone on a machine that is
+        # the faster.
         import torch
         from vllm import LLM
 

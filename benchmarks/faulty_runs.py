@@ -138,7 +138,9 @@ def kill_node_with(run: FaultyRun, title: str) -> Node:
 
 
 def check_run(folder: Path) -> None:
-    """What holds for every finished run: each question once, each stage once, whole versions, nothing half-written."""
+    """What holds for every finished run: each question once, each stage once, whole versions, nothing
+    half-written.
+    """
     run = store.RunFolder(folder)
     stages = Counter((line["stage"], line["iteration"]) for line in run.metrics())
     assert stages and set(stages.values()) == {1}

@@ -1,9 +1,11 @@
-"""The comparisons that need a GPU: a model of Qwen2.5-1.5B's shape with random weights, texts of NQ's lengths.
+"""The comparisons that need a GPU: a model of Qwen2.5-1.5B's shape with random weights, texts of NQ's
+lengths.
 
 python -m benchmarks.gpu --folder runs/bench-gpu --write docs/performance.md
 
-Four rows: generation against one bare `vllm.LLM`; model-FLOPs utilization of the fine-tune, packed, bfloat16; the seconds of a run
-between its stages; and the share of its time in which the GPU did nothing. Without a CUDA device it says so and ends.
+Four rows: generation against one bare `vllm.LLM`; model-FLOPs utilization of the fine-tune, packed, bfloat16;
+the seconds of a run between its stages; and the share of its time in which the GPU did nothing. Without a
+CUDA device it says so and ends.
 """
 
 import argparse
@@ -47,7 +49,8 @@ PEAK_FLOPS = {
     "H200": 989e12,
     "B200": 2250e12,
 }
-"""Dense bfloat16 operations per second, from NVIDIA's data sheets, by a part of the device's name; the first that fits counts."""
+"""Dense bfloat16 operations per second, from NVIDIA's data sheets, by a part of the device's name; the first
+that fits counts."""
 MARKS = ("<!-- gpu table: written by benchmarks/gpu.py -->", "<!-- end of the gpu table -->")
 ROWS = ("generation", "training", "run")
 CONFIG = Path(__file__).with_suffix(".toml")
@@ -58,13 +61,16 @@ def by_chance(answer: str, references: list[str]) -> float:
     return float(random.Random(answer).random() < 0.25)
 
 
-# --- a model and its questions -----------------------------------------------------------------------------------
+# --- a model and its questions
+# -----------------------------------------------------------------------------------
 
 
 def make_model(folder: Path, shape: Mapping[str, Any], device: str) -> None:
-    """Random bfloat16 weights, and a tokenizer in which every id is a word of its own: texts keep their number of tokens.
+    """Random bfloat16 weights, and a tokenizer in which every id is a word of its own: texts keep their
+    number of tokens.
 
-    Llama's architecture, which is Qwen2's without biases: transformers gives models of type qwen2 a tokenizer of its own.
+    Llama's architecture, which is Qwen2's without biases: transformers gives models of type qwen2 a tokenizer
+    of its own.
     """
     import torch
     from tokenizers import Tokenizer
@@ -85,7 +91,8 @@ def make_model(folder: Path, shape: Mapping[str, Any], device: str) -> None:
         extra_special_tokens=special[2:],
     )
     fast.chat_template = (
-        "{% for m in messages %}{{ ' <' + ('assistant' if m.role == 'assistant' else 'user') + '> ' + m.content + ' <end>' }}"
+        "{% for m in messages %}{{ ' <' + ('assistant' if m.role == 'assistant' else 'user') + '> ' + "
+        "m.content + ' <end>' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ ' <assistant> ' }}{% endif %}"
     )
     torch.manual_seed(0)
@@ -141,7 +148,8 @@ def make_work(folder: Path, shape: Mapping[str, Any], number: int, device: str) 
     }
 
 
-# --- what is measured --------------------------------------------------------------------------------------------
+# --- what is measured
+# --------------------------------------------------------------------------------------------
 
 
 def generation(work: dict[str, Any], first: str) -> dict[str, dict[str, float]]:
@@ -157,9 +165,11 @@ def generation(work: dict[str, Any], first: str) -> dict[str, dict[str, float]]:
 def utilization(
     tokens_per_s: float, shape: Mapping[str, Any], length: int, trained: float, peak: float
 ) -> float:
-    """Model-FLOPs utilization of training: 6 operations a weight and token, and a layer's 6 x T x width for causal attention.
+    """Model-FLOPs utilization of training: 6 operations a weight and token, and a layer's 6 x T x width for
+    causal attention.
 
-    The output layer works on the `trained` share of the tokens only. The rate includes the first steps, in which CUDA warms up.
+    The output layer works on the `trained` share of the tokens only. The rate includes the first steps, in
+    which CUDA warms up.
     """
     width, heads, kv = shape["hidden_size"], shape["num_attention_heads"], shape["num_key_value_heads"]
     layer = width * width * (2 + 2 * kv / heads) + 3 * width * shape["intermediate_size"]
@@ -176,7 +186,9 @@ def watch_gpu(found: list[float], done: threading.Event) -> None:
 
 
 def whole_run(work: dict[str, Any], shape: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A run of three iterations: the seconds of its second one, part by part, and the GPU's idle share over the whole run."""
+    """A run of three iterations: the seconds of its second one, part by part, and the GPU's idle share over
+    the whole run.
+    """
     overrides = [f"model.path={work['model']!r}"]
     for split, number in (("train", 500), ("dev", 100), ("test", 100)):
         file = folder / f"{split}.jsonl"
@@ -272,7 +284,8 @@ def main() -> None:
     peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
     if peak is None:
         raise SystemExit(
-            f"PEAK_FLOPS: expected one of {', '.join(PEAK_FLOPS)} in the device's name, found {name!r}; add it"
+            f"PEAK_FLOPS: expected one of {', '.join(PEAK_FLOPS)} in the device's name, found {name!r}; add "
+            f"it"
         )
     with speed.work_folder(arguments.folder) as folder:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""A real Ray cluster of several processes on this machine: a head and worker nodes, each of which can be killed alone."""
+"""A real Ray cluster of several processes on this machine: a head and worker nodes, each of which can be
+killed alone.
+"""
 
 import json
 import os
@@ -92,7 +94,9 @@ class RayCluster:
         self._start(*head, *more, until=lambda: self._get("/api/version") is not None)
 
     def start_growing_head(self, worker_cpus: int, most: int) -> None:
-        """A head without CPUs and Ray's own autoscaler, which adds nodes on this machine as it would rent them elsewhere."""
+        """A head without CPUs and Ray's own autoscaler, which adds nodes on this machine as it would rent
+        them elsewhere.
+        """
         from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
         nothing: dict[str, Any] = {name: {} for name in ("auth", "docker", "file_mounts")}
@@ -145,10 +149,13 @@ class RayCluster:
         return self._start(f"--address={self.address}", *resources, until=lambda: self.alive_nodes() > 1)
 
     def _start(self, *arguments: str, until: Callable[[], bool]) -> Node:
-        """Start a node; again if it gives up, since Ray allows 30 s for it, which a busy small machine may exceed."""
+        """Start a node; again if it gives up, since Ray allows 30 s for it, which a busy small machine may
+        exceed.
+        """
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
-            # As on machines of their own: in a shared one, each node would unpack a job's upload anew under the others' feet.
+            # As on machines of their own: in a shared one, each node would unpack a job's upload anew under
+            # the others' feet.
             home = self.folder / uuid.uuid4().hex[:8]
             home.mkdir()
             log = home / "start.log"

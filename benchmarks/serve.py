@@ -1,11 +1,13 @@
-"""What HTTP, Ray Serve and the process boundary cost: two-turn corrections over the endpoint, and on the engine directly.
+"""What HTTP, Ray Serve and the process boundary cost: two-turn corrections over the endpoint, and on the
+engine directly.
 
 python -m benchmarks.serve                          the sandbox model on the CPU, in a run folder made for it
 python -m benchmarks.serve --size 20M --questions 100   random weights: steps that cost something, as a real model's do
 python -m benchmarks.serve --run runs/demo --questions 1000
 
-Prints a line of JSON per pair: questions/s with 16 in flight and the median latency with 1, of both, and their ratio; then the
-medians. The client runs on the same machine, so on two cores it takes part of what it measures.
+Prints a line of JSON per pair: questions/s with 16 in flight and the median latency with 1, of both, and
+their ratio; then the medians. The client runs on the same machine, so on two cores it takes part of what it
+measures.
 """
 
 import argparse

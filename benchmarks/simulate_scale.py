@@ -3,14 +3,15 @@
 python -m benchmarks.simulate_scale --output docs/scaling.json --plot docs/scaling.png
 python -m benchmarks.simulate_scale --engines 1 4 --questions-sweep 3200    a smaller look
 
-Ray Data, reading, grading, writing and the commit of every unit are real; an engine only waits as long as a GPU would take for
-the tokens (RATES) and answers with text of that length. Nodes are fake: raylets on this machine that claim more CPUs than there
-are, one for 16 engines. Prompts are not rendered, so a tokenizer's CPU time is not in the figures.
+Ray Data, reading, grading, writing and the commit of every unit are real; an engine only waits as long as a
+GPU would take for the tokens (RATES) and answers with text of that length. Nodes are fake: raylets on this
+machine that claim more CPUs than there are, one for 16 engines. Prompts are not rendered, so a tokenizer's
+CPU time is not in the figures.
 
-Two sweeps. Over engines: efficiency, the time the engines needed for their tokens over the time they were there, 1 if none ever
-waited for work. Over questions: the driver's memory and time. The driver sees units but never a question, so a unit holds one
-question here and is answered at once: 3,125 units stand for the 100,000 questions that they hold at QUESTIONS_PER_UNIT, and
-unit_files.MAX_UNITS for the million.
+Two sweeps. Over engines: efficiency, the time the engines needed for their tokens over the time they were
+there, 1 if none ever waited for work. Over questions: the driver's memory and time. The driver sees units but
+never a question, so a unit holds one question here and is answered at once: 3,125 units stand for the 100,000
+questions that they hold at QUESTIONS_PER_UNIT, and unit_files.MAX_UNITS for the million.
 """
 
 import argparse
@@ -60,7 +61,9 @@ class NoTokenizer:
 
 
 class SleepingActor(rollouts.RolloutActor):
-    """An engine that produces tokens at a fixed rate, one queue for all that is in flight, as a saturated GPU does."""
+    """An engine that produces tokens at a fixed rate, one queue for all that is in flight, as a saturated GPU
+    does.
+    """
 
     def __init__(self, job: rollouts.Job, tokens_per_s: float) -> None:
         import ray

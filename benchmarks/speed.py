@@ -1,13 +1,14 @@
-"""How fast stasc_ray is against the bare engines that it stands on, and against what one would write without it.
+"""How fast stasc_ray is against the bare engines that it stands on, and against what one would write without
+it.
 
 python -m benchmarks.speed                            every row, five pairs; about an hour on two cores
 python -m benchmarks.speed --quick                    each row once, on little work: does it run at all?
 python -m benchmarks.speed --rows training startup    only those
 python -m benchmarks.speed --write docs/performance.md    puts the table between the marks in that file
 
-Both sides of a row run in turn, each in a process of its own (baselines.py has the other side), and take turns at being first. A
-row's ratio is the median over its pairs, with the smallest and the largest beside it. Results are kept in
-`--results` as they come, and rows found there are not measured again.
+Both sides of a row run in turn, each in a process of its own (baselines.py has the other side), and take
+turns at being first. A row's ratio is the median over its pairs, with the smallest and the largest beside it.
+Results are kept in `--results` as they come, and rows found there are not measured again.
 """
 
 import argparse
@@ -42,7 +43,8 @@ Work = dict[str, Any]
 Pair = dict[str, dict[str, float]]
 
 
-# --- ours, each in a process of its own --------------------------------------------------------------------------
+# --- ours, each in a process of its own
+# --------------------------------------------------------------------------
 
 
 def warm_actor(questions: str) -> type[rollouts.RolloutActor]:
@@ -67,7 +69,9 @@ def warm_actor(questions: str) -> type[rollouts.RolloutActor]:
 
 
 def ours_generation(work: Work) -> dict[str, float]:
-    """Both turns of the train questions through Ray Data, from the first unit's arrival to the last file, grading included."""
+    """Both turns of the train questions through Ray Data, from the first unit's arrival to the last file,
+    grading included.
+    """
     settings = baselines.read_config(work)
     destination = Path(work["folder"]) / "rollouts"
     destination.mkdir(parents=True, exist_ok=True)
@@ -113,7 +117,8 @@ def ours_training(work: Work) -> dict[str, float]:
     return {name: found[name] for name in ("tokens_per_s", "train_s", "start_s", "duration_s")}
 
 
-# --- the rows ----------------------------------------------------------------------------------------------------
+# --- the rows
+# ----------------------------------------------------------------------------------------------------
 
 
 class Bench:
@@ -125,7 +130,8 @@ class Bench:
         self.found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {"about": about}
         if self.found["about"] != about:
             raise SystemExit(
-                f"{results}: expected figures of {about}, found some of {self.found['about']}; move the file away"
+                f"{results}: expected figures of {about}, found some of {self.found['about']}; move the file "
+                f"away"
             )
         share = 20 if quick else 1
         overrides = [f"questions.{split}.limit={limit // share}" for split, limit in QUESTIONS.items()]
@@ -188,7 +194,9 @@ class Bench:
         self.turns(row, {"ours": lambda: self.ours(ours), "against": lambda: self.theirs(theirs, **more)})
 
     def write_examples(self) -> None:
-        """Training messages of real lengths: two corrections of each question, as the sandbox model wrote them."""
+        """Training messages of real lengths: two corrections of each question, as the sandbox model wrote
+        them.
+        """
         if self.has_examples:
             return
         self.ours("ours_generation")
@@ -210,7 +218,9 @@ class Bench:
 
 
 def generation(bench: Bench) -> None:
-    """Two turns through Ray Data, as many engines as the demo has, against one vllm.LLM; beside them, through Ray Data with one."""
+    """Two turns through Ray Data, as many engines as the demo has, against one vllm.LLM; beside them, through
+    Ray Data with one.
+    """
     one_engine = config.to_json(config.load_config(DEMO, [*bench.overrides, "engine.actors=1"], section_of))
     sides = {
         "ours": lambda: bench.ours("ours_generation"),
@@ -226,7 +236,9 @@ def ray_data_llm(bench: Bench) -> None:
 
 
 def training(bench: Bench) -> None:
-    """Ray Train against a bare loop with as many threads; beside them, the bare loop with a thread on every core."""
+    """Ray Train against a bare loop with as many threads; beside them, the bare loop with a thread on every
+    core.
+    """
     bench.write_examples()
     sides = {
         "ours": lambda: bench.ours("ours_training"),
@@ -247,7 +259,9 @@ def hf_trainer(bench: Bench) -> None:
 
 
 def iteration(bench: Bench) -> None:
-    """The demo's iterations 2 and 3, stage by stage; then, from the same model, the bare rates and the reference's way."""
+    """The demo's iterations 2 and 3, stage by stage; then, from the same model, the bare rates and the
+    reference's way.
+    """
     bench.write_examples()
 
     def one() -> Pair:
@@ -353,7 +367,8 @@ def startup(bench: Bench) -> None:
 ROWS = (generation, ray_data_llm, training, hf_trainer, iteration, serving, startup)
 
 
-# --- the table ---------------------------------------------------------------------------------------------------
+# --- the table
+# ---------------------------------------------------------------------------------------------------
 
 
 def table(found: Mapping[str, Any]) -> Iterator[str]:

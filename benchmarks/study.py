@@ -1,55 +1,87 @@
-"""How much the method learns, with error bars: all variants, baselines at equal budget, and the paper's questions, on the sandbox.
+"""How much the methods learn, with error bars: variants, baselines, recipes and the paper's questions, on the
+sandbox.
 
-python -m benchmarks.study run --folder runs/study                variants and baselines, five seeds; hours on two cores
+python -m benchmarks.study run --folder runs/study                  variants, baselines, recipes; hours on two cores
 python -m benchmarks.study run --folder runs/study --parts samples filters rates
-python -m benchmarks.study report --folder runs/study --output docs/results.md
+python -m benchmarks.study harvest --folder docs/study RUN_FOLDER...   runs made by hand, each named after its cell
+python -m benchmarks.study report --folder docs/study --output docs/results.md
 
-A cell is one run (variant, seed, ...). Its figures are one line of cells.jsonl; a cell that has a line is not run again. Each cell
-has one core to itself (`taskset`, by affinity), so as many run at once as `--parallel` says. The report is made of that file
-alone (study_report.py).
+A cell is one `stasc run` of study.toml with overrides. Its figures are one line of cells.jsonl; a cell that
+has a line is not run again. Each cell has one core to itself (by affinity), so as many run at once as
+`--parallel` says. The report is made of that file alone (study_report.py).
 """
 
 import argparse
+import collections
 import fcntl
 import itertools
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import IO, Any
 
-import pyarrow.parquet as pq
-
-from benchmarks import speed, study_figures, study_report
-from stasc_ray import config, passes, store
+from benchmarks import study_figures, study_report
+from stasc_ray import config, store
 from stasc_ray.generation import rollouts, unit_files
-from stasc_ray.generation.samples import request_seed
-from stasc_ray.learning import finetune
 from stasc_ray.recipes import section_of
+from stasc_ray.recipes.policies import ranked
+from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text, finals, read_texts, roots
 from stasc_ray.runtime import ray_session
-from stasc_ray.runtime.display import Display
-from stasc_ray.serving import correcting
-from stasc_ray.tasks import prompts, questions, sandbox
+from stasc_ray.store import files
+from stasc_ray.store.rows import text_columns
 
 CONFIG = Path(__file__).with_name("study.toml")
 CELLS = "cells.jsonl"
 VARIANTS = ("EIE", "EIF", "ENE", "ENF", "FIE", "FIF", "FNE", "FNF")
 VOTERS = (1, 3, 5, 9)
-"""How many samples vote in self-consistency; of two that differ the first would win."""
+"""How many samples vote in self-consistency; of two that differ the first wins."""
 FEWER_SEEDS = 3
 PATIENCE_S = 3600
-"""For one cell."""
+"""For one run."""
+KEPT_NOTHING = 3
+"""Exit status of `stasc run` if the filter kept nothing, which is a result."""
+FIGURES = ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i", "c_to_c", "i_to_i", "cl", "cs", "rss", "changed")
+
+VOTING = ("algorithm.iterations=0", f"evaluation.samples={max(VOTERS)}")
+"""A run that learns nothing and answers often enough for a vote."""
+ONE_TURN = ("algorithm.n_corrections=0", "algorithm.finetune_from=current")
+AS_ENE = "finetune.trained_tokens=26000"
+"""What ENE trains on in an iteration, on average."""
+BASELINES = {
+    # As many answers as a correcting run has answers and corrections.
+    "rft": ("algorithm.recipe=rft", "algorithm.n_initial=5", *ONE_TURN, AS_ENE),
+    "gold": ("algorithm.recipe=benchmarks.supervised:GOLD", *ONE_TURN, AS_ENE),
+    "worked": ("algorithm.recipe=benchmarks.supervised:WORKED", *ONE_TURN, AS_ENE),
+    "ENE": ("algorithm.variant=ENE",),
+}
+EQUAL_COST = ("questions.train.limit=1000", "algorithm.iterations=2", "finetune.trained_tokens=80000")
+RECIPES = {
+    "stasc": ("algorithm.variant=ENE", "algorithm.n_initial=1", "algorithm.n_corrections=2"),
+    "rft": ("algorithm.recipe=rft", "algorithm.n_initial=3", *ONE_TURN),
+    "verdict": (
+        "algorithm.recipe=verdict",
+        "algorithm.n_initial=1",
+        "algorithm.n_corrections=2",
+        "algorithm.n_verdicts=4",
+        "algorithm.verdicts=constructed",
+        'algorithm.verdict_prompt="Is it right?"',
+        'algorithm.says_right="="',
+        'algorithm.says_wrong="+1"',
+        "algorithm.correction_sees_verdict=false",
+        "algorithm.learn_answers=all",
+        "finetune.learning_rate=3e-4",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -60,12 +92,12 @@ class Cell:
     label: str
     seed: int
     overrides: tuple[str, ...] = ()
-    kind: str = "run"
-    """run (`stasc run`); voting: the same, then votes; rft, gold, worked: see `single_turn`; consistency: M0's votes."""
+    votes: bool = False
+    """Whether its best versions then answer again, as often as `VOTING` says, and vote."""
 
     @property
     def name(self) -> str:
-        """Of its line and of its log."""
+        """Of its line, of its log and of its run folder."""
         return f"{self.part}-{self.label}-{self.seed}"
 
 
@@ -75,133 +107,32 @@ def cells(part: str, seeds: int) -> Iterator[Cell]:
         if part == "variants":
             yield from (Cell(part, variant, seed, (f"algorithm.variant={variant}",)) for variant in VARIANTS)
         elif part == "baselines":
-            yield from (
-                Cell(part, kind, seed, kind=kind) for kind in ("rft", "gold", "worked", "consistency")
-            )
-            yield Cell(part, "ENE", seed, ("algorithm.variant=ENE",), kind="voting")
-        elif seed < FEWER_SEEDS and part == "samples":
-            for initial, corrections in itertools.product((1, 3, 5), repeat=2):
-                counts = (f"algorithm.n_initial={initial}", f"algorithm.n_corrections={corrections}")
-                # Two iterations, since these generate up to six times as much as the other cells.
-                values = ("algorithm.variant=ENE", "algorithm.iterations=2", *counts)
-                yield Cell(part, f"{initial}x{corrections}", seed, values)
-        elif seed < FEWER_SEEDS and part == "filters":
-            evolving = "algorithm.finetune_from=current"
-            yield Cell(part, "both_correct", seed, (evolving, "algorithm.filter=both_correct"))
-            for share in (0.2, 0.4):
-                values = (
-                    evolving,
-                    "algorithm.filter=non_decreasing",
-                    f"algorithm.keep_correct_share={share}",
-                )
-                yield Cell(part, f"share-{share}", seed, values)
-        elif seed < FEWER_SEEDS and part == "rates":
-            for variant in ("ENE", "EIE"):  # ten times the others' learning rate
-                values = (f"algorithm.variant={variant}", "finetune.learning_rate=5e-4")
-                yield Cell(part, f"{variant}-5e-4", seed, values)
+            yield from (Cell(part, label, seed, values, votes=True) for label, values in BASELINES.items())
+            yield Cell(part, "consistency", seed, VOTING)
+        elif part == "recipes":
+            yield from (Cell(part, label, seed, (*EQUAL_COST, *own)) for label, own in RECIPES.items())
+        elif seed < FEWER_SEEDS:
+            yield from (Cell(part, label, seed, values) for label, values in _of_fewer_seeds(part))
 
 
-PARTS = ("variants", "baselines", "samples", "filters", "rates")
+def _of_fewer_seeds(part: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    if part == "samples":
+        for initial, corrections in itertools.product((1, 3, 5), repeat=2):
+            counts = (f"algorithm.n_initial={initial}", f"algorithm.n_corrections={corrections}")
+            # Two iterations, since these generate up to six times as much as the other cells.
+            yield f"{initial}x{corrections}", ("algorithm.variant=ENE", "algorithm.iterations=2", *counts)
+    elif part == "filters":
+        evolving = "algorithm.finetune_from=current"
+        yield "both_correct", (evolving, "algorithm.filter=both_correct")
+        for share in (0.2, 0.4):
+            kept = ("algorithm.filter=non_decreasing", f"algorithm.keep_correct_share={share}")
+            yield f"share-{share}", (evolving, *kept)
+    elif part == "rates":
+        for variant in ("ENE", "EIE"):  # ten times the others' learning rate
+            yield f"{variant}-5e-4", (f"algorithm.variant={variant}", "finetune.learning_rate=5e-4")
 
 
-# --- running -----------------------------------------------------------------------------------------------------
-
-
-def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence[str]) -> bool:
-    """Run the cells that have no line yet, `parallel` at a time, one to a core; returns whether all have one now."""
-    folder.mkdir(parents=True, exist_ok=True)
-    done = {cell["name"]: cell for cell in study_figures.lines(folder / CELLS)}
-    if other := [cell.name for cell in wanted if done.get(cell.name, {}).get("sizes", [*sizes]) != [*sizes]]:
-        raise SystemExit(
-            f"{folder}: expected cells of --sizes {' '.join(sizes) or '(none)'}, found others: {', '.join(other)}"
-        )
-    missing = [cell for cell in wanted if cell.name not in done]
-    cores: SimpleQueue[int] = SimpleQueue()
-    for core in sorted(os.sched_getaffinity(0))[:parallel]:
-        cores.put(core)
-
-    def one(cell: Cell) -> bool:
-        core, started = cores.get(), time.monotonic()
-        try:
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.study",
-                "cell",
-                "--folder",
-                str(folder),
-                "--name",
-                cell.name,
-                "--sizes",
-                *sizes,
-            ]
-            own_core = partial(os.sched_setaffinity, 0, {core})
-            with (folder / f"{cell.name}.log").open("w") as log:
-                status = subprocess.run(
-                    command, stdout=log, stderr=log, check=False, preexec_fn=own_core, timeout=PATIENCE_S
-                ).returncode
-        except subprocess.TimeoutExpired:
-            status = f"time-out after {PATIENCE_S} s"
-        finally:
-            cores.put(core)
-        told = (
-            f"{time.monotonic() - started:.0f} s"
-            if status == 0
-            else f"ended with {status}, see {cell.name}.log"
-        )
-        print(f"{cell.name}: {told}", flush=True)
-        return status == 0
-
-    with ThreadPoolExecutor(parallel) as pool:
-        return all(pool.map(one, missing))
-
-
-def run_cell(folder: Path, cell: Cell, sizes: Sequence[str]) -> None:
-    """Run one cell and keep its figures; what it wrote otherwise goes away."""
-    started, commit = time.monotonic(), speed.commit()
-    work = folder / "work" / cell.name
-    settings = config.load_config(CONFIG, overrides(cell, sizes), section_of)
-    if cell.kind in ("run", "voting"):
-        command = [
-            sys.executable,
-            "-m",
-            "stasc_ray.cli",
-            "run",
-            str(CONFIG),
-            "--run-dir",
-            str(work),
-            *overrides(cell, sizes),
-        ]
-        status = subprocess.run(command, check=False).returncode
-        if status not in (0, 3):  # 3: the filter kept nothing, which is a result
-            raise SystemExit(status)
-        iterations = harvest(work)
-        if cell.kind == "voting":
-            with ray_session.connect(None, work / "logs"):
-                add_votes(work, settings, iterations)
-    else:
-        work.mkdir(parents=True, exist_ok=True)
-        with ray_session.connect(None, work / "logs"):
-            iterations = single_turn(work, settings, cell, folder)
-    found = {
-        "name": cell.name,
-        **vars(cell),
-        "sizes": list(sizes),
-        "commit": commit,
-        "seconds": time.monotonic() - started,
-        "iterations": iterations,
-    }
-    keep(folder, found)
-    shutil.rmtree(work, ignore_errors=True)
-
-
-def keep(folder: Path, cell: study_figures.Cell) -> None:
-    """Give a cell its line among the study's, sorted by name; cells that end together write one after another."""
-    with (folder / f"{CELLS}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        found = {one["name"]: one for one in study_figures.lines(folder / CELLS)} | {cell["name"]: cell}
-        lines = [json.dumps(found[name]) + "\n" for name in sorted(found)]
-        store.write_atomically(folder / CELLS, "".join(lines))
+PARTS = ("variants", "baselines", "recipes", "samples", "filters", "rates")
 
 
 def overrides(cell: Cell, sizes: Sequence[str]) -> list[str]:
@@ -209,18 +140,169 @@ def overrides(cell: Cell, sizes: Sequence[str]) -> list[str]:
     return [*sizes, f"seed={cell.seed}", *cell.overrides]
 
 
-def harvest(run_folder: Path) -> list[dict[str, Any]]:
-    """One dictionary per iteration, from the run's metrics.jsonl."""
-    run = store.RunFolder(run_folder)
+# --- running
+# -----------------------------------------------------------------------------------------------------
+
+
+def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence[str]) -> bool:
+    """Run the cells that have no line yet, `parallel` at a time, one to a core; returns whether all have one
+    now.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    done = {cell["name"]: cell for cell in study_figures.lines(folder / CELLS)}
+    if other := [cell.name for cell in wanted if done.get(cell.name, {}).get("sizes", [*sizes]) != [*sizes]]:
+        raise SystemExit(
+            f"{folder}: expected cells of --sizes {' '.join(sizes) or '(none)'}, found others: "
+            f"{', '.join(other)}"
+        )
+    cores: SimpleQueue[int] = SimpleQueue()
+    for core in sorted(os.sched_getaffinity(0))[:parallel]:
+        cores.put(core)
+
+    def one(cell: Cell) -> bool:
+        core, started = cores.get(), time.monotonic()
+        try:
+            run_cell(folder, cell, sizes, core)
+        except subprocess.SubprocessError as error:
+            print(f"{cell.name}: {error}, see {cell.name}.log", flush=True)
+            return False
+        finally:
+            cores.put(core)
+        print(f"{cell.name}: {time.monotonic() - started:.0f} s", flush=True)
+        return True
+
+    with ThreadPoolExecutor(parallel) as pool:
+        return all(list(pool.map(one, [cell for cell in wanted if cell.name not in done])))
+
+
+def run_cell(folder: Path, cell: Cell, sizes: Sequence[str], core: int) -> None:
+    """Run one cell and keep its figures; what it wrote otherwise goes away.
+
+    Raises:
+        subprocess.SubprocessError: a run failed, or took longer than PATIENCE_S.
+    """
+    work = folder / "work" / cell.name
+    with (folder / f"{cell.name}.log").open("w") as log:
+        stasc_run(work, overrides(cell, sizes), core, log)
+        found = line_of(cell, sizes, work)
+        for at in best_versions(found) if cell.votes else ():
+            model = store.RunFolder(work).stage(at["iteration"], "model")
+            voting = Cell(
+                cell.part, cell.label, cell.seed, (f"model.path={model}",) if at["iteration"] else ()
+            )
+            asked = work.with_name(f"{cell.name}-votes-{at['iteration']}")
+            stasc_run(asked, [*overrides(voting, sizes), *VOTING], core, log)
+            at |= {name: value for name, value in harvest(asked)[0].items() if "vote" in name}
+            shutil.rmtree(asked)
+    keep(folder, found)
+    shutil.rmtree(work)
+
+
+def stasc_run(run_folder: Path, values: Sequence[str], core: int, log: IO[str]) -> None:
+    """`stasc run` of the study's config, on one core."""
+    command = [
+        sys.executable,
+        "-m",
+        "stasc_ray.cli",
+        "run",
+        str(CONFIG),
+        "--run-dir",
+        str(run_folder),
+        *values,
+    ]
+    # Ray's workers import the recipes of benchmarks/ too.
+    paths = [str(CONFIG.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    status = subprocess.run(
+        command,
+        stdout=log,
+        stderr=log,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        preexec_fn=partial(os.sched_setaffinity, 0, {core}),
+        timeout=PATIENCE_S,
+    ).returncode
+    if status not in (0, KEPT_NOTHING):
+        raise subprocess.CalledProcessError(status, command)
+
+
+def best_versions(found: study_figures.Cell) -> list[study_figures.Iteration]:
+    """The version that a run publishes, and the one with the best first answers on dev."""
+    picks = (study_figures.chosen, study_figures.chosen_first)
+    return list({at["iteration"]: at for at in (pick(found) for pick in picks)}.values())
+
+
+def keep(folder: Path, cell: study_figures.Cell) -> None:
+    """Give a cell its line among the study's, sorted by name; cells that end together write one after
+    another.
+    """
+    with (folder / f"{CELLS}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = {one["name"]: one for one in study_figures.lines(folder / CELLS)} | {cell["name"]: cell}
+        lines = [json.dumps(found[name]) + "\n" for name in sorted(found)]
+        store.write_atomically(folder / CELLS, "".join(lines))
+
+
+# --- what a run folder says
+# --------------------------------------------------------------------------------------
+
+
+def add(folder: Path, cell: Cell, sizes: Sequence[str], run_folder: Path) -> None:
+    """Keep the line of a run that was made by hand.
+
+    Raises:
+        SystemExit: the run has another config than the cell, or is not finished.
+    """
+    expected = config.load_config(CONFIG, overrides(cell, sizes), section_of)
+    found = store.read_config(run_folder, section_of)
+    differing = set(config.differing_fields(expected, found)) - set(store.OPERATIONAL)
+    if differing:
+        raise SystemExit(
+            f"{run_folder}: expected a run of {cell.name}, found other {', '.join(sorted(differing))}"
+        )
+    line = line_of(cell, sizes, run_folder)
+    reached = max((one["iteration"] for one in line["iterations"]), default=None)
+    if reached != expected.algorithm.iterations:
+        raise SystemExit(
+            f"{run_folder}: expected a finished run of {expected.algorithm.iterations} iterations, found the "
+            f"last "
+            f"measured one to be {reached}; the same `stasc run` continues it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    keep(folder, line)
+
+
+def line_of(cell: Cell, sizes: Sequence[str], run_folder: Path) -> study_figures.Cell:
+    """A cell's line, from its run folder. `seconds` are those of its stages."""
+    environment = files.read_json(run_folder / "environment.json", "git_commit")
+    lines = store.RunFolder(run_folder).metrics()
+    seconds = [
+        line.get(f"{line['stage']}/{name}", 0.0) for line in lines for name in ("duration_s", "start_s")
+    ]
+    return {
+        "name": cell.name,
+        "part": cell.part,
+        "label": cell.label,
+        "seed": cell.seed,
+        "overrides": list(cell.overrides),
+        "sizes": list(sizes),
+        "commit": str(environment["git_commit"])[:7],
+        "seconds": sum(seconds),
+        "iterations": harvest(run_folder),
+    }
+
+
+def harvest(run_folder: Path) -> list[study_figures.Iteration]:
+    """One dictionary per measured iteration, from the run's metrics.jsonl and traces."""
+    run, settings = store.RunFolder(run_folder), store.read_config(run_folder, section_of)
     found: dict[int, dict[str, Any]] = {}
     for line in run.metrics():
         names = {key.partition("/")[2]: value for key, value in line.items() if "/" in key}
         at = found.setdefault(line["iteration"], {"iteration": line["iteration"]})
         if line["stage"] == "evaluation":
-            at |= {split: _of_split(names, split) for split in ("dev", "test")}
-            if "test/fixed/r_y2" in names:  # M0's answers corrected, as the paper measures the F variants
-                at["fixed"] = {split: _of_split(names, f"{split}/fixed") for split in ("dev", "test")}
-            at["answer_tokens"] = answer_tokens(run, line["iteration"])
+            at |= {split: of_split(names, split) for split in ("dev", "test") if f"{split}/r_y2" in names}
+            if "test/base/r_y2" in names:  # M0's answers corrected, as the paper measures the F variants
+                at["fixed"] = {split: of_split(names, f"{split}/base") for split in ("dev", "test")}
+            at |= of_traces(run, line["iteration"], settings)
         elif line["stage"] == "examples":
             at["examples"] = names
         elif line["stage"] == "finetune":
@@ -230,219 +312,82 @@ def harvest(run_folder: Path) -> list[dict[str, Any]]:
     return [found[number] for number in sorted(found) if "test" in found[number]]
 
 
-def answer_tokens(run: store.RunFolder, iteration: int) -> dict[str, float]:
-    """Mean tokens of an initial answer and of a correction, over the test questions."""
-    files = unit_files.of_split(run.files(run.stage(iteration, "rollouts")), "test")
-    rows = [
-        row
-        for file in files
-        for row in pq.read_table(file, columns=["initial_tokens", "correction_tokens"]).to_pylist()
-    ]
-    initial = [sum(row["initial_tokens"]) / max(len(row["initial_tokens"]), 1) for row in rows]
-    correction = [
-        statistics.mean([count for counts in row["correction_tokens"] for count in counts] or [0])
-        for row in rows
-    ]
-    return {"initial": statistics.mean(initial), "correction": statistics.mean(correction)}
+def of_split(names: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """A split's figures, those of its verdicts included."""
+    given = {
+        name.removeprefix(f"{split}/"): value for name, value in names.items() if name.startswith(f"{split}/")
+    }
+    return {name: value for name, value in given.items() if name in FIGURES or name.startswith("verdict_")}
 
 
-def _of_split(names: Mapping[str, Any], split: str) -> dict[str, Any]:
-    kept = ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i", "c_to_c", "i_to_i", "cl", "cs", "rss", "changed")
-    return {name: names[f"{split}/{name}"] for name in kept}
+def of_traces(run: store.RunFolder, iteration: int, settings: config.Config) -> dict[str, Any]:
+    """What the metrics don't say.
 
-
-# --- baselines, by the same passes and the same trainer ------------------------------------------------------------
-
-
-def single_turn(work: Path, settings: config.Config, cell: Cell, folder: Path) -> list[dict[str, Any]]:
-    """One-turn learning, iteration after iteration, each from the model before; then the votes of the best on dev.
-
-    rft learns from its own right first answers, of which it generates as many per train question and iteration as a correcting run
-    generates answers and corrections; gold from the reference answers; worked from whole sums written out by the sandbox;
-    consistency does not learn. An iteration trains on as many tokens as ENE of the same seed did: examples come again where they
-    are few (gold answers are short, and right answers alike).
+    Returns:
+        generated: {split: {turn: tokens}}; answer_tokens: mean tokens of a first answer and of a correction,
+            on test;
+        of runs that answer often enough for a vote: what `count_votes` returns, and what an answer of these
+            votes costs.
     """
-    import ray
-
-    files = write_questions(work, settings)
-    rows = {row["id"]: row for row in pq.read_table(files["train"]).to_pylist()}
-    budgets = {} if cell.kind == "consistency" else trained_tokens_of(folder, cell.seed)
-    model, found, learnt = passes.base_model(settings), [], {}
-    for number in range(settings.algorithm.iterations + 1):
-        learn = (
-            number + 1 in budgets and number < settings.algorithm.iterations
-        )  # not where ENE's filter kept nothing
-        answered, generated_tokens = generate(
-            work, settings, model, files, number, train=learn and cell.kind == "rft"
-        )
-        scores = {split: measured(answered, settings, split) for split in ("dev", "test")}
-        found.append({"iteration": number, **scores, "generated_tokens": generated_tokens, **learnt})
-        if not learn:
-            break
-        if cell.kind == "rft":
-            texts = right_answers(answered, settings.algorithm.threshold)
-        else:
-            texts = [
-                (id, gold_answer(row, settings, worked=cell.kind == "worked")) for id, row in rows.items()
-            ]
-        examples = [
-            {
-                "id": f"{id}/{place}",
-                "messages": [*prompts.initial_messages(rows[id], settings.prompts), assistant(text)],
-            }
-            for place, (id, text) in enumerate(texts)
-        ]
-        examples = within(examples, budgets[number + 1], settings)
-        summary = finetune.finetune(
-            ray.data.from_items(examples),
-            base_model=model,
-            output=work / f"model_{number + 1}",
-            config=settings,
-            iteration=number + 1,
-            storage=work / f"training_{number + 1}",
-            on_cuda=False,
-        )
-        model = str(work / f"model_{number + 1}")
-        learnt = {"trained_tokens": summary["trained_tokens"], "examples": {"kept": len(examples)}}
-    best = study_figures.chosen_first({"iterations": found})
-    of_best = str(work / f"model_{best['iteration']}") if best["iteration"] else passes.base_model(settings)
-    best |= vote(work / "votes", settings, of_best, files["test"])
+    traces, writer = run.files(run.stage(iteration, "rollouts")), store.iteration_name(iteration)
+    columns = ("choices", *text_columns("turn", "sample", "parent", "writer", "text", "token_ids", "reward"))
+    on_test = unit_files.of_split(traces, "test")
+    rows = [row for file in on_test for row in files.read(file, columns).to_pylist()]
+    asked = [(read_texts(row), row["choices"] or ()) for row in rows]
+    splits = {split: unit_files.of_split(traces, split) for split in ("train", "dev", "test")}
+    found: dict[str, Any] = {
+        "generated": {split: generated(of, writer) for split, of in splits.items() if of},
+        "answer_tokens": {
+            name: statistics.mean(mean_tokens(texts, turn, writer) for texts, _ in asked)
+            for name, turn in (("initial", ANSWER), ("correction", CORRECTION))
+        },
+    }
+    if settings.evaluation.samples >= max(VOTERS):
+        found |= count_votes(asked, settings.prompts.answer_marker)
+        found["vote_tokens"] = found["answer_tokens"]["initial"]
+        found["corrected_vote_tokens"] = sum(found["answer_tokens"].values())
     return found
 
 
-def add_votes(work: Path, settings: config.Config, iterations: list[dict[str, Any]]) -> None:
-    """To the published version of a run, and to the one with the best first answers on dev."""
-    run, cell = store.RunFolder(work), {"iterations": iterations}
-    for number in {pick(cell)["iteration"] for pick in (study_figures.chosen, study_figures.chosen_first)}:
-        model = str(run.stage(number, "model")) if number else passes.base_model(settings)
-        one = next(one for one in iterations if one["iteration"] == number)
-        one |= vote(work / f"votes_{number}", settings, model, run.questions / "test.parquet")
+def generated(traces: Sequence[str], writer: str) -> dict[str, int]:
+    """Tokens that a model wrote, by turn."""
+    counts: collections.Counter[str] = collections.Counter()
+    for file in traces:
+        counts.update(json.loads(rollouts.read_summary(Path(file), writer)["tokens"]))
+    return dict(counts)
 
 
-def gold_answer(row: dict[str, Any], settings: config.Config, *, worked: bool) -> str:
-    """The reference answer alone, or the whole sum by columns."""
-    if worked:
-        return sandbox.column_addition([int(number) for number in re.findall(r"\d+", row["question"])])
-    return f"{settings.prompts.answer_marker}{row['answers'][0]}"
+def mean_tokens(texts: Sequence[Text], turn: str, writer: str) -> float:
+    """Mean tokens of the texts of a turn, in chains that this model began; 0 if there is none."""
+    return statistics.mean(
+        [len(text.token_ids) for text in texts if (text.turn, text.root.writer) == (turn, writer)] or [0]
+    )
 
 
-def assistant(text: str) -> prompts.Message:
-    """The answer as a message."""
-    return {"role": "assistant", "content": text}
-
-
-def right_answers(files: Sequence[str], threshold: float) -> list[tuple[str, str]]:
-    """(id, text) of the train answers that were right, equal texts of a question once."""
-    kept: dict[tuple[str, str], None] = {}
-    for file in unit_files.of_split(map(Path, files), "train"):
-        for row in pq.read_table(file).to_pylist():
-            kept |= {
-                (row["id"], text): None
-                for text, r in zip(row["initial"], row["initial_rewards"], strict=True)
-                if r >= threshold
-            }
-    return list(kept)
-
-
-def within(examples: list[dict[str, Any]], tokens: int, settings: config.Config) -> list[dict[str, Any]]:
-    """So many of the examples, in an order given by their ids alone, as make that many tokens to train on."""
-    from stasc_ray.learning import encoding
-    from stasc_ray.runtime import model_folder
-
-    tokenizer = model_folder.load_tokenizer(passes.base_model(settings))
-    ordered = sorted(examples, key=lambda one: request_seed(settings.seed, one["id"]))
-    encoded = [
-        encoding.encode(tokenizer, one["messages"], settings.finetune.max_length_tokens) for one in ordered
-    ]
-    counts = [
-        0 if isinstance(one, str) else int((one["labels"] != encoding.IGNORED).sum()) for one in encoded
-    ]
-    kept, left, place = [], tokens / settings.finetune.epochs, 0
-    while left > 0 and any(counts):
-        repeat, at = divmod(place, len(ordered))
-        place, left = place + 1, left - counts[at]
-        if counts[at]:
-            kept.append({**ordered[at], "id": f"{ordered[at]['id']}/{repeat}"})
-    return kept
-
-
-def trained_tokens_of(folder: Path, seed: int) -> dict[int, int]:
-    """What ENE of that seed trained on, by iteration; an iteration that it did not reach is not there."""
-    name = f"variants-ENE-{seed}"
-    found = [cell for cell in study_figures.lines(folder / CELLS) if cell["name"] == name]
-    if not found:
-        raise SystemExit(
-            f"{folder / CELLS}: expected the cell {name}, whose training tokens are the baselines' budget, found none; "
-            "run the variants"
-        )
-    iterations = found[0]["iterations"]
-    return {one["iteration"]: one["trained_tokens"] for one in iterations if "trained_tokens" in one}
-
-
-def vote(destination: Path, settings: config.Config, model: str, file: Path) -> dict[str, Any]:
-    """Self-consistency: the model answers each test question max(VOTERS) times.
+def count_votes(
+    asked: Sequence[tuple[Sequence[Text], Sequence[str]]], answer_marker: str
+) -> dict[str, dict[str, float]]:
+    """Self-consistency: the commonest of k answers, over questions with their texts and choices.
 
     Returns:
-        votes: {k: share of the questions that the commonest of the first k answers gets right}; vote_tokens: mean of one answer.
+        votes and corrected_votes: {k: mean reward of the commonest of the first k first answers, or last
+            answers}.
     """
-    most = rollouts.Turns(max(VOTERS), 0, settings.sampling.initial, settings.sampling.correction)
-    answered, _ = roll_out(destination, settings, model, {"test": file}, {"test": most})
-    rows = [row for file in answered for row in pq.read_table(file).to_pylist()]
-    marker = settings.prompts.answer_marker
 
-    def right(row: dict[str, Any], k: int) -> float:
-        if not row["initial"]:  # a failed question is a wrong one, as in a run
-            return 0.0
-        keys = [correcting.vote_key(text, row["choices"], marker) for text in row["initial"][:k]]
-        commonest = Counter(keys).most_common(1)[0][0]
-        return row["initial_rewards"][keys.index(commonest)]
+    def reward(ends: Sequence[Text], choices: Sequence[str]) -> float:
+        # A failed question is a wrong one, as in a run.
+        return ranked(ends, choices, answer_marker)[0][0].reward or 0.0 if ends else 0.0
 
-    accuracy = {str(k): statistics.mean(right(row, k) for row in rows) for k in VOTERS}
-    tokens = statistics.mean(statistics.mean(row["initial_tokens"]) for row in rows if row["initial"])
-    return {"votes": accuracy, "vote_tokens": tokens}
+    def last(texts: Sequence[Text]) -> list[Text]:
+        return [text for root in roots(texts) for text in finals(texts, root, (ANSWER, CORRECTION))]
 
-
-def write_questions(work: Path, settings: config.Config) -> dict[str, Path]:
-    """The questions that a run with this config has."""
-    rows = questions.load_questions(settings.questions, settings.seed).rows
-    files = {split: work / f"{split}.parquet" for split in ("train", "dev", "test")}
-    for split, file in files.items():
-        unit_files.write_questions(
-            [row for row in rows if row["split"] == split], file, settings.engine.batch_size
-        )
-    return files
-
-
-def generate(
-    work: Path, settings: config.Config, model: str, files: Mapping[str, Path], number: int, *, train: bool
-) -> tuple[list[str], int]:
-    """Dev and test as a run measures them and, if asked, the train questions' first answers; rollout files, generated tokens."""
-    algorithm, turns = settings.algorithm, passes.turns(settings)
-    as_many = algorithm.n_initial * (1 + algorithm.n_corrections)
-    turns["train"] = rollouts.Turns(as_many, 0, settings.sampling.initial, settings.sampling.correction)
-    wanted = {split: file for split, file in files.items() if train or split != "train"}
-    return roll_out(work / f"rollouts_{number}", settings, model, wanted, turns)
-
-
-def roll_out(
-    destination: Path,
-    settings: config.Config,
-    model: str,
-    files: Mapping[str, Path],
-    turns: Mapping[str, rollouts.Turns],
-) -> tuple[list[str], int]:
-    """One pass; returns its files and its generated tokens."""
-    job = rollouts.Job(model, destination.name, settings, turns, str(destination), on_cuda=False)
-    units = [unit for split, file in files.items() for unit in unit_files.question_units(file, split)]
-    summary = passes.collect(Display(), job, units, destination.name)
-    passes.check_errors(summary, settings.engine.max_error_fraction, str(destination))
-    return [str(destination / f"{unit.name}.parquet") for unit in units], summary["generated_tokens"]
-
-
-def measured(files: Sequence[str], settings: config.Config, split: str) -> dict[str, Any]:
-    """Metrics of one split."""
-    found = passes.measure(unit_files.of_split(map(Path, files), split), settings)
-    return _of_split({f"{split}/{name}": value for name, value in found.items()}, split)
+    return {
+        name: {
+            str(k): statistics.mean(reward(ends(texts)[:k], choices) for texts, choices in asked)
+            for k in VOTERS
+        }
+        for name, ends in (("votes", roots), ("corrected_votes", last))
+    }
 
 
 def main() -> None:
@@ -450,33 +395,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["run", "report", "cell"])
+    parser.add_argument("what", choices=["run", "harvest", "report"])
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_FOLDER", help="to harvest")
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["variants", "baselines"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["variants", "baselines", "recipes"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--parallel", type=int, default=ray_session.cores())
     parser.add_argument("--sizes", nargs="*", default=[], metavar="section.field=value")
     parser.add_argument("--output", type=Path, default=Path("docs/results.md"))
-    parser.add_argument("--name", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    folder = arguments.folder.resolve()
+    arguments = parser.parse_intermixed_args()
+    folder, started = arguments.folder.resolve(), time.monotonic()
+    known = {cell.name: cell for part in PARTS for cell in cells(part, arguments.seeds)}
     if arguments.what == "report":
-        expected = Counter(cell.part for part in PARTS for cell in cells(part, arguments.seeds))
-        study_report.write(folder / CELLS, arguments.output, expected)
-        return
-    everything = {cell.name: cell for part in PARTS for cell in cells(part, max(arguments.seeds, 100))}
-    if arguments.what == "cell":
-        run_cell(folder, everything[arguments.name], arguments.sizes)
-        return
-    started = time.monotonic()
-    # One after another: a baseline's budget is what a variant spent.
-    parts = [
-        run_all(folder, list(cells(part, arguments.seeds)), arguments.parallel, arguments.sizes)
-        for part in arguments.parts
-    ]
-    print(f"took {(time.monotonic() - started) / 60:.0f} min")
-    if not all(parts):
-        raise SystemExit("some cells failed; the same command runs them again")
+        study_report.write(
+            folder / CELLS, arguments.output, collections.Counter(cell.part for cell in known.values())
+        )
+    elif arguments.what == "harvest":
+        for run in map(Path.resolve, arguments.runs):
+            if run.name not in known:
+                raise SystemExit(
+                    f"{run}: expected a folder named after a cell (recipes-rft-0), found {run.name}"
+                )
+            add(folder, known[run.name], arguments.sizes, run)
+            print(f"{run.name}: kept")
+    else:
+        wanted = [cell for cell in known.values() if cell.part in arguments.parts]
+        whole = run_all(folder, wanted, arguments.parallel, arguments.sizes)
+        print(f"took {(time.monotonic() - started) / 60:.0f} min")
+        if not whole:
+            raise SystemExit("some cells failed; the same command runs them again")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""What a study's cells say: which iteration, which metric, means with 95% intervals, differences seed by seed.
+"""What a study's cells say: which iteration, which metric, means with 95% intervals, differences seed by
+seed.
 
-An interval is Student's t over the seeds. A difference is taken within each seed: both sides of a seed have the same questions.
+An interval is Student's t over the seeds. A difference is taken within each seed: both sides of a seed have
+the same questions.
 """
 
 import json
@@ -36,7 +38,8 @@ def read(file: Path) -> Cells:
     return found
 
 
-# --- which iteration ---------------------------------------------------------------------------------------------
+# --- which iteration
+# ---------------------------------------------------------------------------------------------
 
 
 def first(cell: Cell) -> Iteration:
@@ -60,7 +63,9 @@ def chosen(cell: Cell) -> Iteration:
 
 
 def chosen_first(cell: Cell) -> Iteration:
-    """The iteration with the best first answers on dev: how one would choose a model that is not asked to correct."""
+    """The iteration with the best first answers on dev: how one would choose a model that is not asked to
+    correct.
+    """
     return max(cell["iterations"], key=lambda one: (one["dev"]["r_y1"], -one["iteration"]))
 
 
@@ -70,7 +75,9 @@ def best_on_test(cell: Cell) -> Iteration:
 
 
 def on_base_answers(pick: Pick) -> Pick:
-    """The same choice where M0's answers are corrected, as the F variants are trained and as the paper measures them."""
+    """The same choice where M0's answers are corrected, as the F variants are trained and as the paper
+    measures them.
+    """
 
     def picked(cell: Cell) -> Iteration:
         return pick({**cell, "iterations": [{**one, **one.get("fixed", {})} for one in cell["iterations"]]})
@@ -78,38 +85,58 @@ def on_base_answers(pick: Pick) -> Pick:
     return picked
 
 
-# --- values ------------------------------------------------------------------------------------------------------
+# --- values
+# ------------------------------------------------------------------------------------------------------
 
 
-def by_seed(cells: Sequence[Cell], pick: Pick, metric: str = "r_y2") -> dict[int, float]:
-    """A test metric; those that are not defined left out."""
-    values = {cell["seed"]: pick(cell)["test"].get(metric) for cell in cells}
+def by_seed(cells: Sequence[Cell], pick: Pick, metric: str = "r_y2", split: str = "test") -> dict[int, float]:
+    """A metric of one split; those that are not defined left out."""
+    values = {cell["seed"]: pick(cell)[split].get(metric) for cell in cells}
     return {seed: value for seed, value in values.items() if value is not None}
 
 
-def votes(cells: Sequence[Cell], pick: Pick, voters: int) -> dict[int, float]:
-    """The share that the commonest of so many first answers gets right."""
-    return {cell["seed"]: found["votes"][str(voters)] for cell in cells if "votes" in (found := pick(cell))}
+def mean(cells: Sequence[Cell], pick: Pick, metric: str = "r_y2", split: str = "test") -> str:
+    """Over the seeds, with its interval."""
+    return told(list(by_seed(cells, pick, metric, split).values()), len(cells))
+
+
+def votes(cells: Sequence[Cell], pick: Pick, voters: int, of: str = "votes") -> dict[int, float]:
+    """The share that the commonest of so many first answers gets right; `corrected_votes`: of so many last
+    ones.
+    """
+    return {cell["seed"]: found[of][str(voters)] for cell in cells if of in (found := pick(cell))}
 
 
 def trained_behind(cell: Cell, iteration: Iteration) -> int:
-    """Tokens that a version was trained on, from M0 on; where each fine-tune starts from M0, those of its own."""
-    tokens = [
-        one.get("trained_tokens", 0)
-        for one in cell["iterations"]
-        if one["iteration"] <= iteration["iteration"]
-    ]
+    """Tokens that a version was trained on, from M0 on; where each fine-tune starts from M0, those of its
+    own.
+    """
     from_base = cell["part"] == "variants" and cell["label"].endswith("F")
-    return tokens[-1] if from_base else sum(tokens)
+    return iteration.get("trained_tokens", 0) if from_base else spent_behind(cell, iteration)
+
+
+def spent_behind(cell: Cell, iteration: Iteration) -> int:
+    """Tokens that were trained on until there was this version, whatever each fine-tune started from."""
+    number = iteration["iteration"]
+    return sum(one.get("trained_tokens", 0) for one in cell["iterations"] if one["iteration"] <= number)
+
+
+def generated_behind(cell: Cell, iteration: Iteration) -> int:
+    """Tokens that were generated to learn from (on train questions) until there was this version."""
+    earlier = [one for one in cell["iterations"] if one["iteration"] < iteration["iteration"]]
+    return sum(sum(one["generated"].get("train", {}).values()) for one in earlier)
 
 
 def at_tokens(cell: Cell, tokens: int) -> float:
-    """r(Y2) on test with that many tokens behind a version, interpolated between iterations (Evolving fine-tuning adds them up)."""
+    """r(Y2) on test with that many tokens behind a version, interpolated between iterations (Evolving
+    fine-tuning adds them up).
+    """
     behind = [trained_behind(cell, one) for one in cell["iterations"]]
     return float(np.interp(tokens, behind, [one["test"]["r_y2"] for one in cell["iterations"]]))
 
 
-# --- means and differences ---------------------------------------------------------------------------------------
+# --- means and differences
+# ---------------------------------------------------------------------------------------
 
 
 def interval(sample: Sequence[float]) -> tuple[float, float]:

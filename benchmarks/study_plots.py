@@ -1,4 +1,6 @@
-"""The plots of docs/results.md, from the cells of a study's variants: means over seeds by iteration, with 95% intervals."""
+"""The plots of docs/results.md, from the cells of a study's variants: means over seeds by iteration, with 95%
+intervals.
+"""
 
 import math
 from collections import defaultdict

@@ -1,12 +1,15 @@
 """docs/results.md from the study's cells.jsonl alone.
 
-The words are results_page.md's; here are its tables and differences. Figures are study_figures.py's, plots study_plots.py's.
+The words are results_page.md's; here are its tables and differences. Figures are study_figures.py's, plots
+study_plots.py's.
 """
 
+import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import study_recipes
 from benchmarks.study_figures import (
     BySeed,
     Cell,
@@ -20,6 +23,7 @@ from benchmarks.study_figures import (
     difference,
     first,
     last,
+    mean,
     nth,
     on_base_answers,
     read,
@@ -71,7 +75,8 @@ def write(file: Path, output: Path, expected: Mapping[str, int]) -> None:
     variants = found["variants"]
     if not variants:
         raise SystemExit(
-            f"{file}: expected cells of the variants (variants-ENE-0 ...), found none; `study.py run` makes them"
+            f"{file}: expected cells of the variants (variants-ENE-0 ...), found none; `study.py run` makes "
+            f"them"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     plot_all(variants, output)
@@ -108,6 +113,10 @@ def sections(found: Cells) -> dict[str, Iterator[str]]:
     variants, filters, samples = found["variants"], found["filters"], found["samples"]
     return {
         "headline": headline(variants, found["baselines"]),
+        "recipes": study_recipes.table(found["recipes"]),
+        "recipes_differences": study_recipes.differences(found["recipes"]),
+        "recipes_verdicts": study_recipes.verdicts(found["recipes"]),
+        "recipes_enough": study_recipes.enough(found["recipes"]),
         "chosen": score_table({"M0": (widest(variants), first), **both_ways(variants, chosen)}),
         "last": score_table(both_ways(variants, last)),
         "in_words": in_words(variants, found["baselines"]),
@@ -134,7 +143,9 @@ def widest(variants: Group) -> Sequence[Cell]:
 
 
 def headline(variants: Group, baselines: Group) -> Iterator[str]:
-    """What the README shows: a version as it would be chosen on dev, answering once, correcting that, and voting."""
+    """What the README shows: a version as it would be chosen on dev, answering once, correcting that, and
+    voting.
+    """
     yield "| reward on test | first answer | corrected answer | vote of three |"
     yield "|---|---|---|---|"
     voting = [baselines.get(label, []) for label in ("consistency", "ENE")]
@@ -159,7 +170,8 @@ def headline(variants: Group, baselines: Group) -> Iterator[str]:
             yield f"| {name}{kept} | {rewards} | {told(list(votes(voters, pick, 3).values()))} |"
 
 
-# --- the variants ------------------------------------------------------------------------------------------------
+# --- the variants
+# ------------------------------------------------------------------------------------------------
 
 
 def both_ways(variants: Group, pick: Pick) -> dict[str, tuple[Sequence[Cell], Pick]]:
@@ -184,11 +196,6 @@ def score_table(rows: Rows) -> Iterator[str]:
             + " | ".join(scores)
             + " |"
         )
-
-
-def mean(cells: Sequence[Cell], pick: Pick, metric: str = "r_y2") -> str:
-    """With its interval."""
-    return told(list(by_seed(cells, pick, metric).values()), len(cells))
 
 
 def iterations(cells: Sequence[Cell], pick: Pick) -> str:
@@ -217,7 +224,8 @@ def ended_early(variants: Group) -> str:
     )
 
 
-# --- the paper's questions ---------------------------------------------------------------------------------------
+# --- the paper's questions
+# ---------------------------------------------------------------------------------------
 
 
 def pairs(variants: Group, place: int, one: str, other: str, pick_other: Pick = chosen) -> Iterator[str]:
@@ -316,7 +324,8 @@ def collapse(rows: Group) -> Iterator[str]:
     yield f"Clearly worse at the end than M0, which is a collapse: {', '.join(below) or 'none'}."
 
 
-# --- what it costs -----------------------------------------------------------------------------------------------
+# --- what it costs
+# -----------------------------------------------------------------------------------------------
 
 
 def budget(variants: Group, baselines: Group) -> Iterator[str]:
@@ -351,11 +360,13 @@ def budget(variants: Group, baselines: Group) -> Iterator[str]:
         **{ONE_TURN[kind]: (baselines.get(kind, []), chosen_first) for kind in ("rft", "worked")},
     }
     for name, (cells, pick) in voting.items():
-        for k in (3, 5, 9):
-            if right := votes(cells, pick, k):
-                cost = f"{k * statistics.mean(pick(cell)['vote_tokens'] for cell in cells):.0f}"
+        for what, k in itertools.product(("vote", "corrected_vote"), (3, 5, 9)):
+            if right := votes(cells, pick, k, f"{what}s"):
+                voted = [at for at in map(pick, cells) if f"{what}s" in at]
+                cost = f"{k * statistics.mean(at[f'{what}_tokens'] for at in voted):.0f}"
                 row = f"{name}: the commonest of {k} | {iterations(cells, pick)} | {behind(cells, pick)}"
-                yield f"| {row} | {told(list(right.values()))} | | {cost} |"
+                share = told(list(right.values()))
+                yield f"| {row} | {f'{share} |' if what == 'vote' else f'| {share}'} | {cost} |"
 
 
 def turns(ene: Sequence[Cell], rft: Sequence[Cell]) -> Iterator[str]:

@@ -3,8 +3,8 @@
 python jobs/finetune.py jobs/configs/demo.toml --examples /shared/runs/demo/iteration_01/examples --output /shared/model
 ray job submit --address http://HEAD:8265 -- python jobs/finetune.py CONFIG.toml --examples /shared/examples --output /shared/model
 
-Reads Parquet files of rows {id, messages: [{role, content, train?}, ...]}. Loss falls on messages with `train`; if none has
-it, on the last one. Writes a model folder.
+Reads Parquet files of rows {id, messages: [{role, content, train?}, ...]}. Loss falls on messages with
+`train`; if none has it, on the last one. Writes a model folder.
 The same command again continues from the last checkpoint, which lies beside the output until it is whole.
 """
 

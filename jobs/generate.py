@@ -1,10 +1,11 @@
-"""Traces only: answers and corrections of any model on a config's questions, on the cluster that this job runs on.
+"""Traces only: answers and corrections of any model on a config's questions, on the cluster that this job
+runs on.
 
 python jobs/generate.py jobs/configs/demo.toml --output /shared/rollouts model.path=/shared/runs/demo/iteration_01/model
 ray job submit --address http://HEAD:8265 -- python jobs/generate.py jobs/configs/demo.toml --output /shared/rollouts
 
-Reads the config's train, dev and test questions. Writes OUTPUT/questions/, OUTPUT/base/rollouts/ (Parquet) and metrics.jsonl; the
-same command again continues where it stopped.
+Reads the config's train, dev and test questions. Writes OUTPUT/questions/, OUTPUT/base/rollouts/ (Parquet)
+and metrics.jsonl; the same command again continues where it stopped.
 """
 
 from pathlib import Path

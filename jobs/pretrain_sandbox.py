@@ -2,14 +2,14 @@
 
     python jobs/pretrain_sandbox.py --out stasc_ray/tasks/sandbox_model
 
-The model reads conversations of two turns over train questions of stasc_ray/tasks/sandbox.py. Their writer adds by
-columns but forgets about every second carry; asked to correct its answer, it sometimes repeats it and sometimes works
-it out again, a little more carefully. So the model knows how to carry, and does so as often as not: what the loop has
-to bring out. Sums of dev and test never occur.
+The model reads conversations of two turns over train questions of stasc_ray/tasks/sandbox.py. Their writer
+adds by columns but forgets about every second carry; asked to correct its answer, it sometimes repeats it and
+sometimes works it out again, a little more carefully. So the model knows how to carry, and does so as often
+as not: what the loop has to bring out. Sums of dev and test never occur.
 
-Reads nothing; writes a Hugging Face folder (safetensors, byte-level tokenizer, chat template, generation config).
-Seeded, minutes on 2 cores; another machine or another torch gives a slightly different model, the shipped one was
-made once by this command.
+Reads nothing; writes a Hugging Face folder (safetensors, byte-level tokenizer, chat template, generation
+config). Seeded, minutes on 2 cores; another machine or another torch gives a slightly different model, the
+shipped one was made once by this command.
 """
 
 import argparse
@@ -39,7 +39,8 @@ PAD, END, SYSTEM, USER, ASSISTANT = CONTROL_TOKENS = (
 )
 CONTROL_IDS = {token: 256 + i for i, token in enumerate(CONTROL_TOKENS)}
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 CONTEXT_TOKENS = 4096
@@ -78,7 +79,9 @@ def main() -> None:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per UTF-8 byte (id = byte) plus five control tokens: encodes any text, and one token opens a turn."""
+    """One token per UTF-8 byte (id = byte) plus five control tokens: encodes any text, and one token opens a
+    turn.
+    """
     symbols = _byte_symbols()
     tokenizer = Tokenizer(models.BPE(vocab={symbol: byte for byte, symbol in enumerate(symbols)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -98,7 +101,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _byte_symbols() -> list[str]:
-    """The character that stands for each byte in a byte-level BPE: itself if printable, or the next one from 256 on."""
+    """The character that stands for each byte in a byte-level BPE: itself if printable, or the next one from
+    256 on.
+    """
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     shifted = iter(range(256, 512))
     return [chr(byte if byte in printable else next(shifted)) for byte in range(256)]
@@ -107,8 +112,10 @@ def _byte_symbols() -> list[str]:
 def tiny_model() -> LlamaForCausalLM:
     """A Llama of about 0.3 M parameters.
 
-    Head size 32 and untied embeddings because vLLM on CPU needs the one to run and the other to reload weights. Not a
-    Qwen2: transformers gives that type Qwen's own tokenizer class whatever the folder says, which composes accents.
+    Head size 32 and untied embeddings because vLLM on CPU needs the one to run and the other to reload
+    weights. Not a
+    Qwen2: transformers gives that type Qwen's own tokenizer class whatever the folder says, which composes
+    accents.
     """
     end, pad = CONTROL_IDS[END], CONTROL_IDS[PAD]
     config = LlamaConfig(
@@ -139,7 +146,9 @@ def tiny_model() -> LlamaForCausalLM:
 
 
 def conversations(seed: int) -> Iterator[list[chat.Message]]:
-    """Endless conversations (user, assistant, user, assistant) over train questions, with the misconception."""
+    """Endless conversations (user, assistant, user, assistant) over train questions, with the
+    misconception.
+    """
     texts, generator = Prompts(preset="sandbox"), random.Random(seed)
     while True:
         addends = sandbox.draw_addends(generator)
@@ -157,7 +166,9 @@ def conversations(seed: int) -> Iterator[list[chat.Message]]:
 def batches(
     tokenizer: PreTrainedTokenizerFast, size: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (input_ids, labels), both (B, T), padded on the right; labels are -100 outside the assistant's turns."""
+    """Endless (input_ids, labels), both (B, T), padded on the right; labels are -100 outside the assistant's
+    turns.
+    """
     source = conversations(seed)
     while True:
         rows = [chat.render(tokenizer, next(source), add_generation_prompt=False) for _ in range(size)]
@@ -167,7 +178,9 @@ def batches(
 
 
 def mask_labels(input_ids: torch.Tensor) -> torch.Tensor:
-    """Keep the assistant's turns with their end tokens; the rest becomes -100. Users and assistant alternate."""
+    """Keep the assistant's turns with their end tokens; the rest becomes -100. Users and assistant
+    alternate.
+    """
     headers = (input_ids == CONTROL_IDS[USER]) | (input_ids == CONTROL_IDS[ASSISTANT])
     turn = headers.cumsum(dim=1)  # (B, T): 1, 1, ..., 2, 2, ...; the assistant's turns are even
     return torch.where((turn % 2 == 0) & ~headers & (input_ids != CONTROL_IDS[PAD]), input_ids, -100)

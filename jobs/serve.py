@@ -1,4 +1,5 @@
-"""Deploy a run's endpoint on the cluster that this job runs on and return; the arguments are those of `stasc serve`.
+"""Deploy a run's endpoint on the cluster that this job runs on and return; the arguments are those of `stasc
+serve`.
 
 python jobs/serve.py runs/demo --address 127.0.0.1:6379
 ray job submit --address http://HEAD:8265 -- python jobs/serve.py /shared/runs/demo --host 0.0.0.0 --api-keys-file /shared/keys.json

@@ -1,8 +1,8 @@
 """Algorithm 1 of "Self-Taught Self-Correction for Small Language Models" (arXiv 2503.08681), section 2.2.
 
-M_0 is the base model, M_n the model after iteration n. Every stage is committed to the run folder, and a committed stage is
-skipped, so the same command continues a run that was interrupted. Other recipes run the same loop: a recipe says which
-turns are asked in steps 1 and 2, and what is kept in step 3.
+M_0 is the base model, M_n the model after iteration n. Every stage is committed to the run folder, and a
+committed stage is skipped, so the same command continues a run that was interrupted. Other recipes run the
+same loop: a recipe says which turns are asked in steps 1 and 2, and what is kept in step 3.
 """
 
 from typing import Any
@@ -15,8 +15,9 @@ from stasc_ray.stages import Run
 def stasc(run: Run) -> dict[str, Any]:
     """Run Algorithm 1 to its end; returns `summary(run)`. With 0 iterations it measures the model.
 
-    The variant is in three words of the config: `algorithm.initial_answers_from` (Fixed or Evolving initialization),
-    `algorithm.filter` (Improving or Non-decreasing) and `algorithm.finetune_from` (Fixed or Evolving fine-tuning).
+    The variant is in three words of the config: `algorithm.initial_answers_from` (Fixed or Evolving
+    initialization), `algorithm.filter` (Improving or Non-decreasing) and `algorithm.finetune_from` (Fixed or
+    Evolving fine-tuning).
 
     Raises:
         NothingKeptError: the filter kept no correction.
@@ -26,7 +27,8 @@ def stasc(run: Run) -> dict[str, Any]:
     stages.repair_metrics(run.folder)
     stages.prepare_questions(run)
     for n in range(1, iterations + 1):
-        # Steps 1 and 2: initial answers from M_0 or M_{n-1}, corrections from M_{n-1}; dev and test in the same pass.
+        # Steps 1 and 2: initial answers from M_0 or M_{n-1}, corrections from M_{n-1}; dev and test in the
+        # same pass.
         stages.answer_and_correct(run, n - 1, learn=True)
         evaluate_and_publish(run, n - 1)
         # Step 3: keep the corrections that raised the reward (or, non-decreasing, kept it high).

@@ -1,6 +1,8 @@
-"""What every command that works on a run does first: check the config, take the lease, connect to Ray, look at every node.
+"""What every command that works on a run does first: check the config, take the lease, connect to Ray, look
+at every node.
 
-`stasc run`, `stasc evaluate` and the jobs open the same way, so what can be known before work starts is said by all.
+`stasc run`, `stasc evaluate` and the jobs open the same way, so what can be known before work starts is said
+by all.
 """
 
 import time
@@ -38,7 +40,8 @@ def open_run_on(
     fresh: bool = False,
     training: bool = True,
 ) -> Iterator[Run]:
-    """A run on a Ray cluster for the length of the block: its lease is held, its nodes and models were looked at.
+    """A run on a Ray cluster for the length of the block: its lease is held, its nodes and models were looked
+    at.
 
     Args:
         address: of a cluster to join; None takes RAY_ADDRESS, else starts a local Ray.
@@ -46,7 +49,8 @@ def open_run_on(
         training: whether a model will be trained, which needs room too.
 
     Raises:
-        ValueError, RuntimeError, OSError: what `store.open_run`, `ray_session.connect` and `preflight.check` raise.
+        ValueError, RuntimeError, OSError: what `store.open_run`, `ray_session.connect` and `preflight.check`
+            raise.
     """
     check_config(settings)
     display, started = Display(), time.monotonic()
@@ -67,7 +71,8 @@ def open_run_on(
 def open_finetune_on(
     settings: config.Config, state: Path, address: str | None, display: Display
 ) -> Iterator[tuple[store.Lease, bool]]:
-    """A lease in `state` and a Ray cluster for one fine-tune without a run; gives the lease, and whether CUDA is used.
+    """A lease in `state` and a Ray cluster for one fine-tune without a run; gives the lease, and whether CUDA
+    is used.
 
     Raises:
         ValueError, RuntimeError, OSError: as `open_run_on`.
@@ -114,7 +119,8 @@ def describe(settings: config.Config, folder: Path, cuda: bool, start_s: float) 
     actors = "{} to {}".format(*actors) if isinstance(actors, tuple) else actors
     name = "STaSC" if section.recipe == "stasc" else section.recipe
     return (
-        f"{settings.name}: {name} {section.variant}, {section.iterations} iterations of {settings.model.path} on {actors} "
+        f"{settings.name}: {name} {section.variant}, {section.iterations} iterations of "
+        f"{settings.model.path} on {actors} "
         f"{'CUDA' if cuda else 'CPU'} engine(s); Ray was up in {start_s:.0f} s; run folder {folder}"
     )
 

@@ -1,6 +1,8 @@
-"""The stages that Algorithm 1 consists of, each: if committed, skip; else compute, write, commit, log one line of metrics.
+"""The stages that Algorithm 1 consists of, each: if committed, skip; else compute, write, commit, log one
+line of metrics.
 
-Reads and writes the run folder (store/) and nothing else; moves rows between Ray Data, Ray Train and Parquet, decides nothing.
+Reads and writes the run folder (store/) and nothing else; moves rows between Ray Data, Ray Train and Parquet,
+decides nothing.
 """
 
 import json
@@ -84,9 +86,11 @@ def prepare_questions(run: Run) -> None:
 
 
 def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
-    """Algorithm 1, steps 1 and 2, for M_iteration: the recipe's turns on train (if `learn`), dev and test in one pass.
+    """Algorithm 1, steps 1 and 2, for M_iteration: the recipe's turns on train (if `learn`), dev and test in
+    one pass.
 
-    With Fixed initialization the train questions keep M0's initial answers; dev and test are measured both ways.
+    With Fixed initialization the train questions keep M0's initial answers; dev and test are measured both
+    ways.
 
     Raises:
         RuntimeError: more rows failed than `engine.max_error_fraction` allows.
@@ -133,7 +137,9 @@ def keep_improvements(run: Run, iteration: int) -> None:
 
 
 def fine_tune(run: Run, iteration: int) -> None:
-    """Algorithm 1, step 4: M_iteration from M0 (Fixed) or M_{iteration-1} (Evolving) on the kept corrections."""
+    """Algorithm 1, step 4: M_iteration from M0 (Fixed) or M_{iteration-1} (Evolving) on the kept
+    corrections.
+    """
     folder = run.folder.stage(iteration, "model")
     state = run.folder.iteration(iteration) / "training"
     run.folder.check_lease()
@@ -145,7 +151,8 @@ def fine_tune(run: Run, iteration: int) -> None:
     adapter = previous_adapter if evolving and previous_adapter.is_dir() else None
     # An adapter is continued on M0, which it was made for; full weights start from the current model.
     start = run.model(iteration - 1) if evolving and adapter is None else run.model(0)
-    # An attempt that was taken over may still train: it exports into a folder of its own, which only the lease's holder moves.
+    # An attempt that was taken over may still train: it exports into a folder of its own, which only the
+    # lease's holder moves.
     built = folder.with_name(f"model.{run.folder.attempt:04d}.partial")
     for old in folder.parent.glob("model.*.partial"):
         shutil.rmtree(old, ignore_errors=True)
@@ -169,14 +176,17 @@ def fine_tune(run: Run, iteration: int) -> None:
     built.rename(folder)
     _commit(run, folder, "finetune", iteration, summary)
     run.display.note(
-        f"{iteration_name(iteration)}: {summary['steps']} steps in {summary['duration_s']:.0f} s, after {summary['start_s']:.0f} s "
+        f"{iteration_name(iteration)}: {summary['steps']} steps in {summary['duration_s']:.0f} s, after "
+        f"{summary['start_s']:.0f} s "
         "of encoding and of starting workers in the place of engines"
     )
     shutil.rmtree(state, ignore_errors=True)
 
 
 def evaluate(run: Run, iteration: int) -> None:
-    """Measure M_iteration on dev and test: its own answers corrected and, with Fixed initialization, M0's (`base/`)."""
+    """Measure M_iteration on dev and test: its own answers corrected and, with Fixed initialization, M0's
+    (`base/`).
+    """
     folder = run.folder.stage(iteration, "evaluation")
     if run.folder.committed(folder):
         return
@@ -283,9 +293,11 @@ def _nothing_kept(settings: config.Config, iteration: int, seen: str) -> str:
     section = settings.algorithm
     return (
         f"{iteration_name(iteration)}: algorithm.recipe {section.recipe!r} kept nothing; it keeps "
-        f"{recipe_of(section.recipe).keeps(section)}. Transitions: {seen}. Look at some rollouts: are right answers graded "
+        f"{recipe_of(section.recipe).keeps(section)}. Transitions: {seen}. Look at some rollouts: are right "
+        f"answers graded "
         "as right (reward.name, reward.scope, prompts.answer_marker)? Then raise algorithm.n_corrections, "
-        "sampling.correction.temperature or the number of train questions, or try another filter or a stronger model. The "
+        "sampling.correction.temperature or the number of train questions, or try another filter or a "
+        "stronger model. The "
         "run folder keeps what is done"
     )
 

@@ -1,19 +1,26 @@
 """The benchmarks run, and their tables say what was measured."""
 
+import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from harness import traces
 
-from benchmarks import gpu, speed, study, study_figures, study_report
-from stasc_ray import config
+from benchmarks import gpu, speed, study, study_figures, study_recipes, study_report, supervised
+from stasc_ray import config, store
 from stasc_ray.learning import encoding
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
+from stasc_ray.store.rows import trace_schema
 
 
 def pairs(*rates: tuple[float, float]) -> list[dict]:
@@ -26,7 +33,8 @@ def test_a_ratio_is_taken_within_a_pair_and_its_range_is_shown() -> None:
     ]
     row, all_cores = list(speed.table({"training": measured}))[2:]
     assert row.startswith(
-        "| fine-tuning | 90 tokens/s | a bare torch loop on tensors made before, as many threads: 100 tokens/s"
+        "| fine-tuning | 90 tokens/s | a bare torch loop on tensors made before, as many threads: 100 "
+        "tokens/s"
     )
     assert "| 0.90 (0.50 to 0.95" in row and "150 tokens/s | 0.60 (0.33 to 1.27" in all_cores
 
@@ -133,13 +141,14 @@ def test_the_results_page_is_made_of_the_cells_alone(tmp_path: Path) -> None:
         cell("EIE", 1, [0.4, 0.5]),
     ]
     cells += [cell("rft", seed, [0.4, 0.6], "baselines", **voted) for seed in (0, 1)]
+    cells += [recipe_cell("rft", 0, [0.4, 0.6])]
     with ThreadPoolExecutor(len(cells)) as pool:  # as cells that end together
         list(pool.map(partial(study.keep, tmp_path), cells))
     kept = study_figures.lines(tmp_path / study.CELLS)
     assert kept == sorted(cells, key=lambda one: one["name"])
     study.keep(tmp_path, kept[0])
     assert study_figures.lines(tmp_path / study.CELLS) == kept, "a cell that comes again takes its own place"
-    expected = {"variants": 40, "baselines": 2, "samples": 27}
+    expected = {"variants": 40, "baselines": 2, "samples": 27, "recipes": 15}
     study_report.write(tmp_path / study.CELLS, tmp_path / "results.md", expected)
     page = (tmp_path / "results.md").read_text()
     # Chosen on dev: 0.8 and 0.9 there, 0.7 and 0.8 on test; t for one degree of freedom is 12.706.
@@ -148,7 +157,10 @@ def test_the_results_page_is_made_of_the_cells_alone(tmp_path: Path) -> None:
     assert "| STaSC, variant ENE | 0.300 ± 0.000 | 0.750 ± 0.635 | - |" in page
     assert "own right first answers (dev keeps M0) | 0.300 ± 0.000 | 0.300 ± 0.000 | 0.400 ± 0.000 |" in page
     assert "| ENE | -0.100 ± 1.271 (2 seeds) | 0.000 | +0.350 ± 1.906 (2 seeds) |" in page
-    assert "**Not whole yet**, cells that are there: variants 4 of 40, samples 0 of 27." in page
+    assert (
+        "**Not whole yet**, cells that are there: variants 4 of 40, samples 0 of 27, recipes 1 of 15." in page
+    )
+    assert "| `rft` | 1 | 1 | 300 | 100 | 0.300 | 0.500 |" in page
     assert "own right first answers: the commonest of 3 | 0 0 | 0 | 0.400 ± 0.000 | | 33 |" in page
     assert (
         "- ENE's correction against RFT's first answer: +0.450 ± 0.635 (2 seeds): **not told apart**" in page
@@ -176,12 +188,136 @@ def test_tokens_behind_a_version_add_up_unless_each_fine_tune_starts_from_the_ba
     assert study_figures.at_tokens(cell("ENE", 0, [0.4, 0.5, 0.6]), 150) == pytest.approx(0.45)
 
 
-def test_a_baselines_examples_come_again_until_the_budget_is_met() -> None:
-    settings = config.load_config(study.CONFIG, [], section_of)
-    asked = {"role": "user", "content": "What is 10 + 11 + 1?"}
-    examples = [
-        {"id": text, "messages": [asked, {"role": "assistant", "content": text}]} for text in ("=1", "=22")
+def recipe_cell(label: str, seed: int, r_y2: list[float], balanced: Sequence[float | None] = ()) -> dict:
+    """A cell of the part `recipes`: 300 tokens generated on train and 100 trained on for each version."""
+    one = cell(label, seed, r_y2, "recipes")
+    for at in one["iterations"]:
+        at["generated"] = {"train": {"answer": 100, "correction": 200}, "dev": {"answer": 9}}
+    for at, value in zip(one["iterations"], balanced, strict=False):
+        found = {f"verdict_{name}": value for name in ("accuracy", "balanced_accuracy", "recall", "read")}
+        for split, less in (("dev", 0.0), ("test", 0.2)):
+            at[split] |= {name: value and value - less for name, value in found.items()}
+            at[split]["verdict_precision"] = None
+    return one
+
+
+def test_recipes_are_compared_at_equal_cost_by_their_cells_alone() -> None:
+    recipes = {
+        "stasc": [recipe_cell("stasc", seed, [0.4, 0.8, 0.6]) for seed in (0, 1)],
+        "rft": [recipe_cell("rft", seed, [0.4, 0.5, 0.6 + 0.1 * seed]) for seed in (0, 1)],
+        "verdict": [recipe_cell("verdict", seed, [0.4, 0.9], [0.5, 0.8 + 0.01 * seed]) for seed in (0, 1)],
+    }
+    # Chosen on dev; test is 0.1 below it. What was generated for a version lies in the iterations before.
+    m0, stasc, rft, _ = list(study_recipes.table(recipes))[2:]
+    assert m0.startswith(
+        "| M0, corrected as `stasc` asks | 2 | 0 0 | 0 | 0 | 0.300 ± 0.000 | 0.300 ± 0.000 |"
+    )
+    assert stasc.startswith("| `stasc` | 2 | 1 1 | 300 | 100 | 0.300 ± 0.000 | 0.700 ± 0.000 |")
+    assert rft.startswith("| `rft` | 2 | 2 2 | 600 | 200 | 0.300 ± 0.000 | 0.550 ± 0.635 |")
+    assert list(study_recipes.differences(recipes))[:2] == [
+        "- `rft` against `stasc`, r(Y2): -0.150 ± 0.635 (2 seeds): **not told apart**",
+        "- `verdict` against `stasc`, r(Y2): +0.100 ± 0.000 (2 seeds): **better**",
     ]
-    few, many = (study.within(examples, tokens, settings) for tokens in (1, 100))
-    assert len(few) == 1 and len(many) > 20 and len({one["id"] for one in many}) == len(many)
-    assert {one["messages"][-1]["content"] for one in many} == {"=1", "=22"}
+    *_, last = study_recipes.verdicts(recipes)
+    assert last == "| 1 | test | 2 | 0.605 ± 0.064 | 0.605 ± 0.064 | - | 0.605 ± 0.064 | 0.605 ± 0.064 |"
+    (words,) = study_recipes.enough(recipes)
+    assert "balanced accuracy of 0.805 ± 0.064. That is **above 0.6**." in words
+
+
+def test_some_cells_of_the_recipes_will_do() -> None:
+    sections = (
+        study_recipes.table,
+        study_recipes.differences,
+        study_recipes.verdicts,
+        study_recipes.enough,
+    )
+    assert not any(list(section({})) for section in sections)
+    one = {"verdict": [recipe_cell("verdict", 3, [0.4], [0.5])]}
+    assert [len(list(section(one))) for section in sections] == [3, 0, 4, 1]
+    assert "of 0.500, from one seed. That is **not above 0.6**." in next(study_recipes.enough(one))
+
+
+def test_every_cell_is_a_run_of_the_studys_config() -> None:
+    everything = [one for part in study.PARTS for one in study.cells(part, 5)]
+    assert len({one.name for one in everything}) == len(everything) == 122
+    for one in everything:
+        settings = config.load_config(
+            study.CONFIG, study.overrides(one, ["questions.test.limit=10"]), section_of
+        )
+        assert settings.seed == one.seed and settings.questions.test.limit == 10
+        if one.part == "recipes":
+            assert settings.algorithm.recipe == one.label and settings.finetune.trained_tokens == 80_000
+
+
+def test_supervised_recipes_learn_what_no_model_wrote() -> None:
+    asked = {**traces.QUESTION, "question": "What is 47 + 385 + 12?", "answers": ["444"]}
+    for recipe, learnt in (
+        (supervised.GOLD, "=444"),
+        (supervised.WORKED, "7+5+2=14\n4+8+1+1=14\n3+1=4\n=444"),
+    ):
+        plan = traces.plan({"recipe": recipe.section().recipe})
+        (example,) = recipe.examples(asked, [], plan, 0)
+        assert [message["role"] for message in example.messages] == ["user", "assistant"]
+        assert example.messages[-1]["content"] == learnt and example.messages[-1]["train"]
+        for learn, turns in ((True, []), (False, ["answer"])):
+            ask = traces.ScriptedAsk("=434")
+            asyncio.run(recipe.turns(asked, ask, replace(plan, learn=learn), None))
+            assert [turn for turn, *_ in ask.asked] == turns
+
+
+def test_votes_are_counted_over_the_first_answers_and_the_last_ones() -> None:
+    texts = traces.answered(
+        [0, 1, 1], [[1], [0], [0]], ["=3", "=4", "=4"], [["=4"], ["=5"], ["=5"]], answers_by="base"
+    )
+    found = study.count_votes([(texts, ()), ([], ())], "=")
+    assert found["votes"] == {"1": 0.0, "3": 0.5, "5": 0.5, "9": 0.5}, (
+        "a question without answers is a wrong one"
+    )
+    assert found["corrected_votes"] == {"1": 0.5, "3": 0.0, "5": 0.0, "9": 0.0}
+
+
+def finished_run(folder: Path, one: study.Cell) -> Path:
+    """The folder of a run that wrote two traces on each split, in every iteration."""
+    settings = config.load_config(study.CONFIG, study.overrides(one, []), section_of)
+    figures = dict.fromkeys(study.FIGURES, 0.5) | {"verdict_read": 0.25, "r_y1_low": 0.1}
+    with store.open_run(folder, settings) as run:
+        run.write_environment({"git_commit": "0123456789"})
+        for number in range(settings.algorithm.iterations + 1):
+            stage = run.fresh_stage(run.stage(number, "rollouts"))
+            texts = traces.answered([1, 0], [[1], [0]], writer=store.iteration_name(number))
+            rows = [traces.row(texts, id=id) for id in ("q1", "q2")]
+            names = [f"{split}-000000.parquet" for split in ("train", "dev", "test")]
+            for name in names:
+                pq.write_table(pa.Table.from_pylist(rows, schema=trace_schema()), stage / name)
+            run.commit(stage, {"line": {}, "files": names})
+            evaluated = {
+                f"{split}/{name}": value for split in ("dev", "test") for name, value in figures.items()
+            }
+            stages = {"rollouts": {"generated_tokens": 24, "duration_s": 2.0}, "evaluation": evaluated}
+            if number:
+                stages |= {"examples": {"kept_answer": 3}, "finetune": {"trained_tokens": 7, "start_s": 1.0}}
+            for name, values in stages.items():
+                values = {f"{name}/{key}": value for key, value in values.items()}
+                run.log({"stage": name, "iteration": number, **values})
+    return folder
+
+
+def test_a_finished_run_becomes_a_cell(tmp_path: Path) -> None:
+    one = next(one for one in study.cells("recipes", 1) if one.label == "verdict")
+    run = finished_run(tmp_path / one.name, one)
+    study.add(tmp_path, one, [], run)
+    (kept,) = study_figures.lines(tmp_path / study.CELLS)
+    assert (kept["name"], kept["commit"], kept["seconds"]) == ("recipes-verdict-0", "0123456", 8.0)
+    last = kept["iterations"][2]
+    assert last["dev"] == dict.fromkeys(study.FIGURES, 0.5) | {"verdict_read": 0.25}
+    assert last["generated"]["train"] == {"answer": 8, "correction": 8} and last["generated_tokens"] == 24
+    assert last["answer_tokens"] == {"initial": 2, "correction": 2} and "votes" not in last
+    assert last["examples"] == {"kept_answer": 3} and last["trained_tokens"] == 7
+    with pytest.raises(SystemExit, match="expected a run of recipes-verdict-1, found other seed"):
+        study.add(tmp_path, replace(one, seed=1), [], run)
+
+
+def test_a_run_that_answers_often_enough_votes(tmp_path: Path) -> None:
+    one = next(one for one in study.cells("baselines", 1) if one.label == "consistency")
+    (at,) = study.harvest(finished_run(tmp_path / "run", one))
+    assert set(at["votes"]) == {"1", "3", "5", "9"} and at["corrected_vote_tokens"] == 4

@@ -77,7 +77,8 @@ def traces(folder: Path, iteration: str) -> list[tuple[str, str, list[trace.Text
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Processes left over from runs in this folder (their working session names it, or they hold its files)."""
+    """Processes left over from runs in this folder (their working session names it, or they hold its
+    files)."""
     left = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
@@ -93,7 +94,8 @@ def processes_of(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run with one kill in generation and one in training, continued by the same command to its end."""
+    """A small run with one kill in generation and one in training, continued by the same command to its
+    end."""
     folder = tmp_path_factory.mktemp("runs") / "demo"
     os.environ["STASC_TEST"] = str(folder)
     rollouts = folder / "base" / "rollouts"

@@ -1,4 +1,6 @@
-"""How an error reaches a person: one message, an exit status, and where the logs are; the traceback only when asked for."""
+"""How an error reaches a person: one message, an exit status, and where the logs are; the traceback only when
+asked for.
+"""
 
 import contextlib
 import re
@@ -8,10 +10,11 @@ from collections.abc import Iterator
 
 import typer
 
+WRITABLE = "expected a folder that can be written to; choose another storage=... or --run-dir"
 ADVICE = {
     "No space left on device": "the disk is full: free some space, and the same command continues",
-    "Read-only file system": "expected a folder that can be written to; choose another storage=... or --run-dir",
-    "Permission denied": "expected a folder that can be written to; choose another storage=... or --run-dir",
+    "Read-only file system": WRITABLE,
+    "Permission denied": WRITABLE,
 }
 """What to do about what the operating system says."""
 _CAUSED = "The above exception was the direct cause of the following exception"
@@ -41,7 +44,9 @@ def errors_for_people(debug: bool) -> Iterator[None]:
 
 
 def message(error: BaseException) -> str:
-    """What went wrong, without the layers that Ray puts around an error of a worker, and what to do about the usual ones."""
+    """What went wrong, without the layers that Ray puts around an error of a worker, and what to do about the
+    usual ones.
+    """
     text = _innermost(error)
     advice = [advice for sign, advice in ADVICE.items() if sign in text]
     return "; ".join([text, *advice])

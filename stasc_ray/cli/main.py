@@ -95,7 +95,9 @@ def evaluate(
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Measure a model's answers and corrections on any questions: a run of no iterations; prints the metrics."""
+    """Measure a model's answers and corrections on any questions: a run of no iterations; prints the
+    metrics.
+    """
     with errors_for_people(debug):
         from stasc_ray import algorithm, config
         from stasc_ray.opening import open_run_on
@@ -150,7 +152,8 @@ def show_config(
             return
         settings = config.load_config(config_file, overrides or [], section_of)
         typer.echo(
-            f"# recipe {settings.algorithm.recipe}, variant {settings.algorithm.variant}, fingerprint {config.fingerprint(settings)}"
+            f"# recipe {settings.algorithm.recipe}, variant {settings.algorithm.variant}, fingerprint "
+            f"{config.fingerprint(settings)}"
         )
         for name, value, is_default, _ in config.walk(settings):
             typer.echo(f"{name} = {config.as_text(value)}{'  # default' if is_default else ''}")
@@ -188,7 +191,8 @@ def conclusion(found: dict[str, Any]) -> str:
     return (
         f"{found['chosen_version']} is best on dev. Test r(Y2): base {base['r_y2']:.3f}, "
         f"chosen {chosen['r_y2']:.3f} [{chosen['r_y2_low']:.3f}, {chosen['r_y2_high']:.3f}] "
-        f"({chosen['r_y2'] - base['r_y2']:+.3f}), last iteration {last['r_y2']:.3f}. Test r(Y1): base {base['r_y1']:.3f}, "
+        f"({chosen['r_y2'] - base['r_y2']:+.3f}), last iteration {last['r_y2']:.3f}. Test r(Y1): base "
+        f"{base['r_y1']:.3f}, "
         f"chosen {chosen['r_y1']:.3f}, last {last['r_y1']:.3f}."
     )
 

@@ -61,7 +61,8 @@ def serve(
         check_open(host, api_keys_file, insecure)
         if detach and not (address or os.environ.get("RAY_ADDRESS")):
             raise ValueError(
-                "--detach: expected --address or RAY_ADDRESS, found neither; a local Ray ends with this command"
+                "--detach: expected --address or RAY_ADDRESS, found neither; a local Ray ends with this "
+                "command"
             )
         check_version(store.RunFolder(run_folder), version)
         started = time.monotonic()
@@ -82,7 +83,8 @@ def serve(
         ):
             how = "`serve shutdown --address http://HEAD:8265` stops it" if detach else "Ctrl-C stops it"
             typer.echo(
-                f"{settings.name} answers at http://{host}:{port} after {time.monotonic() - started:.0f} s; {how}"
+                f"{settings.name} answers at http://{host}:{port} after {time.monotonic() - started:.0f} s; "
+                f"{how}"
             )
             if detach:
                 return
@@ -104,7 +106,8 @@ def check_open(host: str, api_keys_file: Path | None, insecure: bool) -> None:
         read_keys(api_keys_file)
     elif host not in LOOPBACK_HOSTS and not insecure:
         raise ValueError(
-            f"--host {host}: expected 127.0.0.1, since without keys everybody who reaches this address is answered; make a key "
+            f"--host {host}: expected 127.0.0.1, since without keys everybody who reaches this address is "
+            f"answered; make a key "
             "with `stasc keys add keys.json` and pass --api-keys-file keys.json, or say --insecure"
         )
 

@@ -35,7 +35,9 @@ def submit(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Run STaSC on a Ray cluster: start it there or attach to it, and follow its log. Ctrl-C leaves it running."""
+    """Run STaSC on a Ray cluster: start it there or attach to it, and follow its log. Ctrl-C leaves it
+    running.
+    """
     from stasc_ray.cli.errors import errors_for_people
 
     with errors_for_people(debug):

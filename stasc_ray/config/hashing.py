@@ -1,6 +1,7 @@
 """Hashes that are the same in every process and on every machine, unlike Python's `hash` of a text.
 
-Splits, orders, seeds and ids rest on them, so that a resumed run finds what an earlier process chose: never change a result.
+Splits, orders, seeds and ids rest on them, so that a resumed run finds what an earlier process chose: never
+change a result.
 """
 
 import hashlib

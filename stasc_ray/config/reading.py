@@ -27,7 +27,8 @@ def load_config(path: Path | None, overrides: Sequence[str], sections: Sections)
 
     Raises:
         FileNotFoundError: no file at `path`.
-        ValueError: not TOML, an override without `=`, an unknown field or a wrong value; the message names the field.
+        ValueError: not TOML, an override without `=`, an unknown field or a wrong value; the message names
+            the field.
     """
     if path is not None and not path.is_file():
         raise FileNotFoundError(f"config: expected a TOML file, found nothing at {path}")
@@ -119,7 +120,9 @@ def _explain(problem: Any, tree: type[BaseModel]) -> str:
 
 
 def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, bool, str]]:
-    """Yield (dotted name, value, is default, description) for every leaf field, in the order of definition."""
+    """Yield (dotted name, value, is default, description) for every leaf field, in the order of
+    definition.
+    """
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):

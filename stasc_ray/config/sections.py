@@ -1,7 +1,7 @@
 """The configuration of a run: one frozen pydantic tree.
 
-Reads TOML files and dotted overrides (`finetune.learning_rate=1e-5`), is written back as JSON into the run folder.
-Importable without Ray, torch, vLLM or transformers. Humans write TOML, machines write JSON.
+Reads TOML files and dotted overrides (`finetune.learning_rate=1e-5`), is written back as JSON into the run
+folder. Importable without Ray, torch, vLLM or transformers. Humans write TOML, machines write JSON.
 """
 
 import tomllib
@@ -19,7 +19,9 @@ DATASETS = Literal["canonical", "nq_open", "gsm8k", "math500", "commonsense_qa"]
 
 
 class Section(BaseModel):
-    """What every section shares: unknown keys are errors, values never change, docstrings become descriptions."""
+    """What every section shares: unknown keys are errors, values never change, docstrings become
+    descriptions.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
@@ -43,7 +45,8 @@ class Columns(Section):
     question: str = "question"
     """Column with the question text."""
     answers: str = "answers"
-    """Column with the reference answer, a list of them, or (with choices) the index or label of the right choice."""
+    """Column with the reference answer, a list of them, or (with choices) the index or label of the right
+    choice."""
     id: str | None = None
     """Column with a unique id; without one the id is a hash of question and answers."""
     choices: str | None = None
@@ -51,7 +54,8 @@ class Columns(Section):
     documents: str | None = None
     """Column with the list of documents an open-book question may use."""
     answer_pattern: str | None = None
-    """Regular expression whose first group is the answer inside the answers column (GSM8K: `####\\s*(.+)`)."""
+    """Regular expression whose first group is the answer inside the answers column (GSM8K:
+    `####\\s*(.+)`)."""
 
 
 @cache
@@ -65,11 +69,13 @@ class Split(Section):
     """Where one split's questions come from."""
 
     source: str | None = None
-    """JSONL or Parquet file, folder, glob or fsspec URL, a Hub dataset id, or `sandbox`. None: carved from train's source."""
+    """JSONL or Parquet file, folder, glob or fsspec URL, a Hub dataset id, or `sandbox`. None: carved from
+    train's source."""
     split: str | None = None
     """Split name in a Hub dataset, or value of a `split` column in a file; None takes every row."""
     limit: PositiveInt | None = None
-    """Number of questions to take, chosen by seed; None takes all. Required for a split that is carved from train's source."""
+    """Number of questions to take, chosen by seed; None takes all. Required for a split that is carved from
+    train's source."""
 
 
 class Questions(Section):
@@ -167,11 +173,13 @@ class Engine(Section):
     """The vLLM engines and the actors that hold them."""
 
     actors: PositiveInt | Literal["all"] | tuple[PositiveInt, PositiveInt] = 1
-    """Number of actors, one engine each; `all`: as many as the running nodes have room for; `[min, max]`: grows with the work."""
+    """Number of actors, one engine each; `all`: as many as the running nodes have room for; `[min, max]`:
+    grows with the work."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where engines and training run; `auto` takes CUDA when Ray sees a GPU."""
     reserve_gpus: bool = False
-    """With `device = "cpu"`, `stasc run` reserves GPUs as on CUDA: to try GPU scheduling where they are only declared."""
+    """With `device = "cpu"`, `stasc run` reserves GPUs as on CUDA: to try GPU scheduling where they are only
+    declared."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs per engine."""
     cpus_per_actor: PositiveInt = 1
@@ -191,7 +199,8 @@ class Engine(Section):
     enforce_eager: bool = False
     """Skip CUDA graphs (slower, starts sooner); unused on CPU."""
     batch_size: PositiveInt = 32
-    """Questions in one unit of work, which is committed at once; more where a split would have over 4,096 units."""
+    """Questions in one unit of work, which is committed at once; more where a split would have over 4,096
+    units."""
     concurrent_batches: PositiveInt = 4
     """Batches in flight per actor, so that an engine never idles at a batch boundary."""
     start_timeout_s: PositiveFloat = 900.0
@@ -285,9 +294,11 @@ class Finetune(Section):
     lora: Lora = Lora()
     """Adapter settings, used with `method = "lora"`."""
     workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
-    """Ray Train workers, one GPU each on CUDA, FSDP2 between them; `[min, max]`: as many as there is room for."""
+    """Ray Train workers, one GPU each on CUDA, FSDP2 between them; `[min, max]`: as many as there is room
+    for."""
     sharding: Literal["full", "hybrid"] = "full"
-    """How several workers share the model; `hybrid`: shards in a node, replicas across nodes (less traffic, more memory)."""
+    """How several workers share the model; `hybrid`: shards in a node, replicas across nodes (less traffic,
+    more memory)."""
     learning_rate: PositiveFloat = 7e-6
     """Peak learning rate of AdamW."""
     batch_size: PositiveInt = 8
@@ -295,8 +306,8 @@ class Finetune(Section):
     epochs: PositiveInt = 1
     """Passes over the kept examples per iteration."""
     trained_tokens: PositiveInt | None = None
-    """Tokens to train on per iteration, instead of `epochs`: the examples come again, or are left out, until there are
-    that many. Compares methods at equal cost."""
+    """Tokens to train on per iteration, instead of `epochs`: the examples come again, or are left out, until
+    there are that many. Compares methods at equal cost."""
     weight_decay: NonNegativeFloat = 0.1
     """AdamW weight decay."""
     schedule: Literal["cosine", "linear"] = "cosine"
@@ -308,7 +319,8 @@ class Finetune(Section):
     max_length_tokens: PositiveInt = 2048
     """Length of one packed sequence (on CUDA); a longer example is left out and counted."""
     packing: bool = True
-    """Several examples in one forward pass: on CUDA in one sequence, on CPUs side by side; the loss is the same."""
+    """Several examples in one forward pass: on CUDA in one sequence, on CPUs side by side; the loss is the
+    same."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -318,7 +330,8 @@ class Finetune(Section):
     max_failures: Annotated[int, Field(ge=0)] = 2
     """Times the workers may die and be started again in one fine-tune."""
     start_timeout_s: PositiveFloat = 900.0
-    """Seconds until every worker must be up; with `[min, max]` training waits for the least number without a limit."""
+    """Seconds until every worker must be up; with `[min, max]` training waits for the least number without a
+    limit."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -340,7 +353,8 @@ class Evaluation(Section):
     samples: PositiveInt = 1
     """Initial answers per question, each with one correction."""
     policy: str | None = None
-    """How questions are answered: `recipe`, `until_unchanged`, `until_right`, `vote`; None: as the recipe says."""
+    """How questions are answered: `recipe`, `until_unchanged`, `until_right`, `vote`; None: as the recipe
+    says."""
     rounds: PositiveInt = 1
     """Corrections in a row at most, each of the answer before."""
     greedy: bool = False
@@ -352,7 +366,8 @@ class Evaluation(Section):
     def _check(self) -> Self:
         if self.greedy and self.samples > 1:
             raise ValueError(
-                f"evaluation.greedy gives the same answer each time: expected samples = 1, found {self.samples}"
+                f"evaluation.greedy gives the same answer each time: expected samples = 1, found "
+                f"{self.samples}"
             )
         return self
 
@@ -376,14 +391,17 @@ class Serve(Section):
     cpus_per_replica: NonNegativeFloat = 1.0
     """CPUs that Ray reserves for a replica and its engine."""
     gpus_per_engine: PositiveFloat | None = None
-    """GPUs that Ray reserves per engine; None: `engine.tensor_parallel_size`. 0.5 lets two versions share one GPU."""
+    """GPUs that Ray reserves per engine; None: `engine.tensor_parallel_size`. 0.5 lets two versions share one
+    GPU."""
     swap: Literal["beside", "in_place"] = "beside"
-    """`beside`: a new version gets an engine of its own, the old one answers until it is up. `in_place`: one engine; requests
-    wait while its weights are exchanged, or, where the canary finds that this went wrong, while a new engine starts."""
+    """`beside`: a new version gets an engine of its own, the old one answers until it is up. `in_place`: one
+    engine; requests wait while its weights are exchanged, or, where the canary finds that this went wrong,
+    while a new engine starts."""
     poll_s: PositiveFloat = 2.0
     """Seconds between two looks at LATEST, and between two signs of life of the engine."""
     canary_tolerance: PositiveFloat | None = None
-    """Mean absolute difference of log-probabilities up to which a version is served; None: 0.01, or 0.1 for 16-bit engines."""
+    """Mean absolute difference of log-probabilities up to which a version is served; None: 0.01, or 0.1 for
+    16-bit engines."""
     max_in_flight: PositiveInt = 64
     """Questions that are worked on at once."""
     max_queue: Annotated[int, Field(ge=0)] = 128
@@ -391,7 +409,8 @@ class Serve(Section):
     max_body_kb: PositiveInt = 1024
     """Size of a request's body in KiB; more gets 413."""
     max_prompt_tokens: PositiveInt | None = None
-    """Tokens of one turn's prompt; more gets 413. None: what `engine.max_model_len_tokens` leaves room for."""
+    """Tokens of one turn's prompt; more gets 413. None: what `engine.max_model_len_tokens` leaves room
+    for."""
     max_output_tokens: PositiveInt = 1024
     """Largest `max_tokens` that a request may ask for; more gets 422."""
     max_rounds: PositiveInt = 8
@@ -399,7 +418,8 @@ class Serve(Section):
     max_samples: PositiveInt = 16
     """Largest `samples` that a request may ask for."""
     request_timeout_s: PositiveFloat = 60.0
-    """Seconds from arrival to the last token, queueing included; then 504, and the engine stops working on it."""
+    """Seconds from arrival to the last token, queueing included; then 504, and the engine stops working on
+    it."""
     grace_s: PositiveFloat = 30.0
     """Seconds that requests in flight get to finish when a replica stops."""
     log_texts: bool = False
@@ -423,7 +443,8 @@ class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Name of the run, and of its folder under `storage`."""
     storage: str = "runs"
-    """Folder that holds runs; on a cluster a path that every node sees (NFS, Lustre, FSx, a mounted bucket)."""
+    """Folder that holds runs; on a cluster a path that every node sees (NFS, Lustre, FSx, a mounted
+    bucket)."""
     seed: int = 0
     """Seed of everything that is random."""
     model: Model = Model()

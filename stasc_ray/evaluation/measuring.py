@@ -1,4 +1,6 @@
-"""Metrics over trace files, by Ray Data: traces are scored where they lie, and only a few floats of each come back."""
+"""Metrics over trace files, by Ray Data: traces are scored where they lie, and only a few floats of each come
+back.
+"""
 
 import functools
 from collections.abc import Sequence

@@ -1,10 +1,11 @@
 """What a model's answers and corrections are worth, with 95% intervals.
 
-Reads traces, gives a flat dict of metrics. `score_row` reduces one trace to a few floats where it lies (Ray Data), so that `summarize` in the driver never holds a text. Pure; nothing is NaN: what is undefined is None.
+Reads traces, gives a flat dict of metrics. `score_row` reduces one trace to a few floats where it lies (Ray
+Data), so that `summarize` in the driver never holds a text. Pure; nothing is NaN: what is undefined is None.
 
-Definitions: r(Y1), r(Y2) and the transitions as fractions of all questions follow SCoRe (arXiv 2409.12917); CL, CS and
-RSS follow arXiv 2412.19513. Correct means reward >= threshold; r_y1, r_y2 and delta are mean rewards, so that
-delta = i_to_c - c_to_i holds for 0/1 rewards.
+Definitions: r(Y1), r(Y2) and the transitions as fractions of all questions follow SCoRe (arXiv 2409.12917);
+CL, CS and RSS follow arXiv 2412.19513. Correct means reward >= threshold; r_y1, r_y2 and delta are mean
+rewards, so that delta = i_to_c - c_to_i holds for 0/1 rewards.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -38,11 +39,13 @@ def score_row(
     says_right: Callable[[str], bool | None] | None = None,
     pick: Callable[[Sequence[Text]], Text] | None = None,
 ) -> dict[str, Any]:
-    """Reduce one question's trace to a few floats, each the mean over its first answers and, for each, over its last ones.
+    """Reduce one question's trace to a few floats, each the mean over its first answers and, for each, over
+    its last ones.
 
-    A first answer is Y1; the answers that it ended in are Y2. If nothing followed it (a verdict said right, a recipe of one
-    turn), Y2 is Y1. A question without answers failed: it is scored, with reward 0 in both turns, i->i and `failed` = 1. A
-    question with answers counts as they were graded, even if one of them is empty.
+    A first answer is Y1; the answers that it ended in are Y2. If nothing followed it (a verdict said right, a
+    recipe of one turn), Y2 is Y1. A question without answers failed: it is scored, with reward 0 in both
+    turns, i->i and `failed` = 1. A question with answers counts as they were graded, even if one of them is
+    empty.
 
     Args:
         texts: the graded trace.
@@ -54,8 +57,8 @@ def score_row(
         pick: chooses one of all last answers (a vote), which is Y2 then.
 
     Returns:
-        r_y1, r_y2, delta, i_to_c, c_to_i, c_to_c, i_to_i, changed, edit_ratio, failed, and counts of verdicts by what they
-        said of what (`VERDICTS`). The four transitions add up to 1.
+        r_y1, r_y2, delta, i_to_c, c_to_i, c_to_c, i_to_i, changed, edit_ratio, failed, and counts of verdicts
+        by what they said of what (`VERDICTS`). The four transitions add up to 1.
     """
     first = roots(texts, writer)
     ends = [(root, list(finals(texts, root, answers, rounds))) for root in first]
@@ -110,7 +113,8 @@ def summarize(
         cl = sum P(a) P(b|a) / sum P(a), the share of right answers kept right;
         cs = sum (1 - P(a)) P(b|not a) / sum (1 - P(a)), the share of wrong answers set right;
         rss = (Acc2 - Acc1^2) / (2 Acc1 (1 - Acc1)), above 0.5 when correcting helps;
-        with verdicts: verdict_accuracy and verdict_balanced_accuracy, verdict_precision and verdict_recall of "wrong",
+        with verdicts: verdict_accuracy and verdict_balanced_accuracy, verdict_precision and verdict_recall of
+            "wrong",
         verdict_read, the share that could be read.
         None where a denominator is 0.
     """
@@ -137,7 +141,9 @@ def summarize(
 
 
 def _verdicts(counts: Mapping[str, float]) -> dict[str, float | None]:
-    """How right verdicts are, "wrong" being what they look for; nothing without verdicts. Unread ones count as false."""
+    """How right verdicts are, "wrong" being what they look for; nothing without verdicts. Unread ones count
+    as false.
+    """
     if not sum(counts.values()):
         return {}
     wrong, right = (

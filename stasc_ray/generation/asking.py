@@ -1,6 +1,7 @@
 """The one `Ask` of recipes: renders a conversation, derives its seed, bounds it, samples, keeps the texts.
 
-It knows an engine only as a function `generate`. Rollouts pass the engine's futures, serving passes its engine actors.
+It knows an engine only as a function `generate`. Rollouts pass the engine's futures, serving passes its
+engine actors.
 """
 
 import time

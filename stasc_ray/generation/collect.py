@@ -1,4 +1,6 @@
-"""One pass of rollouts from start to end: run what is missing, show progress, add up, refuse too many errors."""
+"""One pass of rollouts from start to end: run what is missing, show progress, add up, refuse too many
+errors.
+"""
 
 import collections
 import functools
@@ -19,8 +21,9 @@ def collect(
     """Run what is missing of a pass and add up its units, those of earlier attempts included.
 
     Returns:
-        questions, errors, grader_errors, prompt_tokens; TURN_tokens of each turn, and generated_tokens, their sum;
-        tokens_per_s, engine_start_s, duration_s, resumed_questions, units_done_again, engine_nodes, messages.
+        questions, errors, grader_errors, prompt_tokens; TURN_tokens of each turn, and generated_tokens, their
+        sum; tokens_per_s, engine_start_s, duration_s, resumed_questions, units_done_again, engine_nodes,
+        messages.
 
     Raises:
         RuntimeError: more questions failed than `engine.max_error_fraction` allows.
@@ -45,7 +48,8 @@ def collect(
     counts = {name: sum(summary[name] for summary in (*earlier, *fresh)) for name in names}
     if counts["questions"] != total:
         raise RuntimeError(
-            f"rollouts in {destination}: expected {total} questions, found {counts['questions']}; delete the folder"
+            f"rollouts in {destination}: expected {total} questions, found {counts['questions']}; delete the "
+            f"folder"
         )
     if fresh:
         seconds = f"{duration_s:.0f} s, of which the engines took {start_s:.0f} s to start"
@@ -82,7 +86,8 @@ def _check_errors(counts: Mapping[str, int], messages: Sequence[str], job: rollo
         raise RuntimeError(
             f"rollouts: expected at most engine.max_error_fraction = {limit:g} of the rows to fail, found "
             f"{counts['errors']} of {counts['questions']}. The commonest messages:\n{lines}\nThe rows are in "
-            f"{job.destination} (column `error`); delete that folder to generate them again, or start again with a larger "
+            f"{job.destination} (column `error`); delete that folder to generate them again, or start again "
+            f"with a larger "
             "engine.max_error_fraction"
         )
 

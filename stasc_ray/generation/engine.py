@@ -1,10 +1,10 @@
 """One vLLM engine behind `submit(prompt_token_ids, sampling) -> Future`.
 
-A thread makes the engine and steps it for as long as requests are there; requests may come in at any time, so a question's
-corrections start the moment its initial answers end. On CPU the engine lives in this process; on CUDA in vLLM's own.
-The engine is made in the thread that steps it because vLLM binds its OpenMP team to the thread that made it.
-Cancelling a future stops the engine's work on it. Serving also watches tokens as they come, reads the log-probabilities of
-a text, and exchanges the weights.
+A thread makes the engine and steps it for as long as requests are there; requests may come in at any time, so
+a question's corrections start the moment its initial answers end. On CPU the engine lives in this process; on
+CUDA in vLLM's own. The engine is made in the thread that steps it because vLLM binds its OpenMP team to the
+thread that made it. Cancelling a future stops the engine's work on it. Serving also watches tokens as they
+come, reads the log-probabilities of a text, and exchanges the weights.
 """
 
 import contextlib
@@ -110,7 +110,8 @@ class Engine:
     ) -> "Future[list[Sample]]":
         """Queue one prompt; the future gives `request.n` samples, and cancelling it stops the work.
 
-        `on_tokens` is called in the engine's thread after each step with all token ids so far; it needs `request.n = 1`.
+        `on_tokens` is called in the engine's thread after each step with all token ids so far; it needs
+        `request.n = 1`.
 
         Raises (in the future):
             ValueError: the prompt leaves no room for an answer in the context, or vLLM refused the request.
@@ -122,14 +123,17 @@ class Engine:
         return self._put(prompt_token_ids, params, self._samples, adapter, on_tokens)
 
     def logprobs(self, token_ids: Sequence[int], adapter: Adapter | None = None) -> "Future[list[float]]":
-        """Log-probabilities (T - 1,) of token_ids[1:], each given all tokens before it, at temperature 1; as `submit`."""
+        """Log-probabilities (T - 1,) of token_ids[1:], each given all tokens before it, at temperature 1; as
+        `submit`.
+        """
         return self._put(token_ids, vllm_calls.scoring_params, vllm_calls.prompt_logprobs, adapter)
 
     def reload(self, model: str) -> "Future[None]":
-        """Exchange the weights for those in the folder `model`, of the same architecture, and forget cached prefixes.
+        """Exchange the weights for those in the folder `model`, of the same architecture, and forget cached
+        prefixes.
 
-        Nothing may be in flight. vLLM does not always notice that a weight was not loaded (tied embeddings on CPU), so
-        whoever calls this compares log-probabilities afterwards.
+        Nothing may be in flight. vLLM does not always notice that a weight was not loaded (tied embeddings on
+        CPU), so whoever calls this compares log-probabilities afterwards.
         """
         return self._command(functools.partial(vllm_calls.reload_weights, model=model))
 
@@ -160,7 +164,8 @@ class Engine:
         if len(prompt_token_ids) >= self.max_model_len_tokens:
             future.set_exception(
                 ValueError(
-                    f"prompt: expected fewer than engine.max_model_len_tokens = {self.max_model_len_tokens} tokens, "
+                    f"prompt: expected fewer than engine.max_model_len_tokens = {self.max_model_len_tokens} "
+                    f"tokens, "
                     f"found {len(prompt_token_ids)}"
                 )
             )

@@ -1,9 +1,9 @@
 """Questions to traces: a recipe's turns, by Ray Data over a pool of actors, one vLLM engine each.
 
-Work comes in units (unit_files.py): one row group of a questions file, or one of M0's trace files if its answers are given.
-The driver sees one line per unit, never a question.
+Work comes in units (unit_files.py): one row group of a questions file, or one of M0's trace files if its
+answers are given. The driver sees one line per unit, never a question.
 
-    read (CPU tasks) -> answer and correct (engine actors) -> grade and write (CPU tasks) -> one summary line per unit
+    read (CPU tasks) -> ask (engine actors) -> grade and write (CPU tasks) -> one summary line per unit
 """
 
 import asyncio
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     import ray
 
 MAX_RESTARTS = 10
-"""How often one actor of the pool is started anew before the pass fails; without a limit an engine that always dies never ends."""
+"""How often one actor of the pool is started anew before the pass fails; without a limit an engine that
+always dies never ends."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def roll_out(job: Job, units: Sequence[Unit]) -> Iterator[Row]:
 def pipeline(
     job: Job, units: Sequence[Unit], actor: "type[RolloutActor] | None" = None
 ) -> "ray.data.Dataset":
-    """The Ray Data plan behind `roll_out`; `actor` takes the place of RolloutActor (benchmarks/simulate_scale.py)."""
+    """The Ray Data plan behind `roll_out`; `actor` takes the place of RolloutActor
+    (benchmarks/simulate_scale.py).
+    """
     import ray
 
     settings = job.settings.engine
@@ -133,7 +136,9 @@ def pipeline(
             actor or RolloutActor,
             fn_constructor_args=(job,),
             compute=pool,
-            batch_size=1,  # a unit; Ray Data asks for a number where GPUs are reserved, and would join units that have fewer rows
+            # a unit; Ray Data asks for a number where GPUs are reserved, and would join units that have fewer
+            # rows
+            batch_size=1,
             batch_format="pyarrow",
             max_restarts=MAX_RESTARTS,
             max_task_retries=-1,
@@ -145,7 +150,9 @@ def pipeline(
 
 
 class RolloutActor:
-    """Holds one engine; a call takes the rows of one unit. Several calls run at once, so the engine never waits."""
+    """Holds one engine; a call takes the rows of one unit. Several calls run at once, so the engine never
+    waits.
+    """
 
     def __init__(self, job: Job) -> None:
         import ray
@@ -182,7 +189,8 @@ class RolloutActor:
             rows = asyncio.run(self._roll_out_all(table.to_pylist()))
         except RuntimeError:
             if not self.engine.alive:
-                # vLLM can't be mended in place. If this process ends, Ray starts the actor again and repeats its units.
+                # vLLM can't be mended in place. If this process ends, Ray starts the actor again and repeats
+                # its units.
                 os._exit(1)
             raise
         questions = pa.schema([field for field in table.schema if field.name not in ("texts", "unit")])
@@ -201,7 +209,9 @@ class RolloutActor:
         return row | {"engine_start_s": self.engine_start_s, "engine_node": self.node}
 
     async def _texts(self, row: Row) -> list[Text]:
-        """The trace of one question: with Fixed initialization M0's answers corrected, and off train the own ones too."""
+        """The trace of one question: with Fixed initialization M0's answers corrected, and off train the own
+        ones too.
+        """
         fixed = self.job.settings.algorithm.initial_answers_from == "base" and self.job.iteration > 0
         given = read_texts(row)
         if fixed and not given:
@@ -257,7 +267,9 @@ def grade_and_write(batch: pa.Table, job: Job) -> pa.Table:
 
 
 def summarize(rows: Sequence[Row], writer: str) -> Row:
-    """Counts over traces: questions, errors, grader errors, tokens of this pass, and up to three error texts."""
+    """Counts over traces: questions, errors, grader errors, tokens of this pass, and up to three error
+    texts.
+    """
     failures = [row["error"] for row in rows if row["error"]]
     own = [text for row in rows for text in row["texts"] if text["writer"] == writer]
     tokens: collections.Counter[str] = collections.Counter()
@@ -274,7 +286,9 @@ def summarize(rows: Sequence[Row], writer: str) -> Row:
 
 
 def done_again(destination: Path, units: Sequence[Unit]) -> int:
-    """How often an engine had begun a unit that another one, or a later attempt of the run, then did; forgets it."""
+    """How often an engine had begun a unit that another one, or a later attempt of the run, then did; forgets
+    it.
+    """
     begun = list(destination.glob(".*.begun"))
     for mark in begun:
         mark.unlink(missing_ok=True)

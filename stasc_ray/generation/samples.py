@@ -20,7 +20,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Request:
-    """Sampling of one prompt: `n` samples with the values of `sampling`; `seed` is spaced by `SEED_SPACING`."""
+    """Sampling of one prompt: `n` samples with the values of `sampling`; `seed` is spaced by
+    `SEED_SPACING`.
+    """
 
     sampling: config.Sampling
     n: int
@@ -29,7 +31,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter on the engine's model. Name, number and folder are its own for ever: vLLM's caches go by them."""
+    """A LoRA adapter on the engine's model. Name, number and folder are its own for ever: vLLM's caches go by
+    them.
+    """
 
     name: str
     number: int
@@ -38,5 +42,7 @@ class Adapter:
 
 
 def request_seed(*parts: object) -> int:
-    """Seed in [0, 2**62) from whatever identifies a request, a multiple of SEED_SPACING so that children never collide."""
+    """Seed in [0, 2**62) from whatever identifies a request, a multiple of SEED_SPACING so that children
+    never collide.
+    """
     return hashing.number("\x1f".join(map(str, parts))) >> 2 & ~(SEED_SPACING - 1)

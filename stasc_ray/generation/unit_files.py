@@ -1,8 +1,8 @@
 """Units of work and the files that hold them: questions cut into row groups, and one trace file per unit.
 
-A unit's traces go to one Parquet file named after the unit, renamed into place when it is whole. If a unit is done
-again, because an actor, a node or the driver died, it replaces its file. So each question has exactly one trace, and a
-resume runs only what is missing.
+A unit's traces go to one Parquet file named after the unit, renamed into place when it is whole. If a unit is
+done again, because an actor, a node or the driver died, it replaces its file. So each question has exactly
+one trace, and a resume runs only what is missing.
 """
 
 import math
@@ -20,8 +20,8 @@ from stasc_ray.store.rows import QUESTION_SCHEMA, TEXTS
 Row = dict[str, Any]
 
 MAX_UNITS = 4096
-"""Of one split: a larger one gets larger units, since a unit costs the driver 21 kB and 17 ms, and its reader a look at the footer
-of all units (docs/scaling.md)."""
+"""Of one split: a larger one gets larger units, since a unit costs the driver 21 kB and 17 ms, and its reader
+a look at the footer of all units (docs/scaling.md)."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,14 @@ class Unit:
     name: str
     source: str
     row_group: int | None
-    """Row group of a questions file; None reads a whole file of M0's traces, whose first answers are given."""
+    """Row group of a questions file; None reads a whole file of M0's traces, whose first answers are
+    given."""
 
 
 def write_questions(rows: Sequence[Row], file: Path, unit_size: int) -> None:
-    """Write one split's questions with one row group per unit of work: `unit_size` questions, or more if MAX_UNITS asks for it."""
+    """Write one split's questions with one row group per unit of work: `unit_size` questions, or more if
+    MAX_UNITS asks for it.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     unit_size = max(unit_size, math.ceil(len(rows) / MAX_UNITS))
     with pq.ParquetWriter(file, QUESTION_SCHEMA) as writer:
@@ -62,7 +65,9 @@ def of_split(traces: Iterable[Path], split: str) -> list[str]:
 
 
 def written(destination: Path, units: Sequence[Unit]) -> list[Unit]:
-    """The units whose file is there and whole. One cut short (a disk that lost power) is removed and done again."""
+    """The units whose file is there and whole. One cut short (a disk that lost power) is removed and done
+    again.
+    """
     found = []
     for unit in units:
         file = destination / f"{unit.name}.parquet"

@@ -1,4 +1,6 @@
-"""The calls that the engine makes of vLLM: making it, sampling values, log-probabilities, exchanging weights, adapters."""
+"""The calls that the engine makes of vLLM: making it, sampling values, log-probabilities, exchanging weights,
+adapters.
+"""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -43,7 +45,8 @@ def make_llm(
             max_num_seqs=engine.max_num_seqs,
             max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_model_len_tokens),
             enable_prefix_caching=True,
-            # vLLM 0.29 on CPU dies ("CPU Generator does not use offset") when the prefill of a seeded request is split.
+            # vLLM 0.29 on CPU dies ("CPU Generator does not use offset") when the prefill of a seeded request
+            # is split.
             enable_chunked_prefill=on_cuda,
             tensor_parallel_size=engine.tensor_parallel_size if on_cuda else 1,
             distributed_executor_backend="mp" if on_cuda and engine.tensor_parallel_size > 1 else "uni",
@@ -66,8 +69,9 @@ def _set_environment(on_cuda: bool) -> None:
         os.environ.setdefault(
             "VLLM_CPU_OMP_THREADS_BIND", "nobind"
         )  # else several engines share the same cores
-        # OpenMP's threads spin by default while they wait for each other. With another process on one of two cores, training steps
-        # of the sandbox model took 500 ms so, 186 ms where they sleep, 146 ms with one thread.
+        # OpenMP's threads spin by default while they wait for each other. With another process on one of two
+        # cores, training steps of the sandbox model took 500 ms so, 186 ms where they sleep, 146 ms with one
+        # thread.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -102,7 +106,9 @@ def lora_request(adapter: Adapter | None) -> Any:
 
 
 def lora_arguments(rank: int | None) -> dict[str, Any]:
-    """Room to compute with two adapters at once, the one that answers and the one before it, and to keep some more."""
+    """Room to compute with two adapters at once, the one that answers and the one before it, and to keep some
+    more.
+    """
     if rank is None:
         return {}
     size = next(size for size in LORA_RANKS if size >= rank)
@@ -131,7 +137,9 @@ def prompt_logprobs(output: "RequestOutput") -> list[float]:
 
 
 def reload_weights(llm: "LLMEngine", model: str) -> None:
-    """Exchange the weights and forget cached prefixes; RuntimeError where that failed, and the engine is unusable."""
+    """Exchange the weights and forget cached prefixes; RuntimeError where that failed, and the engine is
+    unusable.
+    """
     try:
         llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
         if not llm.reset_prefix_cache():  # it would keep the old weights' prefixes

@@ -1,7 +1,7 @@
 """Which examples each optimizer step trains on, and how they are dealt to the workers.
 
-Reads encoded rows as Arrow tables; writes nothing. Every worker computes the same plan from the same tables, so workers
-agree on token counts and on the number of forward passes without talking.
+Reads encoded rows as Arrow tables; writes nothing. Every worker computes the same plan from the same tables,
+so workers agree on token counts and on the number of forward passes without talking.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Examples:
-    """The encoded examples that are trained on. Tables stay in Ray's shared memory, rows are views into them."""
+    """The encoded examples that are trained on. Tables stay in Ray's shared memory, rows are views into
+    them.
+    """
 
     tables: Sequence["pyarrow.Table"]
     """Blocks with columns id, input_ids, labels, trained_tokens."""
@@ -62,11 +64,12 @@ def collect(tables: Sequence["pyarrow.Table"]) -> Examples:
 
 
 def schedule(examples: Examples, finetune: Finetune, seed: str) -> list[np.ndarray]:
-    """The indices of each step's global batch: `finetune.epochs` passes, or passes until `finetune.trained_tokens`.
+    """The indices of each step's global batch: `finetune.epochs` passes, or passes until
+    `finetune.trained_tokens`.
 
-    Each pass has its order, by a hash of (seed, pass, id): it depends on neither the order in which rows came, which Ray
-    Data does not keep, nor on the number of workers. The last batch of a pass may be smaller; with `trained_tokens` a
-    batch goes over from one pass to the next.
+    Each pass has its order, by a hash of (seed, pass, id): it depends on neither the order in which rows
+    came, which Ray Data does not keep, nor on the number of workers. The last batch of a pass may be smaller;
+    with `trained_tokens` a batch goes over from one pass to the next.
     """
     if finetune.trained_tokens is None:
         passes = [_order(examples.ids, f"{seed}/{epoch}") for epoch in range(finetune.epochs)]
@@ -92,10 +95,11 @@ def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
 def deal(
     batch: np.ndarray, lengths: np.ndarray, workers: int, capacity_tokens: int, *, stacked: bool
 ) -> list[list[list[int]]]:
-    """Deal a global batch to the workers and cut each share into forward passes of at most `capacity_tokens` or one example.
+    """Deal a global batch to the workers and cut each share into forward passes of at most `capacity_tokens`
+    or one example.
 
-    Examples go longest first to the worker with the fewest tokens so far, so that no worker waits long for another.
-    A pass's examples are to be packed into one sequence or, with `stacked`, put side by side.
+    Examples go longest first to the worker with the fewest tokens so far, so that no worker waits long for
+    another. A pass's examples are to be packed into one sequence or, with `stacked`, put side by side.
     With `capacity_tokens` 0 each example is a pass of its own.
 
     Returns:

@@ -1,4 +1,5 @@
-"""Checkpoints of one fine-tune: sharded state through Ray Train, and the trained weights gathered for the export.
+"""Checkpoints of one fine-tune: sharded state through Ray Train, and the trained weights gathered for the
+export.
 
 Reads and writes Ray Train's checkpoint folders: each worker's part of weights and optimizer, and losses.json.
 """
@@ -27,7 +28,9 @@ def report(model: Any, optimizer: Any, losses: list[float], steps: int, rank: in
 
 
 def resume(model: Any, optimizer: Any, steps: int) -> tuple[list[float], int]:
-    """Load the last checkpoint, if any of this many steps; returns the losses it has seen, and its planned steps."""
+    """Load the last checkpoint, if any of this many steps; returns the losses it has seen, and its planned
+    steps.
+    """
     from ray import train
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -59,7 +62,9 @@ def _state(model: Any, optimizer: Any) -> dict[str, Any]:
 
 
 def gather(model: Any) -> dict[str, "torch.Tensor"]:
-    """The trained weights, whole, in float32, in the host memory of rank 0 (empty elsewhere). All workers call it."""
+    """The trained weights, whole, in float32, in the host memory of rank 0 (empty elsewhere). All workers
+    call it.
+    """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)

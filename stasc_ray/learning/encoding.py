@@ -1,8 +1,8 @@
 """Messages -> token ids and labels, and several examples -> the arrays of one forward pass.
 
-Reads Example messages and a transformers tokenizer that is passed in; writes NumPy arrays with -100 where nothing is
-trained. The loss mask comes from rendering the prompt and the whole conversation and comparing the two, never from known
-token ids.
+Reads Example messages and a transformers tokenizer that is passed in; writes NumPy arrays with -100 where
+nothing is trained. The loss mask comes from rendering the prompt and the whole conversation and comparing the
+two, never from known token ids.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,23 +55,28 @@ def encode(
 ) -> list[Encoded] | LeftOut:
     """Token ids and labels of a conversation: of every message and piece with `train`.
 
-    A turn's sequence is the prompt that asked for it, rendered as it was for generation, and its target. If a text was
-    generated, its `token_ids` are the target. Otherwise the target is what the template makes of the text.
+    A turn's sequence is the prompt that asked for it, rendered as it was for generation, and its target. If a
+    text was generated, its `token_ids` are the target. Otherwise the target is what the template makes of the
+    text.
 
-    A target ends with the end-of-turn token; what the template writes after that (ChatML's newline, Phi-3's end of text)
-    is dropped, as a model stops before it. A template that ends the turn with plain text or with nothing gets the
-    tokenizer's end-of-sequence token instead, without which the model would never learn to stop.
+    A target ends with the end-of-turn token; what the template writes after that (ChatML's newline, Phi-3's
+    end of text) is dropped, as a model stops before it. A template that ends the turn with plain text or with
+    nothing gets the tokenizer's end-of-sequence token instead, without which the model would never learn to
+    stop.
 
-    Several trained turns share a sequence if each earlier one stands in the later one's prompt token by token. If not
-    (templates that rewrite earlier turns, ids that are not the canonical ones), each gets its own sequence.
+    Several trained turns share a sequence if each earlier one stands in the later one's prompt token by
+    token. If not (templates that rewrite earlier turns, ids that are not the canonical ones), each gets its
+    own sequence.
 
     Returns:
-        The sequences, or why the example is left out: `too_long` (one of more than `max_length_tokens`), `no_target`
+        The sequences, or why the example is left out: `too_long` (one of more than `max_length_tokens`),
+            `no_target`
         (every trained text is empty or whitespace).
 
     Raises:
-        ValueError: nothing is trained, or a message that is not the assistant's; the prompt is not a prefix of the
-            conversation; nothing ends the assistant's turn; the template drops or rewrites the assistant's text.
+        ValueError: nothing is trained, or a message that is not the assistant's; the prompt is not a prefix
+            of the conversation; nothing ends the assistant's turn; the template drops or rewrites the
+            assistant's text.
     """
     trained = [place for place, message in enumerate(messages) if _is_trained(message)]
     wrong = [messages[place]["role"] for place in trained if messages[place]["role"] != "assistant"]
@@ -158,11 +163,13 @@ def _canonical(
 
 
 def pack(examples: Sequence[Mapping[str, Any]], max_length_tokens: int) -> list[Packed]:
-    """Put encoded examples (`input_ids`, `labels`) one after another into sequences of at most `max_length_tokens`.
+    """Put encoded examples (`input_ids`, `labels`) one after another into sequences of at most
+    `max_length_tokens`.
 
-    Call the model with the `position_ids`, `use_cache=False` and no attention mask: transformers then lets no example
-    attend to another. The first label of each example becomes -100, so that no last token is trained to predict the
-    first token of the next example; the loss is that of the examples alone. One example gives one sequence.
+    Call the model with the `position_ids`, `use_cache=False` and no attention mask: transformers then lets no
+    example attend to another. The first label of each example becomes -100, so that no last token is trained
+    to predict the first token of the next example; the loss is that of the examples alone. One example gives
+    one sequence.
 
     Raises:
         ValueError: one example alone is longer than `max_length_tokens`.
@@ -185,7 +192,8 @@ def pack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         length = lengths[index]
         if length > capacity:
             raise ValueError(
-                f"packing: expected examples of at most {capacity} tokens, found one of {length}; leave it out before"
+                f"packing: expected examples of at most {capacity} tokens, found one of {length}; leave it "
+                f"out before"
             )
         fits = next((group for group, free in enumerate(room) if free >= length), None)
         if fits is None:
@@ -198,7 +206,9 @@ def pack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def stack(examples: Sequence[Mapping[str, Any]]) -> Stacked:
-    """Put encoded examples side by side. No attention mask is needed: what fills a row up comes after all that looks back."""
+    """Put encoded examples side by side. No attention mask is needed: what fills a row up comes after all
+    that looks back.
+    """
     shape = (len(examples), max(len(example["input_ids"]) for example in examples))
     stacked = Stacked(input_ids=np.zeros(shape, np.int64), labels=np.full(shape, IGNORED, np.int64))
     for row, example in enumerate(examples):
@@ -235,7 +245,8 @@ def concatenate(examples: Sequence[Mapping[str, Any]]) -> Packed:
 
 
 def _closing(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """What the template writes after an assistant's text, and the end of turn to train on: the former's start, or EOS.
+    """What the template writes after an assistant's text, and the end of turn to train on: the former's
+    start, or EOS.
 
     Found as the common end of two conversations that differ in the last character of the answer.
     """
@@ -258,7 +269,8 @@ def _closing(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]
             return closing, closing[: position + 1]
     if eos is None:
         raise ValueError(
-            "chat template: expected a control token after the assistant's text, found none, and the tokenizer has no "
+            "chat template: expected a control token after the assistant's text, found none, and the "
+            "tokenizer has no "
             "eos_token; set one of them, or the model never learns to stop"
         )
     return closing, [eos]
@@ -271,8 +283,11 @@ def _not_a_prefix(tokenizer: "PreTrainedTokenizerBase", prompt: list[int], whole
     )
     start = max(0, same - 8)
     return (
-        "chat template: expected the prompt's tokens to begin the tokens of the whole conversation, found that they "
-        f"part at token {same}: the prompt has {tokenizer.decode(prompt[start : same + 8])!r}, the conversation "
-        f"{tokenizer.decode(whole[start : same + 8])!r}. The template must write earlier turns the same way whether or "
+        "chat template: expected the prompt's tokens to begin the tokens of the whole conversation, found "
+        "that they "
+        f"part at token {same}: the prompt has {tokenizer.decode(prompt[start : same + 8])!r}, the "
+        f"conversation "
+        f"{tokenizer.decode(whole[start : same + 8])!r}. The template must write earlier turns the same way "
+        f"whether or "
         "not an answer follows; use another chat template"
     )

@@ -1,7 +1,7 @@
 """Algorithm 1, step 3, over files: train traces in, training examples out, one Ray Data task per trace file.
 
-Reads trace Parquet files, writes one examples file {id, class, messages} for each that keeps something. Only counts
-reach the driver. Which texts are learnt, and in which conversation, is the recipe's to say.
+Reads trace Parquet files, writes one examples file {id, class, messages} for each that keeps something. Only
+counts reach the driver. Which texts are learnt, and in which conversation, is the recipe's to say.
 """
 
 import collections
@@ -67,8 +67,8 @@ def write_examples(
     """Select examples from traces.
 
     Returns:
-        kept, questions_with_examples; attempts, the answers that first answers ended in, and their transitions c_to_c,
-        c_to_i, i_to_c, i_to_i; kept_NAME for each class that the recipe names.
+        kept, questions_with_examples; attempts, the answers that first answers ended in, and their
+        transitions c_to_c, c_to_i, i_to_c, i_to_i; kept_NAME for each class that the recipe names.
     """
     import ray
 
@@ -87,7 +87,8 @@ def write_examples(
 def read_examples(paths: Sequence[str]) -> "Dataset":
     """The rows {id, messages} of these files.
 
-    Not by `ray.data.read_parquet`, which starts 32 actors to look at footers first: 3 to 13 s on two cores (Ray 2.60).
+    Not by `ray.data.read_parquet`, which starts 32 actors to look at footers first: 3 to 13 s on two cores
+    (Ray 2.60).
     """
     import ray
 
@@ -106,7 +107,8 @@ def _read(batch: pa.Table) -> Iterator[pa.Table]:
         with files.whole(name), pq.ParquetFile(name) as file:
             if missing := {"id", "messages"} - set(file.schema_arrow.names):
                 raise ValueError(
-                    f"{name}: expected the columns id and messages, found no {' and no '.join(sorted(missing))}"
+                    f"{name}: expected the columns id and messages, found no "
+                    f"{' and no '.join(sorted(missing))}"
                 )
             for rows in file.iter_batches(batch_size=READ_ROWS, columns=["id", "messages"]):
                 table = pa.Table.from_pylist(

@@ -1,7 +1,7 @@
 """The trained weights as a plain Hugging Face folder that transformers and vLLM load as it is.
 
-Reads the base model and the trained weights. Writes model.safetensors, config, generation config, tokenizer, chat
-template, README.md (model card), canary.json, and for LoRA the adapter folder.
+Reads the base model and the trained weights. Writes model.safetensors, config, generation config, tokenizer,
+chat template, README.md (model card), canary.json, and for LoRA the adapter folder.
 """
 
 import json
@@ -56,8 +56,9 @@ def export(
 ) -> None:
     """Write the model folder `job.output`, reload it and write the canary.
 
-    The weights are built anew on the CPU from the base model and the trained ones, in float32, so that sharding and
-    adapters leave no trace; an adapter is merged in float32. They are saved in the base model's own type.
+    The weights are built anew on the CPU from the base model and the trained ones, in float32, so that
+    sharding and adapters leave no trace; an adapter is merged in float32. They are saved in the base model's
+    own type.
 
     Args:
         state: trained weights by name, whole (for LoRA the adapter's only).
@@ -100,8 +101,9 @@ def canary(model_folder: Path, examples: Sequence[Mapping[str, Any]], device: An
     """What an engine that serves this folder must agree with.
 
     Returns:
-        {"dtype": of the saved weights, "prompts": [{"token_ids": (T,), "n_prompt": k, "logprobs": (T - k,)}]}: log-probabilities
-        (natural logarithm, temperature 1) of token_ids[k:], each given all tokens before it, of the saved weights.
+        {"dtype": of the saved weights, "prompts": [{"token_ids": (T,), "n_prompt": k, "logprobs": (T -
+        k,)}]}: log-probabilities (natural logarithm, temperature 1) of token_ids[k:], each given all tokens
+        before it, of the saved weights.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -144,9 +146,11 @@ def _model_card(job: "FinetuneJob") -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return (
         "---\n" + "\n".join(front) + "\n---\n\n# A model that corrects its own answers\n\n"
-        "Fine-tuned with stasc_ray (self-correction in the manner of arXiv 2503.08681): trained on texts of its own that\n"
+        "Fine-tuned with stasc_ray (self-correction in the manner of arXiv 2503.08681): trained on texts of "
+        "its own that\n"
         "were kept by their reward.\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
-        "The licence of the base model applies to these weights. canary.json holds log-probabilities with which a\n"
+        "The licence of the base model applies to these weights. canary.json holds log-probabilities with "
+        "which a\n"
         "server can check that it loaded them.\n"
     )

@@ -1,8 +1,9 @@
-"""One iteration's fine-tune: Ray Data encodes the examples, Ray Train runs the loop, rank 0 exports the model.
+"""One iteration's fine-tune: Ray Data encodes the examples, Ray Train runs the loop, rank 0 exports the
+model.
 
 Reads a Dataset of Example rows {id, messages} and a base model (Hugging Face folder or Hub id).
-Writes a Hugging Face folder (`output`) and Ray Train's own state (`storage`), from which a second call resumes.
-The loop itself is in train_loop.py, the export in export.py.
+Writes a Hugging Face folder (`output`) and Ray Train's own state (`storage`), from which a second call
+resumes. The loop itself is in train_loop.py, the export in export.py.
 """
 
 import os
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 RESIZE_INTERVAL_S = 300.0
 """How often elastic workers may become more: each time the group starts anew from its last checkpoint."""
 ELASTIC_PLACE_TIMEOUT_S = 30.0
-"""How long elastic workers wait for places that Ray had counted: right after a node was lost it still counts those."""
+"""How long elastic workers wait for places that Ray had counted: right after a node was lost it still counts
+those."""
 ENCODE_ROWS = 256
 ENCODED = ("id", "input_ids", "labels", "trained_tokens", "no_target", "too_long")
 
@@ -129,15 +131,16 @@ def model_source(base_model: str, settings: config.Config) -> dict[str, Any]:
     }
 
 
-# --- data: encoded on CPUs by Ray Data -----------------------------------------------------------------------
+# --- data: encoded on CPUs by Ray Data
+# -----------------------------------------------------------------------
 
 
 def encode_examples(examples: "Dataset", source: Mapping[str, Any], max_length_tokens: int) -> "Dataset":
     """Encode in map tasks and keep the result in Ray's object store (8 bytes per token).
 
     Returns:
-        rows {id, input_ids: list<int32>, labels: list<int32>, trained_tokens, no_target, too_long}; a row that
-        is left out has empty lists and 1 in its reason's column.
+        rows {id, input_ids: list<int32>, labels: list<int32>, trained_tokens, no_target, too_long}; a row
+        that is left out has empty lists and 1 in its reason's column.
     """
     return examples.map_batches(
         _encode_block,  # type: ignore[arg-type]
@@ -170,7 +173,9 @@ def _encode_block(
 def _encode(
     tokenizer: Any, id: str, messages: list[dict[str, Any]], max_length_tokens: int
 ) -> list[dict[str, Any]]:
-    """One row per sequence; a conversation whose turns can't share one has several, the first under the example's id."""
+    """One row per sequence; a conversation whose turns can't share one has several, the first under the
+    example's id.
+    """
     if not any(message.get("train") or message.get("pieces") for message in messages):
         messages = [
             *messages[:-1],
@@ -201,7 +206,9 @@ def _tokenizer(source: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def _count(encoded: "Dataset", max_length_tokens: int) -> dict[str, int]:
-    """Sums over the encoded rows, read block by block: no shuffle, hence no further Ray processes to start."""
+    """Sums over the encoded rows, read block by block: no shuffle, hence no further Ray processes to
+    start.
+    """
     import pyarrow.compute as pc
 
     names = ("trained_tokens", "no_target", "too_long")
@@ -218,14 +225,17 @@ def _count(encoded: "Dataset", max_length_tokens: int) -> dict[str, int]:
     counts["kept"] = counts["rows"] - counts["no_target"] - counts["too_long"]
     if counts["kept"] == 0:
         raise ValueError(
-            f"fine-tune: expected examples that can be trained on, found that all {counts['rows']} are left out: "
-            f"{counts['too_long']} longer than finetune.max_length_tokens = {max_length_tokens} (raise it, or lower "
+            f"fine-tune: expected examples that can be trained on, found that all {counts['rows']} are left "
+            f"out: "
+            f"{counts['too_long']} longer than finetune.max_length_tokens = {max_length_tokens} (raise it, "
+            f"or lower "
             f"sampling.*.max_tokens), {counts['no_target']} with no text to train on"
         )
     return counts
 
 
-# --- Ray Train ---------------------------------------------------------------------------------------------------
+# --- Ray Train
+# ---------------------------------------------------------------------------------------------------
 
 
 def _fit(job: FinetuneJob, encoded: "Dataset") -> dict[str, Any]:
@@ -281,7 +291,8 @@ def _run_config(job: FinetuneJob) -> "RunConfig":
         name=f"iteration_{job.iteration:02d}",  # the same name and storage resume
         storage_path=str(job.storage),
         checkpoint_config=CheckpointConfig(num_to_keep=2),
-        # Without a limit a group that can't start is tried for ever; elastic workers may miss a place at each lost node.
+        # Without a limit a group that can't start is tried for ever; elastic workers may miss a place at each
+        # lost node.
         failure_config=FailureConfig(
             max_failures=failures,
             controller_failure_limit=failures if isinstance(job.finetune.workers, tuple) else 1,
@@ -299,7 +310,8 @@ def _train_environment(start_timeout_s: float) -> Iterator[None]:
     import ray
 
     wanted = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_timeout_s)}
-    # Ray takes one report of the workers, and notices their end, at each check: by default every 2 s, which checkpoints wait for.
+    # Ray takes one report of the workers, and notices their end, at each check: by default every 2 s, which
+    # checkpoints wait for.
     wanted["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     if len(ray.nodes()) == 1:  # a laptop: start one process less
         wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
@@ -328,8 +340,10 @@ def _explain(error: Exception, job: FinetuneJob) -> str:
     }
     told = "; ".join(f"worker {rank}: {line}" for rank, line in sorted(lines.items()))
     return (
-        f"fine-tune of iteration {job.iteration}: expected {job.finetune.least_workers} worker(s) to finish, found more failures "
-        f"than finetune.max_failures = {job.finetune.max_failures}. Last failure: {told}. Ray's log folder has the "
+        f"fine-tune of iteration {job.iteration}: expected {job.finetune.least_workers} worker(s) to finish, "
+        f"found more failures "
+        f"than finetune.max_failures = {job.finetune.max_failures}. Last failure: {told}. Ray's log folder "
+        f"has the "
         "traceback (logs/train/); out of memory: lower finetune.batch_size or max_length_tokens, or set "
         "finetune.gradient_checkpointing. The same command continues from the last checkpoint."
     )

@@ -1,4 +1,6 @@
-"""What a fine-tune minimizes: one function per objective, from a model and one forward pass's tensors to a summed loss."""
+"""What a fine-tune minimizes: one function per objective, from a model and one forward pass's tensors to a
+summed loss.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,8 +25,8 @@ def sft(model: Any, tensors: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
     labels = tensors["labels"][:, 1:]
     # (P,) where some next token is trained on
     predicting = (labels != encoding.IGNORED).any(dim=0).nonzero().squeeze(-1)
-    # No mask: transformers derives the block-diagonal one from positions that restart. Logits only where they count:
-    # the vocabulary is large, and most tokens belong to the prompt.
+    # No mask: transformers derives the block-diagonal one from positions that restart. Logits only where they
+    # count: the vocabulary is large, and most tokens belong to the prompt.
     logits = model(
         **inputs, attention_mask=None, use_cache=False, logits_to_keep=predicting
     ).logits  # (B, P, V)

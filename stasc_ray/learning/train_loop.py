@@ -1,7 +1,8 @@
 """What each Ray Train worker runs: the optimizer steps of one fine-tune, checkpoints, and rank 0's export.
 
-Reads the encoded examples of every epoch (Ray Data shards that hold all rows, in order) and the last checkpoint.
-Writes checkpoints and progress.json into the storage folder, and through export.py the model folder.
+Reads the encoded examples of every epoch (Ray Data shards that hold all rows, in order) and the last
+checkpoint. Writes checkpoints and progress.json into the storage folder, and through export.py the model
+folder.
 """
 
 import json
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 CANARY_PROMPTS = 4
 CPU_CAPACITY_TOKENS = 1024
-"""Measured: 32 examples of 96 tokens take 149 ms a step; with 4096, 141 ms; packed into sequences of 512 tokens, 238 ms."""
+"""Measured: 32 examples of 96 tokens take 149 ms a step; with 4096, 141 ms; packed into sequences of 512
+tokens, 238 ms."""
 Forward = Callable[[Mapping[str, Any]], "torch.Tensor"]  # packed or stacked examples -> their summed loss
 
 
@@ -40,8 +42,9 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         config: {"job": FinetuneJob}; Ray Train wants a dictionary.
 
     Returns:
-        losses, workers, tokens_per_s, train_s, resumed_from_step, loop_started; or one of not_finite, refused with a message.
-        Those two are returned, not raised, because Ray Train would run a raised error `max_failures` times again.
+        losses, workers, tokens_per_s, train_s, resumed_from_step, loop_started; or one of not_finite, refused
+        with a message. Those two are returned, not raised, because Ray Train would run a raised error
+        `max_failures` times again.
     """
     import torch
     from ray import train
@@ -111,7 +114,8 @@ def _train(
     losses: list[float],
     device: Any,
 ) -> int:
-    """Run the steps that `losses` does not cover, appending to it; returns the tokens that went through the model.
+    """Run the steps that `losses` does not cover, appending to it; returns the tokens that went through the
+    model.
 
     Raises:
         FloatingPointError: a loss or a gradient is NaN or infinite (on every worker alike).
@@ -151,11 +155,14 @@ def _capacity(finetune: config.Finetune, device: Any) -> int:
 
 
 def _stacks(device: Any) -> bool:
-    """On CPUs the T x T mask of a packed sequence costs more than the filling of stacked ones (see CPU_CAPACITY_TOKENS)."""
+    """On CPUs the T x T mask of a packed sequence costs more than the filling of stacked ones (see
+    CPU_CAPACITY_TOKENS).
+    """
     return device.type == "cpu"
 
 
-# --- the model and its optimizer ---------------------------------------------------------------------------------
+# --- the model and its optimizer
+# ---------------------------------------------------------------------------------
 
 
 def _prepare_process(local_workers: int) -> None:
@@ -169,7 +176,8 @@ def _prepare_process(local_workers: int) -> None:
 
 
 def build_model(job: "FinetuneJob", device: Any, world: int) -> "torch.nn.Module":
-    """M0 or the current model in float32, with its adapter if LoRA trains, sharded with FSDP2 if workers share it.
+    """M0 or the current model in float32, with its adapter if LoRA trains, sharded with FSDP2 if workers
+    share it.
 
     Each worker loads the whole model into host memory before its shard goes to the device.
     """
@@ -205,7 +213,9 @@ def _shard(model: Any, layers: set[str], device: Any, world: int, dtype: Any, hy
 
 
 def _hybrid_mesh(device: Any, world: int) -> Any:
-    """(replicas, shards): shards of one node's workers; one group over all where nodes have unequal numbers or one worker each."""
+    """(replicas, shards): shards of one node's workers; one group over all where nodes have unequal numbers
+    or one worker each.
+    """
     import torch.distributed as dist
     from ray import train
     from torch.distributed.device_mesh import init_device_mesh
@@ -238,7 +248,8 @@ def make_optimizer(model: Any, finetune: config.Finetune) -> "torch.optim.Optimi
 
 
 def learning_rate_factor(step: int, steps: int, finetune: config.Finetune) -> float:
-    """Share of the peak learning rate at 0-based `step`: linear warm-up, then cosine or linear decay towards 0.
+    """Share of the peak learning rate at 0-based `step`: linear warm-up, then cosine or linear decay towards
+    0.
 
     The first step of the warm-up already moves (1 / warm-up steps), so no batch is wasted at rate 0.
     """
@@ -249,7 +260,8 @@ def learning_rate_factor(step: int, steps: int, finetune: config.Finetune) -> fl
     return 0.5 * (1 + math.cos(math.pi * progress)) if finetune.schedule == "cosine" else 1 - progress
 
 
-# --- one step ----------------------------------------------------------------------------------------------------
+# --- one step
+# ----------------------------------------------------------------------------------------------------
 
 
 def backward(
@@ -295,7 +307,9 @@ def update(model: Any, optimizer: Any, rate: float, max_grad_norm: float) -> flo
 
 
 def make_forward(model: Any, job: "FinetuneJob", device: Any, world: int) -> Forward:
-    """A function of packed or stacked examples that returns the summed cross-entropy of their trained tokens (a scalar)."""
+    """A function of packed or stacked examples that returns the summed cross-entropy of their trained tokens
+    (a scalar).
+    """
     import torch
 
     objective, dtype = OBJECTIVES[job.objective], compute_dtype(job.finetune, device)
@@ -315,7 +329,8 @@ def _not_finite(losses: Sequence[float], norm: float, steps: int, rate: float) -
     return (
         f"fine-tune: expected a finite loss, found {losses[-1]} (gradient norm {norm}) at step "
         f"{len(losses)} of {steps} (learning rate {rate:.2e}, "
-        f"loss before: {last}); lower finetune.learning_rate, raise warmup_fraction, or check the base model's weights"
+        f"loss before: {last}); lower finetune.learning_rate, raise warmup_fraction, or check the base "
+        f"model's weights"
     )
 
 

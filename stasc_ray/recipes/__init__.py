@@ -29,7 +29,8 @@ def recipe_of(name: str) -> Recipe:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise ValueError(
-            f"algorithm.recipe: can't import {name!r}: {error}. Expected `package.module:RECIPE` on the Python path of "
+            f"algorithm.recipe: can't import {name!r}: {error}. Expected `package.module:RECIPE` on the "
+            f"Python path of "
             "this process and of the Ray workers (PYTHONPATH, or the working_dir of `ray job submit`)"
         ) from error
     if not isinstance(found, Recipe):
@@ -45,8 +46,8 @@ def section_of(name: str) -> type[Algorithm]:
 def chosen_by(section: Algorithm) -> tuple[str, ...]:
     """The measures by which a version is chosen on dev, the first that there is.
 
-    With Fixed initialization it is the one that the model is trained for: its corrections of M0's answers (`base/`). M0
-    itself has only its own answers.
+    With Fixed initialization it is the one that the model is trained for: its corrections of M0's answers
+    (`base/`). M0 itself has only its own answers.
     """
     measure = recipe_of(section.recipe).chosen_by
     return (f"base/{measure}", measure) if section.initial_answers_from == "base" else (measure,)

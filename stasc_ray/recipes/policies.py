@@ -1,7 +1,7 @@
 """How a question is answered when asked: policies, by name, for evaluation and serving.
 
-A policy runs a recipe's turns, perhaps several times in a row; `ask` keeps the texts. `ranked` then orders the answers
-that the samples ended in.
+A policy runs a recipe's turns, perhaps several times in a row; `ask` keeps the texts. `ranked` then orders
+the answers that the samples ended in.
 """
 
 from collections import Counter
@@ -83,7 +83,9 @@ def policy(name: str | None, of: Recipe) -> Policy:
 
 
 def ranked(ends: Sequence[Text], choices: Sequence[str], answer_marker: str) -> list[tuple[Text, int]]:
-    """Answers with their votes, most votes first, the first of equals first; answers count as the same by `answer_key`."""
+    """Answers with their votes, most votes first, the first of equals first; answers count as the same by
+    `answer_key`.
+    """
     keys = [answer_key(text.text, choices, answer_marker) for text in ends]
     first = dict(zip(reversed(keys), reversed(ends), strict=True))
     # Equal counts stay in the order in which they were met.
@@ -91,7 +93,9 @@ def ranked(ends: Sequence[Text], choices: Sequence[str], answer_marker: str) -> 
 
 
 def answer_key(answer: str, choices: Sequence[str], answer_marker: str) -> Any:
-    """By what answers count as the same: the chosen letter, else the normalized text after the answer marker, if any."""
+    """By what answers count as the same: the chosen letter, else the normalized text after the answer marker,
+    if any.
+    """
     if choices and (letter := choice_letter(answer, choices)):
         return letter
     final = rewards.after_marker(answer, answer_marker) if answer_marker.strip() else ""

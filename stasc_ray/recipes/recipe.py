@@ -1,7 +1,9 @@
-"""What a recipe is: a self-correction method as plain values. `RECIPES` in the package's __init__ lists those that ship.
+"""What a recipe is: a self-correction method as plain values. `RECIPES` in the package's __init__ lists those
+that ship.
 
-A recipe decides what is asked (`turns`) and what is learnt (`examples`). Everything else is shared: engines, grading,
-training, evaluation, resume, report, serving. One's own is a file with a `Recipe`, named by `package.module:NAME`.
+A recipe decides what is asked (`turns`) and what is learnt (`examples`). Everything else is shared: engines,
+grading, training, evaluation, resume, report, serving. One's own is a file with a `Recipe`, named by
+`package.module:NAME`.
 """
 
 import asyncio
@@ -93,7 +95,7 @@ class Recipe:
     """Turns whose texts are answers: graded by the reward, and what a question ends in."""
     says_right: Callable[[Any, str], bool | None] | None = None
     """`says_right(section, text)` reads a verdict on an answer; None: it can't be read."""
-    keeps: Callable[[Any], str] = lambda section: "what it learns"
+    keeps: Callable[[Any], str] = lambda section: "what its `examples` gives"
     """What `examples` keeps, in words, for the message if it kept nothing; by section."""
     objective: Literal["sft"] = "sft"
     """Name in `learning.objectives.OBJECTIVES`."""
@@ -104,7 +106,9 @@ class Recipe:
 
 
 def learnt(*texts: Text, train: bool = True) -> dict[str, Any]:
-    """An assistant's message made of generated texts; loss falls on it if `train`. Targets are the generated ids."""
+    """An assistant's message made of generated texts; loss falls on it if `train`. Targets are the generated
+    ids.
+    """
     pieces = [{"text": text.text, "token_ids": list(text.token_ids), "train": train} for text in texts]
     return {"role": "assistant", "pieces": pieces}
 

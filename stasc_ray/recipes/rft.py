@@ -1,4 +1,6 @@
-"""Rejection-sampling fine-tuning (Yuan et al. 2023, arXiv 2308.01825): learn one's own right answers, in one turn."""
+"""Rejection-sampling fine-tuning (Yuan et al. 2023, arXiv 2308.01825): learn one's own right answers, in one
+turn.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -35,18 +37,10 @@ def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -
     """The right answers, each as the answer to the bare question."""
     messages, seen, kept = initial_messages(question, plan.prompts), set(), []
     for number, answer in enumerate(roots(texts)):
-        right = answer.reward is not None and answer.reward >= plan.section.threshold
-        if right and answer.text not in seen:
+        if answer.graded >= plan.section.threshold and answer.text not in seen:
             seen.add(answer.text)
             kept.append(Example(question["id"], (number,), "c", [*messages, learnt(answer)]))
     return capped(kept, plan.section.max_examples_per_question, seed)
 
 
-RFT = Recipe(
-    section=Rft,
-    turns=turns,
-    examples=examples,
-    answers=(ANSWER,),
-    chosen_by="r_y1",
-    keeps=lambda _: "right answers",
-)
+RFT = Recipe(Rft, turns, examples, answers=(ANSWER,), chosen_by="r_y1", keeps=lambda _: "right answers")

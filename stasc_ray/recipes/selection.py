@@ -1,6 +1,8 @@
-"""What recipes share when they choose what is learnt: transitions, a cap per question, target shares of classes.
+"""What recipes share when they choose what is learnt: transitions, a cap per question, target shares of
+classes.
 
-Pure. Every choice depends only on one question and the seed, so it runs on partitions and never on the order of rows.
+Pure. Every choice depends only on one question and the seed, so it runs on partitions and never on the order
+of rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +33,9 @@ def non_decreasing(r1: float, r2: float, threshold: float) -> bool:
 
 
 def both_correct(r1: float, r2: float, threshold: float) -> bool:
-    """r1 >= t and r2 >= t: what the paper's code ran as "non-decreasing"; to compare with its published N rows."""
+    """r1 >= t and r2 >= t: what the paper's code ran as "non-decreasing"; to compare with its published N
+    rows.
+    """
     return r1 >= threshold and r2 >= threshold
 
 
@@ -42,8 +46,18 @@ FILTERS: dict[str, Callable[[float, float, float], bool]] = {
 }
 
 
+KEEPS = {
+    "improving": "corrections with a higher reward than their initial answer",
+    "non_decreasing": "corrections with a higher reward than their initial answer, or as right as it was",
+    "both_correct": "right corrections of right answers",
+}
+"""What each keeps, in words."""
+
+
 def capped(examples: Sequence[Example], most: int | None, seed: int) -> list[Example]:
-    """At most that many examples of one question, by a hash of (seed, id, place); in the order of their places."""
+    """At most that many examples of one question, by a hash of (seed, id, place); in the order of their
+    places.
+    """
     if most is None or len(examples) <= most:
         return list(examples)
     chosen = sorted(examples, key=lambda example: uniform(seed, "cap", example))[:most]
@@ -53,11 +67,12 @@ def capped(examples: Sequence[Example], most: int | None, seed: int) -> list[Exa
 def keep_probabilities(
     counts: Mapping[str, int], shares: Mapping[tuple[str, ...], float]
 ) -> dict[str, float]:
-    """With what probability to keep an example of each class, so that groups of classes reach their shares by dropping.
+    """With what probability to keep an example of each class, so that groups of classes reach their shares by
+    dropping.
 
-    With T examples left in the groups, group g keeps p_g C_g = s_g T. T is the largest for which no p_g is above 1, so one
-    group keeps all. Classes in no group keep all. If a group with a share above 0 has no example, nothing is dropped:
-    dropping would leave nothing of the others.
+    With T examples left in the groups, group g keeps p_g C_g = s_g T. T is the largest for which no p_g is
+    above 1, so one group keeps all. Classes in no group keep all. If a group with a share above 0 has no
+    example, nothing is dropped: dropping would leave nothing of the others.
 
     Args:
         counts: examples of each class, over all questions.
@@ -78,7 +93,8 @@ def keep_probabilities(
 def thin(examples: Sequence[Example], probabilities: Mapping[str, float], seed: int) -> list[Example]:
     """Drop examples by `keep_probabilities`, each by a hash of (seed, id, place).
 
-    A share is met in expectation: with M examples on a thinned side it deviates by about sqrt(M) / 2 examples.
+    A share is met in expectation: with M examples on a thinned side it deviates by about sqrt(M) / 2
+    examples.
     """
     return [
         example

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-ANSWER, CORRECTION = "answer", "correction"
-"""Turns that every recipe's answers and corrections are called."""
+ANSWER, VERDICT_TURN, CORRECTION = "answer", "verdict", "correction"
+"""What recipes call their answers, verdicts and corrections."""
 
 BASE = "base"
 """Writer of M0's texts."""
@@ -38,6 +38,12 @@ class Text:
         return [*(self.parent.lineage if self.parent else []), self]
 
     @property
+    def graded(self) -> float:
+        """Its reward; it was graded."""
+        assert self.reward is not None, "graded traces only"
+        return self.reward
+
+    @property
     def root(self) -> "Text":
         """The answer that this text goes back to."""
         return self.parent.root if self.parent else self
@@ -54,7 +60,9 @@ def read_texts(row: Mapping[str, Any]) -> list[Text]:
 
 
 def write_texts(texts: Sequence[Text]) -> list[dict[str, Any]]:
-    """The flat list of a row: roots first, then level by level, samples in order, whatever order they came in."""
+    """The flat list of a row: roots first, then level by level, samples in order, whatever order they came
+    in.
+    """
     ordered: list[Text] = []
     level: list[Text | None] = [None]
     while level:
@@ -121,7 +129,8 @@ def grade(
     says_right: Callable[[str], bool | None] | None,
     threshold: float,
 ) -> None:
-    """Fill in rewards: answers by `reward`, verdicts by whether they agree with the reward of what they judge.
+    """Fill in rewards: answers by `reward`, verdicts by whether they agree with the reward of what they
+    judge.
 
     Args:
         answers: turns whose texts are answers.

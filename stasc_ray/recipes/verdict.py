@@ -1,7 +1,6 @@
-"""Self-rewarding correction (arXiv 2502.19613): answer, say whether it is right, correct it only if it was called wrong.
+"""Self-rewarding correction (arXiv 2502.19613): answer, say whether it is right, correct it if not.
 
-If the base model can't write verdicts, the first iteration's are constructed from the reward, as SPOC's Pair-SFT does
-(arXiv 2506.06923). No loss falls on wrong answers; a verdict is right if it agrees with the reward of what it judges.
+If a base model can't write verdicts, the first are constructed from the reward, as in SPOC (2506.06923).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,8 @@ from pydantic import Field, PositiveInt
 
 from stasc_ray.config import Algorithm
 from stasc_ray.recipes.recipe import Ask, Example, Plan, Question, Recipe, gather, learnt, written
-from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text, corrections, roots
+from stasc_ray.recipes.trace import ANSWER, CORRECTION, VERDICT_TURN, Text, corrections, roots
 from stasc_ray.tasks.prompts import assistant, correction_messages, initial_messages, user
-
-VERDICT_TURN = "verdict"
 
 
 class Verdict(Algorithm):
@@ -25,12 +22,10 @@ class Verdict(Algorithm):
     n_corrections: PositiveInt = 4
     """Corrections per initial answer of a train question."""
     n_verdicts: PositiveInt = 4
-    """Verdicts per initial answer of a train question, where they are sampled."""
+    """Verdicts per initial answer of a train question."""
     verdicts: Literal["sampled", "constructed"] = "sampled"
-    """Who writes the verdicts that the first iteration learns; `constructed`: they follow from the reward."""
-    verdict_prompt: str = (
-        "Is your answer right? End with one line: My answer is right. Or: My answer is wrong."
-    )
+    """Who writes the first verdicts that are learnt; `constructed`: they follow from the reward."""
+    verdict_prompt: str = "Is your answer right? End with: My answer is right. Or: My answer is wrong."
     """User turn that asks for the verdict."""
     says_right: str = "My answer is right."
     """How a verdict ends that calls the answer right."""
@@ -39,19 +34,21 @@ class Verdict(Algorithm):
     correction_sees_verdict: bool = True
     """Whether the verdict stays in the conversation that asks for the correction."""
     learn_answers: Literal["none", "right", "all"] = "right"
-    """Which first answers are learnt along. `all` breaks the rule that no loss falls on wrong answers: it holds the model
-    to the answers that it learns to judge."""
+    """Which first answers are learnt along; `all`: wrong ones too, so the answers stay as they are judged."""
     balance: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
     """Target share of "right" among the verdicts that are learnt, reached by dropping; None leaves it."""
 
+    def reads(self, text: str) -> bool | None:
+        """Whether a verdict's last words say right; None if they are neither phrase."""
+        said = text.strip().casefold()
+        phrases = {self.says_right.strip().casefold(): True, self.says_wrong.strip().casefold(): False}
+        return next((meaning for phrase, meaning in phrases.items() if said.endswith(phrase)), None)
 
-def says_right(section: Verdict, text: str) -> bool | None:
-    """Read a verdict by its last words; None if they are neither phrase."""
-    said = text.strip().casefold()
-    for phrase, meaning in ((section.says_right, True), (section.says_wrong, False)):
-        if said.endswith(phrase.strip().casefold()):
-            return meaning
-    return None
+    @property
+    def shares(self) -> Mapping[tuple[str, ...], float]:
+        """Verdicts in balance: what decides a verifier's accuracy (arXiv 2502.19613, SPOC)."""
+        right = self.balance
+        return {("says right",): right, ("says wrong",): 1 - right} if right else {}
 
 
 async def turns(question: Question, ask: Ask, plan: Plan, given: Sequence[Text] | None = None) -> None:
@@ -64,86 +61,59 @@ async def turns(question: Question, ask: Ask, plan: Plan, given: Sequence[Text] 
 async def _judge(question: Question, ask: Ask, plan: Plan, answer: Text) -> None:
     """One verdict; a correction unless it says right. A verdict that can't be read counts as "wrong"."""
     (verdict,) = await ask(VERDICT_TURN, verdict_messages(question, answer, plan), parent=answer)
-    if says_right(plan.section, verdict.text) is not True:
+    if plan.section.reads(verdict.text) is not True:
         messages = second_messages(question, answer, verdict.text, plan)
         await ask(CORRECTION, messages, n=plan.n_corrections, parent=verdict)
 
 
 async def _explore(question: Question, ask: Ask, plan: Plan, answer: Text) -> None:
     """To learn from: verdicts, and beside them corrections of every answer, told that it is wrong."""
-    told = second_messages(question, answer, plan.section.says_wrong, plan)
-    calls = [ask(CORRECTION, told, n=plan.n_corrections, parent=answer)]
-    if not _constructs(plan):
-        asked = verdict_messages(question, answer, plan)
-        calls.append(ask(VERDICT_TURN, asked, n=plan.section.n_verdicts, parent=answer))
-    await gather(calls)
-
-
-def _constructs(plan: Plan) -> bool:
-    return plan.section.verdicts == "constructed" and plan.iteration == 0
+    told, asked = second_messages(question, answer, "", plan), verdict_messages(question, answer, plan)
+    verdicts = plan.section.n_verdicts if plan.iteration or plan.section.verdicts == "sampled" else 0
+    wanted = [(CORRECTION, told, plan.n_corrections), (VERDICT_TURN, asked, verdicts)]
+    await gather(ask(turn, messages, n=n, parent=answer) for turn, messages, n in wanted if n)
 
 
 def verdict_messages(question: Question, answer: Text, plan: Plan) -> list[Any]:
     """The conversation that asks for a verdict on an answer."""
-    return [
-        *initial_messages(question, plan.prompts),
-        assistant(answer.text),
-        user(plan.section.verdict_prompt),
-    ]
+    ask = user(plan.section.verdict_prompt)
+    return [*initial_messages(question, plan.prompts), assistant(answer.text), ask]
 
 
 def second_messages(question: Question, answer: Text, verdict: str, plan: Plan) -> list[Any]:
-    """The conversation that asks for a correction after a verdict."""
+    """The conversation that asks for a correction after a verdict; "": it was told to be wrong."""
     plain = correction_messages(question, answer.text, plan.prompts)
     if not plan.section.correction_sees_verdict:
         return plain
-    return [*verdict_messages(question, answer, plan), assistant(verdict), plain[-1]]
+    asked, said = verdict_messages(question, answer, plan), assistant(verdict or plan.section.says_wrong)
+    return [*asked, said, plain[-1]]
 
 
 def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -> list[Example]:
-    """Right verdicts, right corrections of wrong answers and of right ones that were told to be wrong, and answers.
-
-    These are the data classes of arXiv 2502.19613, section 3; each turn is learnt in the conversation that asked for it.
-    """
-    found: list[Example] = []
+    """Right verdicts; right corrections, also of right answers told to be wrong; answers (section 3)."""
+    section, first, found = plan.section, initial_messages(question, plan.prompts), []
     for j, answer in enumerate(roots(texts)):
-        right = (answer.reward or 0.0) >= plan.section.threshold
-        asked = verdict_messages(question, answer, plan)
-        told = second_messages(question, answer, plan.section.says_wrong, plan)
-        good = [text for text in corrections(texts, answer) if (text.reward or 0.0) >= plan.section.threshold]
-        classes = [
-            ("says right" if right else "says wrong", asked, _right_verdicts(texts, answer, right, plan)),
-            ("c->c" if right else "i->c", told, [learnt(correction) for correction in good]),
-        ]
-        if plan.section.learn_answers == "all" or (right and plan.section.learn_answers == "right"):
-            classes.append(("answer", initial_messages(question, plan.prompts), [learnt(answer)]))
-        for kind, messages, targets in classes:
-            for target in targets:
-                found.append(Example(question["id"], (j, len(found)), kind, [*messages, target]))
+        right = answer.graded >= section.threshold
+        told, asked = second_messages(question, answer, "", plan), verdict_messages(question, answer, plan)
+        good = [learnt(text) for text in corrections(texts, answer) if text.graded >= section.threshold]
+        verdicts = _right_verdicts(texts, answer, right, plan)
+        learns = section.learn_answers == "all" or (right and section.learn_answers == "right")
+        pairs = [("says right" if right else "says wrong", [*asked, verdict]) for verdict in verdicts]
+        pairs += [("c->c" if right else "i->c", [*told, correction]) for correction in good]
+        pairs += [("answer", [*first, learnt(answer)])] if learns else []
+        found += [Example(question["id"], (j, at), *pair) for at, pair in enumerate(pairs)]
     return found
 
 
 def _right_verdicts(texts: Sequence[Text], answer: Text, right: bool, plan: Plan) -> list[dict[str, Any]]:
-    """The sampled verdicts that agree with the reward, or as many constructed ones."""
-    if _constructs(plan):
-        phrase = plan.section.says_right if right else plan.section.says_wrong
-        return [written(phrase)] * plan.section.n_verdicts
+    """The sampled verdicts that agree with the reward; if none was asked for, as many constructed ones."""
+    section = plan.section
     said = [text for text in texts if text.turn == VERDICT_TURN and text.parent is answer]
-    return [learnt(text) for text in said if says_right(plan.section, text.text) is right]
-
-
-def shares(section: Verdict) -> Mapping[tuple[str, ...], float]:
-    """Verdicts in balance: what decides a verifier's accuracy (arXiv 2502.19613, SPOC)."""
-    share = section.balance
-    return {} if share is None else {("says right",): share, ("says wrong",): 1 - share}
+    if not said and section.verdicts == "constructed":
+        return [written(section.says_right if right else section.says_wrong)] * section.n_verdicts
+    return [learnt(text) for text in said if section.reads(text.text) is right]
 
 
 VERDICT = Recipe(
-    section=Verdict,
-    turns=turns,
-    examples=examples,
-    shares=shares,
-    keeps=lambda _: "right verdicts and right corrections",
-    says_right=says_right,
-    policy="until_right",
+    Verdict, turns, examples, lambda section: section.shares, says_right=Verdict.reads, policy="until_right"
 )

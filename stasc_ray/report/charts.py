@@ -1,7 +1,8 @@
 """Small hand-written SVG charts: figures in, inline SVG text out. Pure; reads and writes nothing.
 
-Colours are CSS classes (`y1`, `y2`, ...) of the page around them, so that light and dark mode need no second drawing.
-Every mark carries a `<title>` (tooltip); every string is escaped. A value of None is a gap, never a zero.
+Colours are CSS classes (`y1`, `y2`, ...) of the page around them, so that light and dark mode need no second
+drawing. Every mark carries a `<title>` (tooltip); every string is escaped. A value of None is a gap, never a
+zero.
 """
 
 import math
@@ -18,7 +19,9 @@ Values = Sequence[float | None]
 
 @dataclass(frozen=True)
 class Series:
-    """One quantity per iteration: `values[i]` belongs to x position i; `low`/`high` are its interval, where known."""
+    """One quantity per iteration: `values[i]` belongs to x position i; `low`/`high` are its interval, where
+    known.
+    """
 
     name: str
     css: str
@@ -78,7 +81,9 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def reward_ticks(groups: Sequence[Sequence[Series]]) -> list[float]:
-    """One y axis for several reward charts, so that they can be compared; a little room around the intervals."""
+    """One y axis for several reward charts, so that they can be compared; a little room around the
+    intervals.
+    """
     known = [
         v for series in groups for one in series for v in (*one.values, *one.low, *one.high) if v is not None
     ]
@@ -167,7 +172,9 @@ def bar_chart(
 
 
 def loss_chart(label: str, losses: Mapping[str, Sequence[float]], points: int = 240) -> Markup:
-    """Training loss over optimizer steps, one block per iteration, each averaged down to its share of `points`."""
+    """Training loss over optimizer steps, one block per iteration, each averaged down to its share of
+    `points`.
+    """
     steps = sum(len(values) for values in losses.values())
     known = [value for values in losses.values() for value in values]
     y_ticks = ticks(0.0, max(known, default=1.0))

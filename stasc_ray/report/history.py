@@ -1,6 +1,7 @@
 """What the small files of a run folder say, for people and pages.
 
-Reads metrics.jsonl, config.json, environment.json, versions/ and LATEST; writes nothing. An unfinished run will do.
+Reads metrics.jsonl, config.json, environment.json, versions/ and LATEST; writes nothing. An unfinished run
+will do.
 """
 
 import math
@@ -17,7 +18,9 @@ from stasc_ray.store.files import read_json
 
 @dataclass(frozen=True)
 class Run:
-    """What the small files of a run folder say; `stages` holds the lines of metrics.jsonl by (stage, iteration)."""
+    """What the small files of a run folder say; `stages` holds the lines of metrics.jsonl by (stage,
+    iteration).
+    """
 
     folder: RunFolder
     config: Config | None
@@ -77,7 +80,9 @@ def read_run(path: Path) -> Run:
 
 
 def chosen_iteration(run: Run) -> int | None:
-    """The measured iteration that is best on dev by the recipe's measure, base model included, the earliest of equals."""
+    """The measured iteration that is best on dev by the recipe's measure, base model included, the earliest
+    of equals.
+    """
     names = chosen_by(run.config.algorithm) if run.config else ("r_y2",)
     return run.folder.best_on_dev(names)
 

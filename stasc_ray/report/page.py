@@ -1,7 +1,8 @@
-"""A run folder -> one self-contained HTML page: rewards with intervals, transitions, training, speed, transcripts.
+"""A run folder -> one self-contained HTML page: rewards with intervals, transitions, training, speed,
+transcripts.
 
-Reads metrics.jsonl, config.json, environment.json, versions/, LATEST and a few row groups of one iteration's rollouts.
-Writes one HTML file without scripts or anything from the network. A run that is still going
+Reads metrics.jsonl, config.json, environment.json, versions/, LATEST and a few row groups of one iteration's
+rollouts. Writes one HTML file without scripts or anything from the network. A run that is still going
 gives a shorter page.
 """
 
@@ -65,7 +66,8 @@ GROUPS = {"i->c": "repaired", "c->i": "broken", "i->i": "still wrong", "c->c": "
 
 
 def write_report(run_folder: Path, destination: Path | None = None) -> Path:
-    """Write the page of `run_folder` to `destination` (default: report.html in the run folder) and return its path.
+    """Write the page of `run_folder` to `destination` (default: report.html in the run folder) and return its
+    path.
 
     Raises:
         FileNotFoundError: no run folder: it has no metrics.jsonl.
@@ -163,7 +165,9 @@ def _work_table(run: Run) -> Table:
 
 
 def _config_rows(raw: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """(dotted name, value, differs from the default) of every field; defaults are those of the run's own presets."""
+    """(dotted name, value, differs from the default) of every field; defaults are those of the run's own
+    presets.
+    """
     presets = {
         s: {"preset": raw[s]["preset"]} for s in ("prompts", "questions") if "preset" in raw.get(s, {})
     }
@@ -201,7 +205,9 @@ def _transcript_groups(
 
 
 def _transcript_iteration(run: Run, chosen: int | None) -> int | None:
-    """The chosen iteration if it learnt anything and its rollouts are committed, else the last one whose are."""
+    """The chosen iteration if it learnt anything and its rollouts are committed, else the last one whose
+    are.
+    """
     candidates = [*([chosen] if chosen else []), *reversed(run.iterations)]
     return next((i for i in candidates if transcripts.committed(run.folder.stage(i, "rollouts"))), None)
 

@@ -1,6 +1,7 @@
 """Transcripts for the report: a few test questions with both answers, the changed words marked.
 
-Reads few row groups of a committed rollouts folder (its mark names the Parquet files that count); writes nothing.
+Reads few row groups of a committed rollouts folder (its mark names the Parquet files that count); writes
+nothing.
 """
 
 import difflib
@@ -47,8 +48,8 @@ class Transcript:
     r1: float
     r2: float
     initial: tuple[Piece, ...]
-    verdict: str | None
-    """What stands between the two, if the recipe asks for it."""
+    between: tuple[tuple[str, str], ...]
+    """(turn, text) of what the model wrote between the two, and of a verdict that let the last one pass."""
     correction: tuple[Piece, ...]
     changed: bool
     changed_words: int
@@ -69,25 +70,29 @@ def choose(
 ) -> list[Transcript]:
     """Pick `count` transcripts of `split`, an equal share of each transition if there are enough.
 
-    Among the rows read (in file order, until every transition has four times its share or MAX_ROWS is reached), those
+    Among the rows read (in file order, until every transition has four times its share or MAX_ROWS is
+    reached), those
     whose id has the smallest hash: the same run always shows the same questions, and no one picked them.
     """
-    found: dict[str, list[tuple[Mapping[str, Any], Text, Text]]] = {name: [] for name in ORDER}
+    found: dict[str, list[tuple[Mapping[str, Any], Text, list[Text]]]] = {name: [] for name in ORDER}
     share = count // len(ORDER)
-    for row, first, last in _pairs(committed(rollouts), split, rollouts.parent.name, answers):
-        found[transition(first.reward or 0.0, last.reward or 0.0, threshold)].append((row, first, last))
+    for row, last, after in _ends(committed(rollouts), split, rollouts.parent.name, answers):
+        name = transition(last.root.reward or 0.0, last.reward or 0.0, threshold)
+        found[name].append((row, last, after))
         if all(len(rows) >= 4 * share for rows in found.values()):
             break
     for rows in found.values():
-        rows.sort(key=lambda pair: hashing.sha256(pair[0]["id"]))
+        rows.sort(key=lambda end: hashing.sha256(end[0]["id"]))
     picked = {name: rows[:share] for name, rows in found.items()}
     for name, rows in found.items():  # a transition that is rare leaves its places to the others
         picked[name] = rows[: share + count - sum(len(chosen) for chosen in picked.values())]
-    return [_transcript(name, *pair) for name in ORDER for pair in picked[name]]
+    return [_transcript(name, *end) for name in ORDER for end in picked[name]]
 
 
 def word_diff(left: str, right: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """Mark the words that differ. A word is a run of letters and digits; other signs stand alone (`47+385=432`)."""
+    """Mark the words that differ. A word is a run of letters and digits; other signs stand alone
+    (`47+385=432`).
+    """
     a, b = WORDS.findall(left), WORDS.findall(right)
     marks_a, marks_b = [False] * len(a), [False] * len(b)
     for kind, a_start, a_end, b_start, b_end in difflib.SequenceMatcher(
@@ -113,10 +118,13 @@ def _pieces(words: Sequence[str], marks: list[bool]) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-def _pairs(
+def _ends(
     traces: Sequence[Path], split: str, writer: str, answers: Collection[str]
-) -> Iterator[tuple[Mapping[str, Any], Text, Text]]:
-    """Rows of `split` with the model's first answer and the last one after it; other splits are skipped by statistics."""
+) -> Iterator[tuple[Mapping[str, Any], Text, list[Text]]]:
+    """Rows of `split`, the answer that the model's first one ended in, and what follows it.
+
+    Row groups of other splits are skipped by statistics.
+    """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -137,7 +145,7 @@ def _pairs(
                     first = next(iter(roots(texts, writer)), None)
                     if first:
                         last = next(finals(texts, first, answers))
-                        yield row, first, last
+                        yield row, last, [text for text in texts if text.parent is last]
                 if read >= MAX_ROWS:
                     return
 
@@ -154,12 +162,12 @@ def _may_hold(group: Any, split: str) -> bool:
     return True
 
 
-def _transcript(name: str, row: Mapping[str, Any], first: Text, last: Text) -> Transcript:
+def _transcript(name: str, row: Mapping[str, Any], last: Text, after: Sequence[Text]) -> Transcript:
+    first, between = last.root, [*last.lineage[1:-1], *after]
     left, right = word_diff(_cut(first.text), _cut(last.text))
     counts = [
         sum(len(re.findall(r"\w+", piece.text)) for piece in side if piece.changed) for side in (left, right)
     ]
-    between = [text for text in last.lineage[1:-1] if text is not first]
     return Transcript(
         id=row["id"],
         question=row["question"],
@@ -169,7 +177,7 @@ def _transcript(name: str, row: Mapping[str, Any], first: Text, last: Text) -> T
         r1=first.reward or 0.0,
         r2=last.reward or 0.0,
         initial=left,
-        verdict=_cut(between[-1].text) if between else None,
+        between=tuple((text.turn, _cut(text.text)) for text in between),
         correction=right,
         changed=first.text != last.text,
         changed_words=max(counts),

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from stasc_ray import config
 
 FULL_BYTES, LORA_BYTES = 16, 4
-"""Per parameter on the trainer's GPUs: float32 weights, gradients and AdamW's two moments; an adapter needs the weights only."""
+"""Per parameter on the trainer's GPUs: float32 weights, gradients and AdamW's two moments; an adapter needs
+the weights only."""
 
 
 def reserved_gpus(engine: config.Engine, cuda: bool) -> int:
@@ -14,7 +15,9 @@ def reserved_gpus(engine: config.Engine, cuda: bool) -> int:
 
 
 def pool_size(engine: config.Engine, nodes: Sequence[Mapping[str, float]], cuda: bool) -> tuple[int, int]:
-    """The least and the most engines that generation runs at once; `engine.actors = "all"`: those that the nodes hold."""
+    """The least and the most engines that generation runs at once; `engine.actors = "all"`: those that the
+    nodes hold.
+    """
     if engine.actors == "all":
         room = max(1, room_for_engines(engine, nodes, cuda))
         return room, room
@@ -55,20 +58,24 @@ def lack_of_room(
     if generation and engine.least_actors > room:
         each = f"{engine.cpus_per_actor} CPU(s)" + (f" and {gpus} GPU(s)" if gpus else "")
         yield (
-            f"engine.actors: expected at most the {room} engine(s) that the cluster's {_amounts(nodes)} have room for ({each} "
-            f"each, on one node, and a CPU to read and grade), found {engine.least_actors}; lower it or what each takes, add "
+            f"engine.actors: expected at most the {room} engine(s) that the cluster's {_amounts(nodes)} have "
+            f"room for ({each} "
+            f"each, on one node, and a CPU to read and grade), found {engine.least_actors}; lower it or what "
+            f"each takes, add "
             f"nodes{on_cpus}"
         )
     room = places(nodes, 1, 1 if gpus else 0)
     if training and finetune.least_workers > room:
         yield (
-            f"finetune.workers: expected at most the {room} worker(s) that the cluster's {_amounts(nodes)} have room for, found "
+            f"finetune.workers: expected at most the {room} worker(s) that the cluster's {_amounts(nodes)} "
+            f"have room for, found "
             f"{finetune.least_workers}; lower it, add nodes{on_cpus}"
         )
     memory_gb, actors = sum(node.get("memory", 0) for node in nodes) / 2**30, engine.least_actors
     if generation and not cuda and actors * engine.kv_cache_gb > memory_gb:
         yield (
-            f"engine.kv_cache_gb: expected actors x kv_cache_gb below the cluster's {memory_gb:.1f} GiB, found "
+            f"engine.kv_cache_gb: expected actors x kv_cache_gb below the cluster's {memory_gb:.1f} GiB, "
+            f"found "
             f"{actors} x {engine.kv_cache_gb:g}; lower one of them"
         )
 
@@ -81,7 +88,9 @@ def _amounts(nodes: Sequence[Mapping[str, float]]) -> str:
 def too_small(
     settings: config.Config, weights: int, gpu_gb: float, *, generation: bool = True, training: bool = True
 ) -> str | None:
-    """Why GPUs of that size cannot hold this many weights, or None. Activations and KV cache need room on top of that."""
+    """Why GPUs of that size cannot hold this many weights, or None. Activations and KV cache need room on top
+    of that.
+    """
     engine, finetune = settings.engine, settings.finetune
     bytes_each = 4 if engine.dtype == "float32" else 2
     room_gb, need_gb = (
@@ -90,7 +99,8 @@ def too_small(
     )
     if generation and need_gb >= room_gb:
         return (
-            f"engine: expected the weights to fit into {room_gb:.1f} GiB (engine.gpu_memory_utilization of a GPU's {gpu_gb:.1f}), "
+            f"engine: expected the weights to fit into {room_gb:.1f} GiB (engine.gpu_memory_utilization of a "
+            f"GPU's {gpu_gb:.1f}), "
             f"found {need_gb:.1f} GiB per GPU; raise engine.tensor_parallel_size or take a smaller model"
         )
     state = LORA_BYTES if finetune.method == "lora" else FULL_BYTES
@@ -99,7 +109,8 @@ def too_small(
     )  # hybrid sharding needs more: a share of a node's workers
     if training and need_gb >= gpu_gb:
         return (
-            f"finetune: expected weights, gradients and optimizer state to fit into a GPU's {gpu_gb:.1f} GiB, "
+            f"finetune: expected weights, gradients and optimizer state to fit into a GPU's {gpu_gb:.1f} "
+            f"GiB, "
             f"found {need_gb:.1f} GiB "
             "per worker; raise finetune.workers, or set finetune.method=lora"
         )
@@ -107,7 +118,9 @@ def too_small(
 
 
 def rollout_threads(engine: config.Engine, cores: int) -> int:
-    """Threads of one engine that generates on CPUs: its share of the cores; in a pool that may grow, its CPUs."""
+    """Threads of one engine that generates on CPUs: its share of the cores; in a pool that may grow, its
+    CPUs.
+    """
     share = cores // engine.actors if isinstance(engine.actors, int) else 0
     return max(engine.cpus_per_actor, share)
 
@@ -115,8 +128,8 @@ def rollout_threads(engine: config.Engine, cores: int) -> int:
 def replica_threads(serve: config.Serve, cores: int) -> int:
     """Threads of one engine that serves on CPUs: its share of the cores but one, which HTTP needs.
 
-    On two cores, the sandbox model answered about 1.4 times as many questions a second with one thread as with
-    two.
+    On two cores, the sandbox model answered about 1.4 times as many questions a second with one thread as
+    with two.
     """
     return max(1, int(serve.cpus_per_replica), (cores - 1) // serve.replicas)
 
@@ -124,8 +137,8 @@ def replica_threads(serve: config.Serve, cores: int) -> int:
 def trainer_threads(workers: int, cores: int) -> int:
     """Threads of each of a node's trainer workers on CPUs: its share of the cores but one.
 
-    Ray would set one thread per reserved CPU. Threads wait for each other, so a core that another process uses holds
-    all of them up. On two cores, the demo trained 1.2 to 1.6 times as fast with one thread as with two on one
-    machine, and as fast on another.
+    Ray would set one thread per reserved CPU. Threads wait for each other, so a core that another process
+    uses holds all of them up. On two cores, the demo trained 1.2 to 1.6 times as fast with one thread as with
+    two on one machine, and as fast on another.
     """
     return max(1, (cores - 1) // workers)

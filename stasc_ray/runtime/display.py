@@ -62,7 +62,9 @@ class Display:
             bar.stop()
 
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The metrics table: one row per iteration; nothing where it would be the same again, as when a run is resumed."""
+        """The metrics table: one row per iteration; nothing where it would be the same again, as when a run
+        is resumed.
+        """
         if rows == self._shown:
             return
         self._shown = rows

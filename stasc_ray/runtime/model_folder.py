@@ -38,7 +38,8 @@ def check_model(path: str) -> None:
         settings.read_text() if settings.is_file() else ""
     ):
         raise FileNotFoundError(
-            f"model.path: expected a chat template in {path} (chat_template.jinja, or in tokenizer_config.json), found none; use "
+            f"model.path: expected a chat template in {path} (chat_template.jinja, or in "
+            f"tokenizer_config.json), found none; use "
             "an instruction-tuned model, or put a chat_template.jinja there"
         )
 
@@ -62,7 +63,9 @@ def weights(file: Path) -> int:
 
 
 def revision(path: str, model: config.Model) -> str | None:
-    """The Hub revision to load: `model.revision` for M0 itself; what a run made lies in folders and has none."""
+    """The Hub revision to load: `model.revision` for M0 itself; what a run made lies in folders and has
+    none.
+    """
     return model.revision if path == model.path else None
 
 
@@ -81,7 +84,8 @@ def load_tokenizer(
     )
     if not tokenizer.chat_template:
         raise ValueError(
-            f"model.path: expected a tokenizer with a chat template in {path}, found none; use an instruction-tuned "
+            f"model.path: expected a tokenizer with a chat template in {path}, found none; use an "
+            f"instruction-tuned "
             "model, or put a chat_template.jinja beside its tokenizer"
         )
     return tokenizer

@@ -1,4 +1,6 @@
-"""What can be known before work starts: the nodes see what they must, agree on versions, and have room for engines and trainer."""
+"""What can be known before work starts: the nodes see what they must, agree on versions, and have room for
+engines and trainer.
+"""
 
 import json
 import subprocess
@@ -41,7 +43,8 @@ def check(
 
     Raises:
         ValueError: too few CPUs or GPUs, or too little memory, for the engines or the trainer.
-        RuntimeError: a node without the run folder or the model, or with other versions of Python, Ray, vLLM or this package.
+        RuntimeError: a node without the run folder or the model, or with other versions of Python, Ray, vLLM
+            or this package.
     """
     lacking = list(
         capacity.lack_of_room(settings, ray_session.nodes(), cuda, generation=generation, training=training)
@@ -68,7 +71,8 @@ def check(
     if generation and settings.engine.actors == "all" and ray_session.may_grow():
         room = capacity.pool_size(settings.engine, ray_session.nodes(), cuda)[0]
         notes.append(
-            f"engine.actors = all: {room} on the nodes that run now; for more as the cluster grows, say [min, max]"
+            f"engine.actors = all: {room} on the nodes that run now; for more as the cluster grows, say "
+            f"[min, max]"
         )
     return notes
 
@@ -133,7 +137,8 @@ def _check_sight(name: str, sight: Sight, run_folder: Path, model: str) -> None:
         pairs = {one: (sight.versions.get(one), ours.get(one)) for one in sorted({*ours, *sight.versions})}
         differing = {one: pair for one, pair in pairs.items() if pair[0] != pair[1]}
         raise RuntimeError(
-            f"node {name}: expected the driver's versions, found (node, driver) {differing}; use one image for all nodes"
+            f"node {name}: expected the driver's versions, found (node, driver) {differing}; use one image "
+            f"for all nodes"
         )
 
 

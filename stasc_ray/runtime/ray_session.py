@@ -1,4 +1,6 @@
-"""The only caller of ray.init: join a cluster or start a local Ray, say what it consists of and has room for."""
+"""The only caller of ray.init: join a cluster or start a local Ray, say what it consists of and has room
+for.
+"""
 
 import contextlib
 import importlib.metadata
@@ -18,7 +20,8 @@ from stasc_ray import config
 
 LOCAL_START_ATTEMPTS = 3
 IDLE_WORKERS = 4
-"""Processes, with what they have imported, that a local Ray keeps for the next tasks; by default none while all CPUs are taken."""
+"""Processes, with what they have imported, that a local Ray keeps for the next tasks; by default none while
+all CPUs are taken."""
 NODE_GROUP = "ray.io/node-group"
 """The label that Ray gives a node whose RAY_NODE_TYPE_NAME is set."""
 
@@ -28,8 +31,8 @@ def connect(address: str | None, logs: Path, *, worker_niceness: int = 15) -> It
     """A Ray cluster for the length of the block.
 
     Args:
-        address: of a cluster to join; None takes RAY_ADDRESS (set inside `ray job submit`), else starts a local Ray, which
-            ends with the block.
+        address: of a cluster to join; None takes RAY_ADDRESS (set inside `ray job submit`), else starts a
+            local Ray, which ends with the block.
         logs: folder for the driver's log and, of a local Ray, its session's logs.
         worker_niceness: of a local Ray's workers; 15 is Ray's own value, which leaves a laptop usable.
 
@@ -84,7 +87,8 @@ def _start_local(logs: Path, worker_niceness: int) -> Path:
 
     # Short, since Ray's Unix sockets live below it and their paths must stay under 108 characters.
     session = Path(tempfile.mkdtemp(prefix="stasc-"))
-    # One more than there are cores: engines may take them all, since what reads and grades beside them waits most of the time.
+    # One more than there are cores: engines may take them all, since what reads and grades beside them waits
+    # most of the time.
     cpus = max(2, cores()) + 1
     system = {"worker_niceness": worker_niceness, "num_workers_soft_limit": max(IDLE_WORKERS, cpus)}
     options: dict[str, Any] = {"_temp_dir": str(session), "_system_config": system}
@@ -103,7 +107,9 @@ def _start_local(logs: Path, worker_niceness: int) -> Path:
 
 
 def on_cuda(engine: config.Engine) -> bool:
-    """Whether engines and trainers run on CUDA: as `engine.device` says; `auto`: if a running node has a GPU."""
+    """Whether engines and trainers run on CUDA: as `engine.device` says; `auto`: if a running node has a
+    GPU.
+    """
     if engine.device == "auto":
         return any(node.get("GPU", 0) > 0 for node in nodes())
     return engine.device == "cuda"
@@ -117,7 +123,8 @@ def nodes() -> list[dict[str, float]]:
 
 
 def may_grow() -> bool:
-    """Whether an autoscaler may add nodes: KubeRay and `ray up` name each node's group. How many, Ray does not tell.
+    """Whether an autoscaler may add nodes: KubeRay and `ray up` name each node's group. How many, Ray does
+    not tell.
 
     KubeRay names them without an autoscaler too: there a run waits in vain where it could have been refused.
     """
@@ -135,14 +142,17 @@ def run_folder(settings: config.Config, run_dir: Path | None) -> Path:
     folder = (run_dir or Path(settings.storage) / settings.name).resolve()
     if "working_dir_files" in folder.parts:  # where Ray unpacks what a job uploads
         raise ValueError(
-            f"storage: expected an absolute path that every node of the cluster sees, found {settings.storage!r}, which lies in "
+            f"storage: expected an absolute path that every node of the cluster sees, found "
+            f"{settings.storage!r}, which lies in "
             f"this job's temporary working directory ({folder.parent}); add storage=/shared/runs"
         )
     return folder
 
 
 def cores() -> int:
-    """CPU cores that this process may use: `taskset` and a container's quota (cgroup v2) may allow fewer than there are."""
+    """CPU cores that this process may use: `taskset` and a container's quota (cgroup v2) may allow fewer than
+    there are.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # no Linux, no cgroup v2, or a quota of `max`
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
@@ -183,7 +193,9 @@ def environment() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _stderr_to(file: Path) -> Iterator[None]:
-    """Send what Ray's Python and C++ parts write to stderr to a file; what a person sees on the terminal is ours."""
+    """Send what Ray's Python and C++ parts write to stderr to a file; what a person sees on the terminal is
+    ours.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     sys.stderr.flush()
     terminal = os.dup(2)

@@ -1,7 +1,8 @@
 """Runs on a Ray cluster through its Jobs API: submit or attach, follow, list, stop.
 
-Reads a config file and the few local files it names; uploads those and nothing else (this package is in the cluster's image).
-The run's state is its run folder on the cluster's storage, so a job that failed is submitted again and continues there.
+Reads a config file and the few local files it names; uploads those and nothing else (this package is in the
+cluster's image). The run's state is its run folder on the cluster's storage, so a job that failed is
+submitted again and continues there.
 """
 
 import asyncio
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 EXIT_ERROR, EXIT_STOPPED = 1, 130
 PATIENCE_S = 60.0
-"""How long a cluster that does not answer is asked again before a follower gives up; the job is not touched."""
+"""How long a cluster that does not answer is asked again before a follower gives up; the job is not
+touched."""
 PENDING_PATIENCE_S = 10.0
 """How long a job may be pending before its follower says why."""
 
@@ -44,7 +46,8 @@ class Submitted:
 
 
 def connect(address: str) -> "JobSubmissionClient":
-    """A client of the Jobs API at `address`; Ray's token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token) goes along.
+    """A client of the Jobs API at `address`; Ray's token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH,
+    ~/.ray/auth_token) goes along.
 
     Raises:
         ValueError: `address` is not an HTTP address.
@@ -69,8 +72,10 @@ def connect(address: str) -> "JobSubmissionClient":
             return JobSubmissionClient(address)
         except AuthenticationError as error:
             raise ConnectionError(
-                f"--address {address}: expected Ray to accept our token, found that it does not ({str(error).splitlines()[0]}); "
-                "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the cluster's (`ray get-auth-token` there)"
+                f"--address {address}: expected Ray to accept our token, found that it does not "
+                f"({str(error).splitlines()[0]}); "
+                "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the cluster's (`ray "
+                "get-auth-token` there)"
             ) from error
         except (ConnectionError, requests.RequestException, RuntimeError) as error:
             raise ConnectionError(
@@ -87,8 +92,9 @@ def submit(
 ) -> Submitted:
     """Start `stasc run` on the cluster, or attach to the job that runs (or has finished) the same config.
 
-    The submission id is made of run name, config fingerprint and attempt. Ray refuses an id twice, so of two people who
-    submit at the same moment one attaches. After a failed or stopped attempt the next one continues the run.
+    The submission id is made of run name, config fingerprint and attempt. Ray refuses an id twice, so of two
+    people who submit at the same moment one attaches. After a failed or stopped attempt the next one
+    continues the run.
 
     Args:
         settings: what `config_file` and `overrides` make.
@@ -120,11 +126,15 @@ def submit(
 
 
 def check_storage(settings: config.Config) -> None:
-    """Raises ValueError unless the run folder would outlive the job and be seen by other nodes, as far as a path can tell."""
+    """Raises ValueError unless the run folder would outlive the job and be seen by other nodes, as far as a
+    path can tell.
+    """
     if not Path(settings.storage).is_absolute():
         raise ValueError(
-            f"storage: expected an absolute path that every node of the cluster sees, found {settings.storage!r}, which would "
-            "lie in the job's temporary working directory; add storage=/shared/runs (where your cluster mounts its shared files)"
+            f"storage: expected an absolute path that every node of the cluster sees, found "
+            f"{settings.storage!r}, which would "
+            "lie in the job's temporary working directory; add storage=/shared/runs (where your cluster "
+            "mounts its shared files)"
         )
 
 
@@ -141,10 +151,12 @@ def choose_attempt(stem: str, statuses: dict[str, str]) -> tuple[str, bool]:
 
 
 def pack(settings: config.Config, config_file: Path, destination: Path, root: Path, max_bytes: int) -> int:
-    """Copy what the job needs into `destination`: the config and the relative paths it names; returns the bytes.
+    """Copy what the job needs into `destination`: the config and the relative paths it names; returns the
+    bytes.
 
-    Questions (`questions.*.source`), the model folder (`model.path`) and the modules of one's own reward and recipe go along if they are relative
-    and exist below `root`, since the job's working directory is on the Python path of every worker.
+    Questions (`questions.*.source`), the model folder (`model.path`) and the modules of one's own reward and
+    recipe go along if they are relative and exist below `root`, since the job's working directory is on the
+    Python path of every worker.
 
     Raises:
         ValueError: more than `max_bytes`; the message lists the largest files.
@@ -162,7 +174,8 @@ def pack(settings: config.Config, config_file: Path, destination: Path, root: Pa
     if total > max_bytes:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         raise ValueError(
-            f"submit: expected at most {size_text(max_bytes)} to upload, found {size_text(total)} in {len(sizes)} files (largest: "
+            f"submit: expected at most {size_text(max_bytes)} to upload, found {size_text(total)} in "
+            f"{len(sizes)} files (largest: "
             + ", ".join(f"{name} {size_text(sizes[name])}" for name in largest)
             + "); put them on the cluster's storage and name them by absolute path, or raise --max-upload-mb"
         )
@@ -223,7 +236,8 @@ def follow(client: "JobSubmissionClient", id: str, write: Say, note: Say) -> int
                 return exit_status(job)
         if time.monotonic() - answered > PATIENCE_S:
             raise ConnectionError(
-                f"job {id}: expected {client.get_address()} to answer, found no sign for {PATIENCE_S:.0f} s; the job may go on. "
+                f"job {id}: expected {client.get_address()} to answer, found no sign for {PATIENCE_S:.0f} s; "
+                f"the job may go on. "
                 f"{come_back(client, id)}"
             )
         time.sleep(1)
@@ -288,7 +302,9 @@ def stasc_jobs(client: "JobSubmissionClient") -> list["JobDetails"]:
 
 
 def stop(client: "JobSubmissionClient", id: str) -> str:
-    """Ask a job to end and wait until it has; returns its last status. Its run folder stays, and a new submit continues it."""
+    """Ask a job to end and wait until it has; returns its last status. Its run folder stays, and a new submit
+    continues it.
+    """
     details(client, id)
     client.stop_job(id)
     while (status := client.get_job_status(id).value) not in ENDED:
@@ -309,7 +325,11 @@ def exit_status(job: "JobDetails") -> int:
 def come_back(client: "JobSubmissionClient", id: str) -> str:
     """How to see a job again, or end it."""
     address = client.get_address()
-    return f"see it again: stasc jobs logs {id} --address {address} --follow; end it: stasc jobs stop {id} --address {address}"
+    again, end = (
+        f"stasc jobs logs {id} --address {address} --follow",
+        f"stasc jobs stop {id} --address {address}",
+    )
+    return f"see it again: {again}; end it: {end}"
 
 
 def table(jobs: Sequence["JobDetails"]) -> Iterator[str]:
@@ -321,7 +341,8 @@ def table(jobs: Sequence["JobDetails"]) -> Iterator[str]:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begun)) if begun else "-"
         storage = (job.metadata or {}).get("storage", "-")
         minutes = (ended - begun) / 60 if begun else 0
-        yield f"{job.submission_id:<{width}}  {job.status.value:<9}  {started:<19}  {minutes:>7.1f}  {storage}"
+        state = f"{job.status.value:<9}  {started:<19}  {minutes:>7.1f}  {storage}"
+        yield f"{job.submission_id:<{width}}  {state}"
 
 
 def size_text(size: int) -> str:

@@ -129,7 +129,8 @@ def endpoint(
     from ray.serve.schema import LoggingConfig
 
     options = settings.serve
-    # Our own queue answers 429 in the one error shape; Serve's own bound lies above it, for health and metrics.
+    # Our own queue answers 429 in the one error shape; Serve's own bound lies above it, for health and
+    # metrics.
     ongoing = options.max_in_flight + options.max_queue + 64
     scaling: dict[str, Any] = {"num_replicas": options.replicas}
     if options.max_replicas:

@@ -89,7 +89,8 @@ def add_key(file: Path, name: str, *, admin: bool = False, requests_per_minute: 
     keys = read_keys(file) if file.exists() else []
     if any(key.name == name for key in keys):
         raise ValueError(
-            f"--name: expected a new name, found {name!r} in {file}; delete its entry there, or take another name"
+            f"--name: expected a new name, found {name!r} in {file}; delete its entry there, or take another "
+            f"name"
         )
     secret = f"stasc-{secrets.token_urlsafe(32)}"
     keys.append(Key(name=name, sha256=_hash(secret), admin=admin, requests_per_minute=requests_per_minute))

@@ -1,7 +1,7 @@
 """One engine in a separate process: a Ray actor that belongs to the replica which started it.
 
-An engine per process gives its memory back when it goes, can die alone, and shares no vLLM state with the next.
-Ray ends actors whose owner is gone, so the actor ends with its replica.
+An engine per process gives its memory back when it goes, can die alone, and shares no vLLM state with the
+next. Ray ends actors whose owner is gone, so the actor ends with its replica.
 """
 
 import asyncio

@@ -2,8 +2,8 @@
 
 A replica reads LATEST, versions/*.json and the pin. A request holds the version that it began with until it
 ends; the engine of an old version goes when its last request has. A version that fails is never served. It is
-remembered with its reason, and tried again when its files change. An engine that could not start is also tried
-again after a while.
+remembered with its reason, and tried again when its files change. An engine that could not start is also
+tried again after a while.
 """
 
 import asyncio

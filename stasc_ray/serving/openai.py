@@ -1,4 +1,6 @@
-"""OpenAI's chat-completions protocol over `Service.correct`: the last user message asks, the correction answers."""
+"""OpenAI's chat-completions protocol over `Service.correct`: the last user message asks, the correction
+answers.
+"""
 
 import time
 from typing import Any, Literal

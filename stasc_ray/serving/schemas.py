@@ -1,4 +1,6 @@
-"""Requests and responses of /v1/correct, /v1/models, /v1/run and the operating routes; OpenAI's shapes are in openai.py."""
+"""Requests and responses of /v1/correct, /v1/models, /v1/run and the operating routes; OpenAI's shapes are in
+openai.py.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -24,12 +26,12 @@ class CorrectRequest(BaseModel):
     rounds: int | None = Field(
         None,
         ge=0,
-        description="Corrections in a row at most, each of the answer before; 0 only answers; default: as it was measured",
+        description="Corrections in a row at most; 0 answers only; default: as measured",
     )
     policy: str | None = Field(
         None,
         max_length=64,
-        description="recipe, until_right, until_unchanged or vote; default: vote with samples, else as it was measured",
+        description="recipe, until_right, until_unchanged, vote; default: vote or as measured",
     )
     samples: int = Field(
         1, ge=1, description="Independent answers, the commonest of which wins; needs a temperature above 0"

@@ -1,4 +1,6 @@
-"""A question from arrival to answer: limits, a place in the queue, a version, the policy, the reply. Knows no HTTP."""
+"""A question from arrival to answer: limits, a place in the queue, a version, the policy, the reply. Knows no
+HTTP.
+"""
 
 import asyncio
 import contextlib
@@ -68,7 +70,8 @@ class Service:
         """Answer one question.
 
         Raises:
-            ApiError: 422 a limit of the config, 413 too long, 409 version not loaded, 429 busy, 503 engine died, 504 too late.
+            ApiError: 422 a limit of the config, 413 too long, 409 version not loaded, 429 busy, 503 engine
+                died, 504 too late.
         """
         asked = self._asked(request)
         arrived = time.monotonic()
@@ -349,7 +352,9 @@ def _scores(manifest: dict[str, Any], split: str) -> dict[str, float]:
 
 
 def _generate(loaded: Loaded, start: Callable[[], None] | None) -> Any:
-    """`Asker`'s way to a version's engine, which writes one sample a call; `start` is called before the first one."""
+    """`Asker`'s way to a version's engine, which writes one sample a call; `start` is called before the first
+    one.
+    """
     begun = False
 
     async def generate(token_ids: list[int], request: Request, on_piece: OnPiece | None) -> list[Sample]:

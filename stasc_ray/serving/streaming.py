@@ -52,7 +52,8 @@ def sse(data: Any, event: str | None = None) -> bytes:
 
 
 async def event_stream(work: Callable[[Callable[[bytes], None]], Awaitable[None]]) -> Response:
-    """Answer with what `work` sends. Waits for its first event: what fails before is answered with its status.
+    """Answer with what `work` sends. Waits for its first event: what fails before is answered with its
+    status.
 
     `work` holds a place in the queue and a version, so its task ends with the client's connection.
     """

@@ -1,4 +1,6 @@
-"""Files of a run: written atomically; JSON and Parquet read whole, or an error that names the file and what to do."""
+"""Files of a run: written atomically; JSON and Parquet read whole, or an error that names the file and what
+to do.
+"""
 
 import contextlib
 import json
@@ -37,7 +39,8 @@ def read_json(path: Path, *fields: str) -> dict[str, Any]:
     if not isinstance(found, dict) or not set(fields) <= set(found):
         what = sorted(found) if isinstance(found, dict) else type(found).__name__
         raise ValueError(
-            f"{path}: expected a JSON object with {', '.join(fields) or 'fields'}, found {what}; restore it or delete its stage"
+            f"{path}: expected a JSON object with {', '.join(fields) or 'fields'}, found {what}; restore it "
+            f"or delete its stage"
         )
     return found
 
@@ -69,6 +72,7 @@ def whole(file: str | Path) -> Iterator[None]:
         yield
     except pa.ArrowInvalid as error:
         raise ValueError(
-            f"{file}: expected a whole Parquet file, found one that cannot be read ({error}). A run's: delete "
+            f"{file}: expected a whole Parquet file, found one that cannot be read ({error}). A run's: "
+            f"delete "
             "_COMMITTED.json beside it, and the same command makes the file again; your own: restore it"
         ) from error

@@ -18,8 +18,9 @@ LEASE_RENEWAL_S = 5.0
 class Lease:
     """The right to write into a run folder: the highest-numbered file in `folder` is its holder's.
 
-    The number is a fencing token: who was paused and finds a higher one must stop; workers, which may go on while their driver is
-    paused, carry it too. Creation is exclusive (O_EXCL), so two drivers that start at once cannot both win.
+    The number is a fencing token: who was paused and finds a higher one must stop; workers, which may go on
+    while their driver is paused, carry it too. Creation is exclusive (O_EXCL), so two drivers that start at
+    once cannot both win.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
@@ -39,7 +40,8 @@ class Lease:
         """Raises RuntimeError when another driver has taken over."""
         if self.lost:
             raise RuntimeError(
-                f"run folder {self.folder.parent}: attempt {_newest_attempt(self.folder)} has taken this run over from attempt "
+                f"run folder {self.folder.parent}: attempt {_newest_attempt(self.folder)} has taken this run "
+                f"over from attempt "
                 f"{self.number}; this one stops without writing"
             )
 
@@ -49,13 +51,15 @@ def hold_lease(folder: Path) -> Iterator[Lease]:
     """Take the lease, renew it from a thread, give it back.
 
     Raises:
-        RuntimeError: it is held by a driver that is alive (renewed within LEASE_TIMEOUT_S, and no dead process of this host).
+        RuntimeError: it is held by a driver that is alive (renewed within LEASE_TIMEOUT_S, and no dead
+            process of this host).
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = _newest_attempt(folder)
     if number and (holder := _living_holder(folder / f"{number:04d}")):
         raise RuntimeError(
-            f"run folder {folder.parent} is in use by {holder}; wait for it, stop it, or choose another name=... "
+            f"run folder {folder.parent} is in use by {holder}; wait for it, stop it, or choose another "
+            f"name=... "
             f"(a dead driver's lease ends {LEASE_TIMEOUT_S:.0f} s after its last sign of life)"
         )
     lease = Lease(folder, number + 1)
@@ -103,11 +107,14 @@ def _living_holder(file: Path) -> str | None:
     probe.unlink()
     if silent_s > LEASE_TIMEOUT_S:
         return None
-    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')} (last sign of life {max(silent_s, 0):.0f} s ago)"
+    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+    return f"{who} (last sign of life {max(silent_s, 0):.0f} s ago)"
 
 
 def _boot_id() -> str:
-    """Tells machines, and their restarts, apart; pids only mean something within one. Containers: with their pid namespace."""
+    """Tells machines, and their restarts, apart; pids only mean something within one. Containers: with their
+    pid namespace.
+    """
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     return f"{boot.read_text().strip()}/{namespace.readlink()}" if boot.exists() else os.uname().nodename

@@ -6,7 +6,8 @@
 import pyarrow as pa
 
 FORMAT = 2
-"""1: eight parallel columns of answers and corrections (until 0.1.0). 2: one flat list of texts per question."""
+"""1: eight parallel columns of answers and corrections (until 0.1.0). 2: one flat list of texts per
+question."""
 
 STRINGS = pa.list_(pa.string())
 
@@ -20,7 +21,8 @@ QUESTION_SCHEMA = pa.schema(
         "choices": STRINGS,
     }
 )
-"""One question. With choices, `answers` holds letters. A file may have further columns (`solution`, `history`)."""
+"""One question. With choices, `answers` holds letters. A file may have further columns (`solution`,
+`history`)."""
 
 TEXT = pa.struct(
     {
@@ -31,7 +33,8 @@ TEXT = pa.struct(
         "text": pa.string(),  # as generated, control tokens left out
         "token_ids": pa.list_(pa.int32()),  # as generated, end of turn included
         "finish_reason": pa.string(),  # stop | length
-        "prompt_tokens": pa.int32(),  # of its prompt; 0 for the prompt's further samples, so that sums count it once
+        # of its prompt; 0 for the prompt's further samples, so that sums count it once
+        "prompt_tokens": pa.int32(),
         "reward": pa.float64(),  # in [0, 1]; null: not graded
         "grader_error": pa.string(),  # the grader's failure; the reward is 0 then
         "logprob": pa.float64(),  # sum over its tokens at temperature 1; null unless a recipe asks for it
@@ -43,7 +46,9 @@ TEXTS = pa.list_(TEXT)
 
 
 def trace_schema(questions: pa.Schema = QUESTION_SCHEMA) -> pa.Schema:
-    """Schema of traces: the columns of their questions, `texts` and `error` (why texts lack; null if none does)."""
+    """Schema of traces: the columns of their questions, `texts` and `error` (why texts lack; null if none
+    does).
+    """
     return pa.schema([*questions, ("texts", TEXTS), ("error", pa.string())])
 
 
@@ -52,7 +57,8 @@ MESSAGE = pa.struct(
     {"role": pa.string(), "content": pa.string(), "train": pa.bool_(), "pieces": pa.list_(PIECE)}
 )
 EXAMPLE_SCHEMA = pa.schema({"id": pa.string(), "class": pa.string(), "messages": pa.list_(MESSAGE)})
-"""One example. Loss falls on messages, and on pieces of an assistant's message, with `train`. Ids are unique."""
+"""One example. Loss falls on messages, and on pieces of an assistant's message, with `train`. Ids are
+unique."""
 
 
 def text_columns(*fields: str) -> list[str]:

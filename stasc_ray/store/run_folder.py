@@ -1,15 +1,17 @@
-"""The run folder: every path in it, commit marks, the lease that keeps a second driver out, versions and LATEST.
+"""The run folder: every path in it, commit marks, the lease that keeps a second driver out, versions and
+LATEST.
 
     <storage>/<run>/
-      config.json environment.json metrics.jsonl      what ran, on what, and what came out (one line per finished stage)
+      config.json environment.json metrics.jsonl      what ran, on what, and what came out (a line per stage)
       questions/{train,dev,test}.parquet              the questions, one row group per unit of work
-      base/ iteration_01/ ...                         rollouts/ examples/ model/ evaluation/, each closed by _COMMITTED.json
+      base/ iteration_01/ ...                         rollouts/ examples/ model/ evaluation/, each closed
       versions/v0001.json ... LATEST                  what was published; the pointer is renamed last
       lease/0001 ...                                  one file per attempt; the highest number may write
       logs/                                           Ray's and vLLM's own logs
 
-A stage is: if committed, skip; else compute, write, commit. A file without its mark is never read. `storage` is a path that every
-node sees; renaming a file over another must be atomic there (POSIX file systems and NFS are; object stores are not).
+A stage is: if committed, skip; else compute, write, commit. A file without its mark is never read. `storage`
+is a path that every node sees; renaming a file over another must be atomic there (POSIX file systems and NFS
+are; object stores are not).
 """
 
 import contextlib
@@ -48,7 +50,9 @@ OPERATIONAL = (
 
 
 class RunFolder:
-    """Paths and commit marks of one run. Reading needs no lease; `commit`, `publish` and `log` need the one in `lease`."""
+    """Paths and commit marks of one run. Reading needs no lease; `commit`, `publish` and `log` need the one
+    in `lease`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,7 +116,9 @@ class RunFolder:
         return folder
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append a finished stage's line to metrics.jsonl unless it is there (a driver may die between mark and line)."""
+        """Append a finished stage's line to metrics.jsonl unless it is there (a driver may die between mark
+        and line).
+        """
         self.check_lease()
         stage = (line["stage"], line["iteration"])
         if stage not in {(known["stage"], known["iteration"]) for known in self.metrics()}:
@@ -134,7 +140,8 @@ class RunFolder:
         return [line for line in lines if isinstance(line, dict) and {"stage", "iteration"} <= set(line)]
 
     def best_on_dev(self, measures: Sequence[str], up_to: int | None = None) -> int | None:
-        """The iteration with the best figure on dev so far, the earliest of equals; None if none was measured.
+        """The iteration with the best figure on dev so far, the earliest of equals; None if none was
+        measured.
 
         Args:
             measures: names after `evaluation/dev/`; of each iteration the first one counts that it has.
@@ -203,7 +210,8 @@ def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Ite
         fresh: delete what the folder holds and begin again.
 
     Raises:
-        ValueError: the folder belongs to a run with another config, or is not a run folder; the message says the ways out.
+        ValueError: the folder belongs to a run with another config, or is not a run folder; the message says
+            the ways out.
         RuntimeError: another driver works on it.
         OSError: the folder cannot be written to.
     """
@@ -211,7 +219,8 @@ def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Ite
     ours = (path / "config.json").exists() or (path / "lease").is_dir()
     if path.exists() and not ours and any(path.iterdir()):
         raise ValueError(
-            f"run folder {path}: expected a run's folder or an empty one, found other files; name another folder"
+            f"run folder {path}: expected a run's folder or an empty one, found other files; name another "
+            f"folder"
         )
     if not fresh:
         _check_same_config(path, settings)
@@ -219,7 +228,8 @@ def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Ite
     with hold_lease(path / "lease") as lease:
         run.lease = lease
         if fresh or not (path / "config.json").exists():
-            # The config goes first and comes last: a folder without it holds nothing of a run, whoever was killed here.
+            # The config goes first and comes last: a folder without it holds nothing of a run, whoever was
+            # killed here.
             (path / "config.json").unlink(missing_ok=True)
             for entry in path.iterdir():
                 if entry.name != "lease":
@@ -229,7 +239,8 @@ def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Ite
         try:
             yield run
         except Exception:
-            lease.check()  # whoever was taken over fails in one of many ways; this is the reason for all of them
+            # whoever was taken over fails in one of many ways; this is the reason for all of them
+            lease.check()
             raise
 
 
@@ -249,8 +260,10 @@ def read_config(path: Path, sections: config.Sections) -> config.Config:
     found = values.pop("format", 1)
     if found != FORMAT:
         raise ValueError(
-            f"run folder {path}: expected format {FORMAT}, found format {found}, written by another version of stasc_ray; "
-            "finish or serve it with that version, start over with --fresh (deletes it), or choose another name=... or "
+            f"run folder {path}: expected format {FORMAT}, found format {found}, written by another version "
+            f"of stasc_ray; "
+            "finish or serve it with that version, start over with --fresh (deletes it), or choose another "
+            "name=... or "
             "--run-dir (its models are plain Hugging Face folders: model.path=RUN/iteration_NN/model)"
         )
     return config.validate(values, sections, origin=str(file))
@@ -285,7 +298,8 @@ def _another_config(path: Path, differing: Sequence[str]) -> ValueError:
     return ValueError(
         f"run folder {path} belongs to a run with another config:\n"
         + "\n".join(f"  {line}" for line in differing)
-        + "\nresume it with its own config, start over with --fresh (deletes it), or choose another name=... or --run-dir"
+        + "\nresume it with its own config, start over with --fresh (deletes it), or choose another name=... "
+        "or --run-dir"
     )
 
 

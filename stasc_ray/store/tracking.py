@@ -1,4 +1,5 @@
-"""Metrics to TensorBoard, MLflow and Weights & Biases: one function per sink, beside metrics.jsonl, which is always written.
+"""Metrics to TensorBoard, MLflow and Weights & Biases: one function per sink, beside metrics.jsonl, which is
+always written.
 
 Each takes the lines of metrics.jsonl as they are committed; the step is the iteration.
 """

@@ -14,7 +14,9 @@ Row = dict[str, Any]
 
 
 def normalize(question: str) -> str:
-    """The text by which two questions count as the same: composed Unicode, case folded, white space collapsed."""
+    """The text by which two questions count as the same: composed Unicode, case folded, white space
+    collapsed.
+    """
     return " ".join(unicodedata.normalize("NFC", question).casefold().split())
 
 
@@ -57,7 +59,9 @@ def _answers(
 
 def _found(values: Mapping[str, Any], column: str) -> str:
     if column not in values:
-        return f"column {column!r}, found only {', '.join(map(repr, values)) or 'no column'} (see questions.columns)"
+        return (
+            f"column {column!r}, found only {', '.join(map(repr, values)) or 'no column'} (questions.columns)"
+        )
     return f"column {column!r}, found {repr(values[column])[:80]}"
 
 
@@ -98,7 +102,9 @@ def _match(pattern: str, answer: str) -> str:
 
 
 def _choices(value: Any, column: str) -> tuple[list[str], list[str]]:
-    """Texts and labels of the choices: a list of texts, or {"label": [...], "text": [...]} as the Hub stores them."""
+    """Texts and labels of the choices: a list of texts, or {"label": [...], "text": [...]} as the Hub stores
+    them.
+    """
     labelled = isinstance(value, Mapping)
     texts = [_text(choice, column) for choice in _as_list(value.get("text") if labelled else value)]
     labels = [_text(label, column) for label in _as_list(value.get("label"))] if labelled else []

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, Any]
-"""`role`, and `content` or, of an assistant, `pieces` [{text, token_ids?, train}]; `train`: loss falls on the content."""
+"""`role`, and `content` or, of an assistant, `pieces` [{text, token_ids?, train}]; `train`: loss falls on the
+content."""
 
-_SEAM = "\ufdd0"  # a Unicode noncharacter: no text that is meant for people holds it, and template filters keep it
+# a Unicode noncharacter: no text that is meant for people holds it, and template filters keep it
+_SEAM = "\ufdd0"
 _ZERO_WIDTH_SPACE = "\u200b"
 _MARKER = re.compile(
     r"<\|[^\s|<>'\"]+\|>|\[/?[A-Z][A-Z_]*\]|<</?[A-Z]+>>"
@@ -25,13 +27,14 @@ def render(
 ) -> list[int]:
     """Token ids (T,) of `messages` in the tokenizer's chat template.
 
-    Harmless text gives exactly the ids of `apply_chat_template`. Contents are data: a control token's string inside
-    one is encoded as the plain text that it is and decodes unchanged; a marker that the template writes as plain text
-    (`[INST]` for Llama 2, `<|user|>` for Zephyr) gets a zero-width space after its first character, since equal text
-    would be the marker. Markers without brackets (`USER:`) are not recognised.
+    Harmless text gives exactly the ids of `apply_chat_template`. Contents are data: a control token's string
+    inside one is encoded as the plain text that it is and decodes unchanged; a marker that the template
+    writes as plain text (`[INST]` for Llama 2, `<|user|>` for Zephyr) gets a zero-width space after its first
+    character, since equal text would be the marker. Markers without brackets (`USER:`) are not recognised.
 
-    System text goes into the first user turn when the template has no system role. When the last message is the
-    assistant's, the ids begin with those of the prompt that asks for it, even where a newline would merge with it.
+    System text goes into the first user turn when the template has no system role. When the last message is
+    the assistant's, the ids begin with those of the prompt that asks for it, even where a newline would merge
+    with it.
 
     Raises:
         ValueError: the tokenizer has no chat template.
@@ -58,8 +61,8 @@ def content(message: Message) -> str:
 def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
     """Id and string of every added token that steers a conversation.
 
-    Special tokens, tokens that the chat template names, and anything shaped like `<|...|>`. Not whitespace (Gemma adds
-    runs of newlines) and no other added vocabulary (Gemma's HTML tags), which are ordinary text.
+    Special tokens, tokens that the chat template names, and anything shaped like `<|...|>`. Not whitespace
+    (Gemma adds runs of newlines) and no other added vocabulary (Gemma's HTML tags), which are ordinary text.
     """
     template = _template(tokenizer)
     return {
@@ -137,7 +140,9 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 
 def _encode_continuation(tokenizer: "PreTrainedTokenizerBase", piece: str) -> list[int]:
-    """Encode `piece` as the middle of a text; at the start of one, SentencePiece would put a space before it."""
+    """Encode `piece` as the middle of a text; at the start of one, SentencePiece would put a space before
+    it.
+    """
     for anchor in ("\n", _SEAM):  # the second is in no vocabulary, so it merges with nothing
         before = tokenizer.encode(anchor, add_special_tokens=False)
         ids = tokenizer.encode(anchor + piece, add_special_tokens=False)

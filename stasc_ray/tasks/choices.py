@@ -1,15 +1,19 @@
-"""Which choice of a multiple-choice question an answer names: by letter, or by the text of the choice. Pure."""
+"""Which choice of a multiple-choice question an answer names: by letter, or by the text of the choice.
+Pure.
+"""
 
 import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-# What may follow "A" or "I" that stands for a choice: before other words it is an article ("the answer is A dog").
+# What may follow "A" or "I" that stands for a choice: before other words it is an article ("the answer is A
+# dog").
 _ENDS = r"(?=[\W_]*(?:$|\n)|\s*[^\w\s]|\s+(?:because|since|as|which|is|due|for|and|with)\b)"
 _LETTER_ENDS = rf"(?!\w|')(?:(?<=[B-HJ-Z])|(?<=[AI]){_ENDS})"
 _MARKS = r"[\s*_`\"'(\[{$]*"
 _STATEMENT = re.compile(
-    rf"(?i:\b(?:answer|choice|option|correct one)\b)[*_`]*\s*(?i:is|would be|should be|must be|:|=)?{_MARKS}:?{_MARKS}"
+    rf"(?i:\b(?:answer|choice|option|correct one)\b)[*_`]*\s*(?i:is|would be|should be|must "
+    rf"be|:|=)?{_MARKS}:?{_MARKS}"
     rf"(?i:(?:choice|option)\s+)?{_MARKS}(?<!\w)([A-Z]){_LETTER_ENDS}"
 )
 _PLAIN = re.compile(
@@ -25,9 +29,9 @@ _PLAIN = re.compile(
 def choice_letter(text: str, choices: Sequence[str]) -> str | None:
     """The letter of the choice an answer names, or None.
 
-    In this order: the whole text is a choice's text, alone or after its letter; the last statement ("the answer is B");
-    the last letter set apart ("(B)", "B." before a text, a line with B alone, B at the end of a line); the choice whose
-    text is mentioned last.
+    In this order: the whole text is a choice's text, alone or after its letter; the last statement ("the
+    answer is B"); the last letter set apart ("(B)", "B." before a text, a line with B alone, B at the end of
+    a line); the choice whose text is mentioned last.
 
     Args:
         text: the part of the answer that is graded.
@@ -48,7 +52,9 @@ def choice_letter(text: str, choices: Sequence[str]) -> str | None:
 
 
 def _last_mentioned(plain: str, choices: Sequence[str]) -> str | None:
-    """The choice whose text ends last; of two that end together the longer ("department store", not "store")."""
+    """The choice whose text ends last; of two that end together the longer ("department store", not
+    "store").
+    """
     ends = []
     for letter, choice in zip(ascii_uppercase, choices, strict=False):
         wanted = _plain(choice)

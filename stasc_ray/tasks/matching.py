@@ -11,8 +11,10 @@ from collections.abc import Sequence
 _ARTICLES = frozenset({"a", "an", "the"})
 _FUNCTION_WORDS = _ARTICLES | frozenset(
     """
-    i it he she we they you me him us them who what which that this there here is am are was were be been do does did
-    has have had can may might will would must and or but not no yes so if then as at by for from in into of off on out
+    i it he she we they you me him us them who what which that this there here is am are
+    was were be been do does did
+    has have had can may might will would must and or but not no yes so
+    if then as at by for from in into of off on out
     over to up with all any some now true false
     """.split()  # noqa: SIM905 (one word a line would hide the rest of the module)
 )
@@ -37,11 +39,12 @@ _CLAUSE_END = r"(?=\s*(?:$|[.,;:!?)\]}\"'*]))"
 
 
 def normalize(text: str) -> str:
-    """Normalize as SQuAD and NQ do (lower case, no punctuation, no articles, single spaces), without their accidents.
+    """Normalize as SQuAD and NQ do (lower case, no punctuation, no articles, single spaces), without their
+    accidents.
 
-    Beyond them: accents fold (Beyonce = Beyoncé), thousands separators go (1,000 = 1000), a decimal point and a minus
-    sign stay (3.14 is not 314), punctuation between words parts them (4-3 is not 43), a possessive 's goes, and an
-    article that ends the text is a name (Vitamin A).
+    Beyond them: accents fold (Beyonce = Beyoncé), thousands separators go (1,000 = 1000), a decimal point and
+    a minus sign stay (3.14 is not 314), punctuation between words parts them (4-3 is not 43), a possessive 's
+    goes, and an article that ends the text is a name (Vitamin A).
     """
     text = text.casefold()
     if not text.isascii():
@@ -56,8 +59,8 @@ def normalize(text: str) -> str:
 def in_accuracy(answer: str, references: Sequence[str]) -> float:
     """1.0 if the answer contains a reference as whole words, else 0.0 (the paper's reward).
 
-    A reference that as a word of running text proves nothing ("no", "IT", "A", "%", "Vitamin A", "C++") must be stated:
-    spelled as given, and at the end of a clause where its spelling alone could be chance.
+    A reference that as a word of running text proves nothing ("no", "IT", "A", "%", "Vitamin A", "C++") must
+    be stated: spelled as given, and at the end of a clause where its spelling alone could be chance.
     """
     text = normalize(answer)
     return float(any(_contains(answer, text, reference) for reference in references))

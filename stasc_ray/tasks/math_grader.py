@@ -1,14 +1,17 @@
 """The `math` reward: symbolic equality by math-verify, in a child process that may hang or crash.
 
-math-verify runs SymPy on whatever a model wrote: it can loop for hours, eat memory, or overflow the C stack, and its
-own time limit needs SIGALRM in a main thread, which a Ray worker cannot give. So a child runs it (`python -m
-stasc_ray.tasks.math_grader`, JSON lines in and out), is killed at a wall-clock limit, and is replaced when next needed.
-Most answers never need the child: equal text and plain numbers are decided here.
+math-verify runs SymPy on whatever a model wrote: it can loop for hours, eat memory, or overflow the C stack,
+and its own time limit needs SIGALRM in a main thread, which a Ray worker can't give. So a child runs it
+(`python -m stasc_ray.tasks.math_grader`, JSON lines in and out). It is killed at a wall-clock limit and
+replaced when next needed. Most answers never need the child: equal text and plain numbers are decided here.
 """
-# Why not pebble.ProcessPool (5.2.3)? Tried in Ray tasks and actors: its timeouts, memory limit and restarts work there. But:
-# - If its parent gets SIGKILL outside Ray while SymPy holds the interpreter lock, its child lives on. Ours ends itself.
-# - A spawned child starts as `python -c`, so it imports a `pickle.py` of the working folder. Ours starts with -P.
-# - A spawned child imports the Ray worker's `__main__`, and with it Ray: 106 MiB and 1.9 s, against our 57 MiB and 0.9 s.
+# Why not pebble.ProcessPool (5.2.3)? Tried in Ray tasks and actors: its timeouts, memory limit and restarts
+# work there. But:
+# - If its parent gets SIGKILL outside Ray while SymPy holds the interpreter lock, its child lives on.
+#   Ours ends itself.
+# - A spawned child starts as `python -c`, so it imports a `pickle.py` of the working folder. Ours has -P.
+# - A spawned child imports the Ray worker's `__main__`, and with it Ray: 106 MiB and 1.9 s, against our
+#   57 MiB and 0.9 s.
 
 import contextlib
 import json
@@ -35,8 +38,9 @@ _NOISE = re.compile(r"\s+|\\[!,;: ()\[\]]|\\(?:left|right)(?![a-zA-Z])|\$")
 class MathReward:
     """`math` as a reward function: 1.0 if the answer equals one of the references mathematically, else 0.0.
 
-    Holds one child process, started when first needed. Safe to call from several threads (one answer at a time), can be
-    pickled (the copy starts its own child). `close` ends the child; so does the end of this process.
+    Holds one child process, started when first needed. Safe to call from several threads (one answer at a
+    time), can be pickled (the copy starts its own child). `close` ends the child; so does the end of this
+    process.
     """
 
     def __init__(self, timeout_s: float):
@@ -136,7 +140,9 @@ def _last_boxed(text: str) -> str:
 
 
 def _tidy(text: str) -> str:
-    """Drop what has no mathematical meaning: space, dollar signs, delimiters, sizing commands, the final period."""
+    """Drop what has no mathematical meaning: space, dollar signs, delimiters, sizing commands, the final
+    period.
+    """
     text = text.replace("\\$", "").replace("dfrac", "frac").replace("tfrac", "frac")
     return _NOISE.sub("", text).rstrip(".")
 
@@ -148,8 +154,8 @@ def _number(text: str) -> Fraction | None:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # A Ray worker finds packages by a sys.path of its own making (runtime_env): hand it on. -P: never from the
-    # working folder, where a question set may lie next to a `math.py`.
+    # A Ray worker finds packages by a sys.path of its own making (runtime_env): hand it on. -P: never from
+    # the working folder, where a question set may lie next to a `math.py`.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "stasc_ray.tasks.math_grader"],
@@ -174,8 +180,8 @@ def _serve() -> None:
     output.write(json.dumps({"ready": True}) + "\n")
     for line in sys.stdin:
         request = json.loads(line)
-        # If the parent is gone while SymPy hangs, nobody kills this process: it ends itself. The watchdog is a C
-        # thread, which needs neither signals nor the interpreter lock.
+        # If the parent is gone while SymPy hangs, nobody kills this process: it ends itself. The watchdog is
+        # a C thread, which needs neither signals nor the interpreter lock.
         faulthandler.dump_traceback_later(2 * request["timeout_s"] + 1, exit=True)
         output.write(json.dumps(_compare(request["answer"], request["references"])) + "\n")
         faulthandler.cancel_dump_traceback_later()
@@ -191,7 +197,8 @@ def _compare(answer: str, references: Sequence[str]) -> dict[str, Any]:
             if verify(wanted, given, timeout_seconds=None):
                 return {"equal": True}
     except Exception as error:
-        # SymPy's parsers raise nearly anything on odd input; the parent turns this into a counted grader error.
+        # SymPy's parsers raise nearly anything on odd input; the parent turns this into a counted grader
+        # error.
         return {"error": f"{type(error).__name__}: {error}"[:300]}
     return {"equal": False}
 

@@ -26,7 +26,9 @@ def initial_messages(question_row: Mapping[str, Any], prompts: Prompts) -> list[
 
 
 def correction_messages(question_row: Mapping[str, Any], initial: str, prompts: Prompts) -> list[Message]:
-    """The conversation that asks to correct `initial` (Y2); ends with a user turn. An empty `initial` is kept."""
+    """The conversation that asks to correct `initial` (Y2); ends with a user turn. An empty `initial` is
+    kept.
+    """
     messages = _system(prompts)
     for demonstration in prompts.correction_demonstrations:
         request = _fill(prompts.correction, _fields({"question": demonstration.question}))
@@ -58,7 +60,9 @@ def _initial_turns(prompts: Prompts, demonstration: Demonstration) -> list[Messa
 
 
 def _initial_text(question_row: Mapping[str, Any], prompts: Prompts) -> str:
-    """Documents, then the initial prompt; a text that places `{documents}` or `{choices}` itself is left to do so."""
+    """Documents, then the initial prompt; a text that places `{documents}` or `{choices}` itself is left to
+    do so.
+    """
     fields = _fields(question_row)
     question = fields["question"]
     if fields["choices"] and "{choices}" not in prompts.initial:

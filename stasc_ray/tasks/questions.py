@@ -1,8 +1,8 @@
 """Questions: raw rows of any source -> canonical rows in three splits that never share a question.
 
 Reads the sources named in `config.Questions` (through `sources`, or `sandbox`); writes nothing.
-A canonical row is {id, question, answers: list[str], split, documents: list[str], choices: list[str]}; with choices
-the answers are letters (A, B, ...).
+A canonical row is {id, question, answers: list[str], split, documents: list[str], choices: list[str]}; with
+choices the answers are letters (A, B, ...).
 """
 
 import dataclasses
@@ -28,7 +28,8 @@ class LoadedQuestions:
     rows: list[Row]
     """Question rows: train, then dev, then test, each in the seeded order in which they were chosen."""
     dropped_duplicates: int
-    """Rows left out because their question text was there already, in the same split or in one that has precedence."""
+    """Rows left out because their question text was there already, in the same split or in one that has
+    precedence."""
     skipped_bad_rows: int
     """Unusable rows left out (`on_bad_row = "skip"`)."""
     bad_row_examples: tuple[str, ...] = ()
@@ -51,8 +52,9 @@ class _Counts:
 def load_questions(questions: Questions, seed: int, splits: Sequence[SplitName] = SPLITS) -> LoadedQuestions:
     """Read, check, split and deduplicate the questions of a run.
 
-    The same sources, config and seed give the same rows, whatever the order of the rows in the sources. Test chooses
-    first, then dev, then train, so a text in two splits stays in test rather than dev rather than train.
+    The same sources, config and seed give the same rows, whatever the order of the rows in the sources. Test
+    chooses first, then dev, then train, so a text in two splits stays in test rather than dev rather than
+    train.
 
     Args:
         questions: sources, columns and splits.
@@ -101,12 +103,15 @@ def _check_pattern(columns: Columns) -> None:
 
 
 def _place(questions: Questions, split: SplitName) -> _Place:
-    """The place a split draws from: its own, or that of train (another split of the same source, or carved)."""
+    """The place a split draws from: its own, or that of train (another split of the same source, or
+    carved).
+    """
     own, train = getattr(questions, split), questions.train
     source = own.source or train.source
     if source is None:
         raise ValueError(
-            f"questions.{split}.source: expected a file, folder, URL, Hub dataset id or {SANDBOX!r}, found none"
+            f"questions.{split}.source: expected a file, folder, URL, Hub dataset id or {SANDBOX!r}, found "
+            f"none"
         )
     if source == SANDBOX:
         if own.limit is None:
@@ -151,7 +156,7 @@ def _read(
                 _check_repeated_id(seen, label, row, record.place)
         except ValueError as error:
             if questions.on_bad_row == "fail":
-                advice = 'Repair the row, or set questions.on_bad_row = "skip" to leave such rows out and count them.'
+                advice = 'Repair the row, or set questions.on_bad_row = "skip" to leave such rows out.'
                 raise ValueError(f"{record.place}: {error}. {advice}") from None
             counts.bad_rows[record.place] = str(error)
             continue
@@ -201,7 +206,8 @@ def _check_source(
             found = f"splits {', '.join(splits)}" if splits and label is not None else "none"
             bad = next((f"; {place}: {problem}" for place, problem in counts.bad_rows.items()), "")
             raise ValueError(
-                f"questions: expected {what} in {source}, found {found} ({len(counts.bad_rows)} bad rows{bad})"
+                f"questions: expected {what} in {source}, found {found} ({len(counts.bad_rows)} bad "
+                f"rows{bad})"
             )
     for field in (
         "id",
@@ -216,7 +222,9 @@ def _check_source(
 
 
 def _drop_duplicates(rows: Iterable[Row], counts: _Counts) -> dict[str, Row]:
-    """Normalized question text -> row; among equal texts the smallest id stays, so that file order does not matter."""
+    """Normalized question text -> row; among equal texts the smallest id stays, so that file order does not
+    matter.
+    """
     unique: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: row["id"]):
         if unique.setdefault(normalize(row["question"]), row) is not row:
@@ -231,7 +239,9 @@ def _choose(
     seed: int,
     counts: _Counts,
 ) -> dict[SplitName, list[Row]]:
-    """Each split's rows, in the order of hash(seed, split, id): no row moves when others are added or reordered."""
+    """Each split's rows, in the order of hash(seed, split, id): no row moves when others are added or
+    reordered.
+    """
     taken: dict[str, Row] = {}
     chosen: dict[SplitName, list[Row]] = {}
     for split, place in places.items():

@@ -1,8 +1,9 @@
 """How an answer is graded: in_accuracy, exact_match, f1, math, choice, or a function of the user's.
 
-A reward is a function (answer, references) -> float in [0, 1]. `grader` turns the config's reward into a Grader. It
-cuts out the graded part of the text and turns a failing reward into (0.0, "what went wrong"). The comparing itself is
-in matching.py (words), choices.py (letters) and math_grader.py (a child process that runs SymPy).
+A reward is a function (answer, references) -> float in [0, 1]. `grader` turns the config's reward into a
+Grader. It cuts out the graded part of the text and turns a failing reward into (0.0, "what went wrong"). The
+comparing itself is in matching.py (words), choices.py (letters) and math_grader.py (a child process that runs
+SymPy).
 """
 
 import difflib
@@ -21,12 +22,15 @@ RewardFunction = Callable[[str, Sequence[str]], float]
 
 
 def choice(answer: str, references: Sequence[str]) -> float:
-    """1.0 if the letter that the answer states last is a reference, else 0.0. A Grader reads the choices' texts too."""
+    """1.0 if the letter that the answer states last is a reference, else 0.0. A Grader reads the choices'
+    texts too.
+    """
     return float(choice_letter(answer, ()) in {reference.strip().upper() for reference in references})
 
 
 def math(answer: str, references: Sequence[str]) -> float:
-    """1.0 if the answer equals a reference mathematically (math-verify), else 0.0; in a child process of its own.
+    """1.0 if the answer equals a reference mathematically (math-verify), else 0.0; in a child process of its
+    own.
 
     A Grader keeps its child, which is much faster.
 
@@ -50,7 +54,9 @@ REWARDS: dict[str, RewardFunction] = {
 
 
 class Grader:
-    """Grades answers by one reward. Picklable; a copy loads the user's function, or starts its child, at first use."""
+    """Grades answers by one reward. Picklable; a copy loads the user's function, or starts its child, at
+    first use.
+    """
 
     def __init__(self, reward: Reward, answer_marker: str):
         """Keep the settings; load nothing yet. `grader` also checks them."""
@@ -59,7 +65,9 @@ class Grader:
         self._function: RewardFunction | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the loaded function behind: it may hold a process, or not be importable under pickle's rules."""
+        """Leave the loaded function behind: it may hold a process, or not be importable under pickle's
+        rules.
+        """
         return {**self.__dict__, "_function": None}
 
     def __call__(self, answer: str, question_row: Mapping[str, Any]) -> tuple[float, str | None]:
@@ -70,11 +78,13 @@ class Grader:
             question_row: a Question row; `answers` and, for `choice`, `choices` are read.
 
         Returns:
-            (reward in [0, 1], None), or (0.0, what failed). An empty answer has reward 0, and so has, with scope
+            (reward in [0, 1], None), or (0.0, what failed). An empty answer has reward 0, and so has, with
+            scope
             `after_marker`, an answer without the marker: the format is part of the task.
         """
-        # The one broad `except` here: a reward is arbitrary code of the user's (or SymPy's) on arbitrary text of a
-        # model's, and one bad answer among a million must not end the run. It is kept, counted and reported.
+        # The one broad `except` here: a reward is arbitrary code of the user's (or SymPy's) on arbitrary text
+        # of a model's, and one bad answer among a million must not end the run. It is kept, counted and
+        # reported.
         try:
             return self._grade(answer, question_row), None
         except Exception as error:
@@ -105,7 +115,8 @@ def grader(reward: Reward, answer_marker: str) -> Grader:
     """Make the Grader of a run, and load its reward once so that a wrong name is known now.
 
     Raises:
-        ValueError: no such reward, a user function that cannot be imported or called, `after_marker` without a marker.
+        ValueError: no such reward, a user function that cannot be imported or called, `after_marker` without
+            a marker.
     """
     if reward.scope == "after_marker" and not answer_marker.strip():
         raise ValueError("reward.scope = 'after_marker' needs prompts.answer_marker, which is empty")
@@ -133,7 +144,8 @@ def load_reward(reward: Reward) -> RewardFunction:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise ValueError(
-            f"reward.name: cannot import {name!r}: {error}. Expected `package.module:function` on the Python path "
+            f"reward.name: cannot import {name!r}: {error}. Expected `package.module:function` on the Python "
+            f"path "
             "of this process and of the Ray workers (PYTHONPATH, or the working_dir of `ray job submit`)"
         ) from error
     if not callable(function):
@@ -174,7 +186,9 @@ def unmatchable(row: Mapping[str, Any], reward: Reward, answer_marker: str = "")
         and answer_marker.strip()
     )
     if literal and all(_marker_pattern(answer_marker).search(answer) for answer in usable):
-        return f"expects {usable}, which contains the answer marker {answer_marker!r}: only what follows it is graded"
+        return (
+            f"expects {usable}, which contains the answer marker {answer_marker!r}: only what follows counts"
+        )
     return None
 
 
@@ -193,7 +207,8 @@ def gradable(
     if problems and not skip:
         shown = "\n".join(f"  {id!r} {problem}" for id, problem in list(problems.items())[:5])
         raise ValueError(
-            f"reward {reward.name}: expected references that an answer can match, found {len(problems)} question(s) "
+            f"reward {reward.name}: expected references that an answer can match, found {len(problems)} "
+            f"question(s) "
             f"that can never score; correct or remove them, or choose another reward:\n{shown}"
         )
     return [row for row in rows if row["id"] not in problems]

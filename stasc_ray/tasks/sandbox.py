@@ -1,9 +1,9 @@
 """The embedded world: sums of three numbers, the school method that solves them, and its misconception.
 
-`questions` makes as many questions as asked; train, dev and test are disjoint by construction, because a hash of the
-addends alone decides the split. `column_addition` writes the answer column by column, the way the shipped model does,
-and can forget carries: that is what the model in `model_path()` learnt in half of its carries
-(jobs/pretrain_sandbox.py made it). Reads nothing, writes nothing; standard library only.
+`questions` makes as many questions as asked; train, dev and test are disjoint by construction, because a hash
+of the addends alone decides the split. `column_addition` writes the answer column by column, the way the
+shipped model does, and can forget carries: that is what the model in `model_path()` learnt in half of its
+carries (jobs/pretrain_sandbox.py made it). Reads nothing, writes nothing; standard library only.
 """
 
 import random
@@ -36,11 +36,13 @@ def model_path() -> Path:
 
 
 def questions(split: str, n: int, seed: int) -> list[dict[str, Any]]:
-    """The first `n` questions of a split in the order that `seed` gives; a larger `n` keeps the smaller one's rows.
+    """The first `n` questions of a split in the order that `seed` gives; a larger `n` keeps the smaller one's
+    rows.
 
     Args:
         split: `train`, `dev` or `test`. No seed moves a question from one split to another.
-        n: number of questions; each occurs once. There are about 10^9, a tenth of them in each of dev and test.
+        n: number of questions; each occurs once. There are about 10^9, a tenth of them in each of dev and
+            test.
         seed: of the order.
 
     Returns:
@@ -68,7 +70,9 @@ def draw_addends(generator: random.Random) -> tuple[int, ...]:
 
 
 def split_of(addends: Sequence[int]) -> str:
-    """The split a sum belongs to: a hash of its addends in sorted order, so that reordering them changes nothing."""
+    """The split a sum belongs to: a hash of its addends in sorted order, so that reordering them changes
+    nothing.
+    """
     tenth = hashing.number(repr(sorted(addends))) % 10
     return next(name for name, tenths in SPLITS.items() if tenth in tenths)
 
@@ -81,8 +85,8 @@ def question_text(addends: Sequence[int]) -> str:
 def column_addition(addends: Sequence[int], remember: Callable[[], bool] = lambda: True) -> str:
     """Add by columns from the right, one line per column, then a last line `=444`.
 
-    47 + 385 + 12 is `7+5+2=14`, `4+8+1+1=14`, `3+1=4`, `=444`; whoever forgets the first carry writes `4+8+1=13` in the
-    second line and ends at `=434`.
+    47 + 385 + 12 is `7+5+2=14`, `4+8+1+1=14`, `3+1=4`, `=444`; whoever forgets the first carry writes
+    `4+8+1=13` in the second line and ends at `=434`.
 
     Args:
         addends: the numbers, none negative.

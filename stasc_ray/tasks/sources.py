@@ -1,6 +1,7 @@
 """Where raw question rows come from: JSONL and Parquet through fsspec, and datasets of the Hugging Face Hub.
 
-Reads files, folders, globs, fsspec URLs and Hub ids; writes nothing. What the columns mean is decided in `questions`.
+Reads files, folders, globs, fsspec URLs and Hub ids; writes nothing. What the columns mean is decided in
+`questions`.
 """
 
 import json
@@ -101,7 +102,9 @@ def _files_under(filesystem: Any, folder: str) -> list[str]:
 
 
 def _data_suffix(path: str) -> str | None:
-    """`.jsonl` of `a.jsonl.gz` and of `https://host/a.jsonl?download=true`; None when it is no data file's suffix."""
+    """`.jsonl` of `a.jsonl.gz` and of `https://host/a.jsonl?download=true`; None when it is no data file's
+    suffix.
+    """
     pure = PurePosixPath(path.partition("?")[0].lower())
     suffix = PurePosixPath(pure.stem).suffix if pure.suffix in COMPRESSION_SUFFIXES else pure.suffix
     if suffix in JSON_SUFFIXES or (pure.suffix in PARQUET_SUFFIXES):
@@ -110,7 +113,8 @@ def _data_suffix(path: str) -> str | None:
 
 
 def _expected_files() -> str:
-    return f"JSON lines ({', '.join(JSON_SUFFIXES)}, also compressed) or Parquet ({', '.join(PARQUET_SUFFIXES)}) files"
+    json_lines, parquet = ", ".join(JSON_SUFFIXES), ", ".join(PARQUET_SUFFIXES)
+    return f"JSON lines ({json_lines}, also compressed) or Parquet ({parquet}) files"
 
 
 def _label(values: Mapping[str, Any]) -> str | None:
@@ -183,7 +187,8 @@ def hub_records(
     labels: Collection[str | None],
     hub_config: str | None,
 ) -> Iterator[Record]:
-    """Yield the rows of a Hub dataset (or of whatever else `datasets.load_dataset` takes); arguments as in `records`.
+    """Yield the rows of a Hub dataset (or of whatever else `datasets.load_dataset` takes); arguments as in
+    `records`.
 
     Raises:
         ImportError: `datasets` is not installed.

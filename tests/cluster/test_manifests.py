@@ -1,4 +1,5 @@
-"""What cluster/, jobs/configs/ and docs/clusters.md name exists: paths, commands, options, versions, images, variables."""
+"""What cluster/, jobs/configs/ and docs/clusters.md name exists: paths, commands, options, versions, images,
+variables."""
 
 import importlib.util
 import re
@@ -125,7 +126,8 @@ def test_dockerfile_copies_what_exists_and_the_lock_of_each_device() -> None:
     assert python in SpecifierSet(PYPROJECT["requires-python"])
 
 
-# --- the published configs ---------------------------------------------------------------------------------------
+# --- the published configs
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -1,4 +1,5 @@
-"""The manifests in cluster/ match KubeRay's and Ray's schemas, are safe, and no misspelt field gets through."""
+"""The manifests in cluster/ match KubeRay's and Ray's schemas, are safe, and no misspelt field gets
+through."""
 
 import copy
 import importlib
@@ -23,7 +24,8 @@ KUBERAY = [CLUSTER / "kuberay" / f"{name}.yaml" for name in ("rayjob", "rayclust
 RAY_UP = [CLUSTER / "ray-up" / f"{name}.yaml" for name in ("aws", "gcp")]
 COMPOSE = CLUSTER / "docker" / "docker-compose.yaml"
 
-# KubeRay v1.7.0's own fields that we use; the full schemas (../shared/kuberay) are not part of this repository.
+# KubeRay v1.7.0's own fields that we use; the full schemas (../shared/kuberay) are not part of this
+# repository.
 FIELDS: dict[str, set[str]] = {
     "RayJob": {"entrypoint", "submissionMode", "submitterConfig", "backoffLimit", "preRunningDeadlineSeconds"}
     | {"activeDeadlineSeconds", "deletionStrategy", "rayClusterSpec"},
@@ -162,7 +164,8 @@ def misspell(document: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
     return changed
 
 
-# --- KubeRay -----------------------------------------------------------------------------------------------------
+# --- KubeRay
+# -----------------------------------------------------------------------------------------------------
 
 
 def schema(manifest: dict[str, Any]) -> Draft202012Validator:
@@ -308,7 +311,8 @@ def test_the_claims_of_storage_use_known_fields() -> None:
     assert all(claim["apiVersion"] == "v1" and claim["kind"] == "PersistentVolumeClaim" for claim in claims)
 
 
-# --- ray up ------------------------------------------------------------------------------------------------------
+# --- ray up
+# ------------------------------------------------------------------------------------------------------
 
 
 def ray_up_schema() -> Draft202012Validator:
@@ -337,7 +341,8 @@ def test_ray_up_files_match_rays_schema_and_no_typo_does(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
 def test_the_clouds_own_fields_are_known_and_no_typo_is(path: Path) -> None:
-    """Ray passes these on as they are; its schema knows none of them, and AWS takes a misspelt spot market for none."""
+    """Ray passes these on as they are; its schema knows none of them, and AWS takes a misspelt spot market
+    for none."""
     manifest = load(path)
     assert unknown_cloud_fields(manifest, path.stem) == set()
     fields = [key for key in keys(manifest) if key[0] == "provider" or "node_config" in key[:-1]]
@@ -368,7 +373,8 @@ def test_ray_up_keeps_work_off_the_head_and_the_token_on_every_node(path: Path) 
     )
 
 
-# --- Docker --------------------------------------------------------------------------------------------------------
+# --- Docker
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_compose_services_use_known_fields_and_rays_options() -> None:

@@ -23,7 +23,8 @@ def test_sbatch_is_clean_bash() -> None:
 
 
 def stand_ins(folder: Path, srun: str) -> dict[str, str]:
-    """A checkout whose commands are stand-ins that write down their arguments; returns the environment Slurm would set."""
+    """A checkout whose commands are stand-ins that write down their arguments; returns the environment Slurm
+    would set."""
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "activate").write_text(f'export PATH="{folder}/.venv/bin:$PATH"\n')
     [ray] = re.findall(r"^ray==(\S+)$", (ROOT / "requirements" / "cpu.txt").read_text(), re.MULTILINE)

@@ -116,7 +116,8 @@ def test_what_decides_imports_without_the_heavy_libraries() -> None:
         "config, store, store.files, store.tracking, runtime.capacity, runtime.display, runtime.model_folder"
     )
     modules += (
-        ", tasks.questions, tasks.prompts, tasks.chat, tasks.rewards, tasks.sandbox, recipes, recipes.policies"
+        ", tasks.questions, tasks.prompts, tasks.chat, tasks.rewards, tasks.sandbox, recipes, "
+        "recipes.policies"
         ", generation.asking, learning.encoding"
     )
     names = [f"stasc_ray.{name}" for name in f"{modules}, evaluation.metrics, cli.main".split(", ")]

@@ -1,4 +1,5 @@
-"""SIGKILL of every kind of process, in generation and in training, on a cluster of three nodes: the run completes by itself."""
+"""SIGKILL of every kind of process, in generation and in training, on a cluster of three nodes: the run
+completes by itself."""
 
 import signal
 import time
@@ -54,13 +55,15 @@ def test_a_killed_worker_costs_work_in_flight_only(
     lines = store.RunFolder(tmp_path / "run").metrics()
     again = sum(line.get("rollouts/units_done_again", 0) for line in lines)
     in_flight = 2  # engine.concurrent_batches=1, and one that waits
-    # At least none: a kill right before a unit begins, or as its result leaves, costs nothing. That units are done again, and
-    # counted, is the next test's: an engine whose child is gone fails the unit that it has begun.
+    # At least none: a kill right before a unit begins, or as its result leaves, costs nothing. That units are
+    # done again, and counted, is the next test's: an engine whose child is gone fails the unit that it has
+    # begun.
     assert again <= in_flight
 
 
 def test_a_killed_engine_process_of_vllm(tmp_path: Path) -> None:
-    """On GPUs vLLM's engine core is a child of the actor; the variable that vLLM reads makes it one on CPUs too."""
+    """On GPUs vLLM's engine core is a child of the actor; the variable that vLLM reads makes it one on CPUs
+    too."""
     with (
         ray_cluster(2, 2, VLLM_ENABLE_V1_MULTIPROCESSING="1") as own,
         faulty_run(own, tmp_path / "run") as run,

@@ -1,4 +1,5 @@
-"""What the storage can do to a run: a full disk, a read-only folder, files cut short, garbage. Nothing committed is lost."""
+"""What the storage can do to a run: a full disk, a read-only folder, files cut short, garbage. Nothing
+committed is lost."""
 
 import json
 import os

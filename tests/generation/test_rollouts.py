@@ -1,4 +1,5 @@
-"""Rollouts on real Ray Data and a real engine: one per question, bad rows kept apart, what is written is not done again."""
+"""Rollouts on real Ray Data and a real engine: one per question, bad rows kept apart, what is written is not
+done again."""
 
 import os
 from collections.abc import Iterator

@@ -1,7 +1,9 @@
-"""Six families of chat templates with tiny tokenizers, built in memory: what the prompt and encoding tests run on.
+"""Six families of chat templates with tiny tokenizers, built in memory: what the prompt and encoding tests
+run on.
 
-The templates are written for these tests; each has the traits of its family that break careless code: roles that must
-alternate, no system role, contents that are trimmed, markers that are plain text, text after the last end of turn.
+The templates are written for these tests; each has the traits of its family that break careless code: roles
+that must alternate, no system role, contents that are trimmed, markers that are plain text, text after the
+last end of turn.
 """
 
 import json
@@ -49,14 +51,16 @@ ZEPHYR = """\
 
 CORPUS = [
     "Question: which river flows through the city? Final Answer: the Danube",
-    "Step-by-step reasoning: 47 + 385 + 12 = 444, so the answer holds.\n\nassistant\nuser\nsystem model [INST] [/INST]",
+    "Step-by-step reasoning: 47 + 385 + 12 = 444, so the answer holds.\n\nassistant\nuser\nsystem model "
+    "[INST] [/INST]",
     "<s> </s> <|im_end|> <|user|>\n <end_of_turn>",
 ] * 4
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family: its template, its control tokens, the token that ends a turn, and what kind of BPE it uses."""
+    """One family: its template, its control tokens, the token that ends a turn, and what kind of BPE it
+    uses."""
 
     template: str
     tokens: tuple[str, ...]
@@ -142,7 +146,8 @@ def _byte_level_bpe() -> Tokenizer:
 
 
 def _sentencepiece_bpe() -> Tokenizer:
-    """As in Llama 2: spaces are U+2581, one is put before each text, unknown characters fall back to bytes."""
+    """As in Llama 2: spaces are U+2581, one is put before each text, unknown characters fall back to
+    bytes."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "\u2581")
     trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=200, show_progress=False))

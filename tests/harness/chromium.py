@@ -1,4 +1,5 @@
-"""Debian's Chromium, headless, driven through its DevTools protocol over a websocket: what the browser tests need of it."""
+"""Debian's Chromium, headless, driven through its DevTools protocol over a websocket: what the browser tests
+need of it."""
 
 import base64
 import contextlib
@@ -20,7 +21,8 @@ KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, "")}
 
 
 class Tab:
-    """One page. `problems` collects what its console complains of: exceptions, and what the content policy blocks."""
+    """One page. `problems` collects what its console complains of: exceptions, and what the content policy
+    blocks."""
 
     def __init__(self, socket: websockets.sync.client.ClientConnection) -> None:
         self._socket, self._ids, self.problems = socket, itertools.count(1), []

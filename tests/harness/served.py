@@ -1,4 +1,5 @@
-"""A real endpoint: Ray Serve on a local Ray, vLLM on the CPU, the sandbox model and variants of it, over HTTP on loopback."""
+"""A real endpoint: Ray Serve on a local Ray, vLLM on the CPU, the sandbox model and variants of it, over HTTP
+on loopback."""
 
 import contextlib
 import shutil

@@ -54,7 +54,8 @@ def make_model(folder: Path, *, noise: float = 0.0, seed: int = 0, tied: bool = 
 
 
 def make_lora_model(folder: Path, *, noise: float, seed: int) -> Path:
-    """The sandbox model with a random adapter, as the trainer exports it: merged, and the adapter beside it."""
+    """The sandbox model with a random adapter, as the trainer exports it: merged, and the adapter beside
+    it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -99,7 +100,8 @@ def canary_examples() -> list[dict[str, Any]]:
 
 
 def publish(run: store.RunFolder, model: Path | None, *, move_latest: bool = True) -> str:
-    """Publish a copy of `model` (None: the base model, which has no canary) as the next version; returns its name."""
+    """Publish a copy of `model` (None: the base model, which has no canary) as the next version; returns its
+    name."""
     number = len(list((run.path / "versions").glob("v*.json")))
     version = f"v{number:04d}"
     place = run.stage(number, "model")

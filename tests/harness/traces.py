@@ -27,7 +27,8 @@ def answered(
     writer: str = "base",
     answers_by: str | None = None,
 ) -> list[Text]:
-    """A graded trace: answers a0, a1, ... and of each its corrections a0c0, a0c1, ...; token ids are made up."""
+    """A graded trace: answers a0, a1, ... and of each its corrections a0c0, a0c1, ...; token ids are made
+    up."""
     texts = [
         Text(
             ANSWER,
@@ -69,7 +70,8 @@ def plan(section: Mapping[str, Any] | None = None, preset: str = "sandbox", **fi
 
 
 class ScriptedAsk:
-    """An `Ask` that answers with given texts in turn, and keeps what it was asked. No model stands behind it."""
+    """An `Ask` that answers with given texts in turn, and keeps what it was asked. No model stands behind
+    it."""
 
     def __init__(self, *texts: str) -> None:
         self.left, self.texts, self.asked = list(texts), [], []

@@ -9,7 +9,10 @@ from harness.chat_templates import CHATML, FAMILIES, tokenizer_of
 
 from stasc_ray.config import Prompts
 from stasc_ray.learning.encoding import IGNORED, Encoded, encode, pack, pack_lengths, stack, stack_lengths
-from stasc_ray.tasks.prompts import correction_messages, render, training_messages
+from stasc_ray.recipes.recipe import learnt, written
+from stasc_ray.recipes.trace import Text
+from stasc_ray.tasks.chat import Message, content, render
+from stasc_ray.tasks.prompts import correction_messages, initial_messages, user
 
 QUESTION = {"id": "q1", "question": "Which river?", "choices": [], "documents": []}
 CORRECTION = "It is the Danube.\nFinal Answer: the Danube"
@@ -25,14 +28,28 @@ def decode(tokenizer, ids) -> str:
 
 def conversation(
     correction: str = CORRECTION, initial: str = "Rhine", preset: Literal["qa", "sandbox"] = "qa"
-) -> list[dict[str, str]]:
-    return training_messages(QUESTION, initial, correction, Prompts(preset=preset))
+) -> list[Message]:
+    """A correction that no model generated: its target is what the template makes of it."""
+    return [*correction_messages(QUESTION, initial, Prompts(preset=preset)), written(correction)]
+
+
+def sequences(tokenizer: Any, messages: list[Message]) -> list[Encoded]:
+    found = encode(tokenizer, messages, 4096)
+    assert not isinstance(found, str)
+    return found
+
+
+def one(tokenizer: Any, messages: list[Message]) -> Encoded:
+    (found,) = sequences(tokenizer, messages)
+    return found
 
 
 def encoded(name: str, **texts: Any) -> Encoded:
-    example = encode(tokenizer_of(name), conversation(**texts), 4096)
-    assert not isinstance(example, str)
-    return example
+    return one(tokenizer_of(name), conversation(**texts))
+
+
+def targets(example: Encoded) -> list[int]:
+    return example["labels"][example["labels"] != IGNORED].tolist()
 
 
 @all_families
@@ -88,8 +105,7 @@ def test_a_template_that_rewrites_earlier_turns_is_named():
 @pytest.mark.parametrize("correction", [CORRECTION, CORRECTION + "\n"])
 def test_a_template_without_end_of_turn_gets_the_eos_token(correction: str):
     tokenizer = with_template(CHATML.replace("<|im_end|>", ""))
-    example = encode(tokenizer, conversation(correction), 4096)
-    assert not isinstance(example, str)
+    example = one(tokenizer, conversation(correction))
     target = decode(tokenizer, example["labels"][example["labels"] != IGNORED])
     assert target.removesuffix("<|im_end|>").strip() == CORRECTION
     assert target.endswith("<|im_end|>")
@@ -110,12 +126,12 @@ def test_no_end_of_turn_and_no_eos_token_is_an_error():
 def test_text_that_the_template_writes_before_the_answer_is_no_end_of_turn():
     template = CHATML.replace(
         "message.content",
-        "('<think>\\n\\n</think>\\n\\n' if loop.last and message.role == 'assistant' else '') + message.content",
+        "('<think>\\n\\n</think>\\n\\n' if loop.last and message.role == 'assistant' else '') + "
+        "message.content",
     )
     tokenizer = with_template(template)
     tokenizer.add_tokens(["<think>", "</think>"])
-    example = encode(tokenizer, conversation(), 4096)
-    assert not isinstance(example, str)
+    example = one(tokenizer, conversation())
     target = decode(tokenizer, example["labels"][example["labels"] != IGNORED])
     assert target == f"<think>\n\n</think>\n\n{CORRECTION}<|im_end|>"
 
@@ -126,9 +142,155 @@ def test_a_template_that_drops_the_answer_is_named():
         encode(with_template(template), conversation(), 4096)
 
 
-def test_the_last_message_must_be_the_assistants():
-    with pytest.raises(ValueError, match="expected an assistant message last"):
-        encode(tokenizer_of("chatml"), conversation()[:-1], 4096)
+def test_what_is_trained_must_be_there_and_the_assistants():
+    asked = conversation()[:-1]
+    with pytest.raises(ValueError, match=r"expected assistant messages to train on.*found none of"):
+        encode(tokenizer_of("chatml"), asked, 4096)
+    with pytest.raises(ValueError, match="found one of role 'user'"):
+        encode(tokenizer_of("chatml"), [*asked[:-1], {**asked[-1], "train": True}], 4096)
+
+
+# --- generated texts, several trained turns, pieces
+# ---------------------------------------------------------------
+
+
+def generated(name: str, asked: list[Message], text: str) -> Text:
+    """A text with the ids that a model gives that writes it in the canonical way."""
+    plain = [{"role": message["role"], "content": content(message)} for message in asked]
+    return Text("answer", text, token_ids=targets(one(tokenizer_of(name), [*plain, written(text)])))
+
+
+def one_by_one(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text that no encoder gives: its characters, each encoded alone."""
+    return [
+        token for character in text for token in tokenizer.encode(character, add_special_tokens=False)[-1:]
+    ]
+
+
+@all_families
+def test_the_target_is_the_generated_ids_as_they_are(name: str):
+    asked = conversation()[:-1]
+    text = generated(name, asked, CORRECTION)
+    assert one(tokenizer_of(name), [*asked, learnt(text)])["input_ids"].tolist() == (
+        encoded(name)["input_ids"].tolist()
+    )
+    tokenizer, prompt = tokenizer_of(name), render(tokenizer_of(name), asked, add_generation_prompt=True)
+    ids = [*one_by_one(tokenizer, "Danube"), text.token_ids[-1]]
+    assert ids[:-1] != tokenizer.encode("Danube", add_special_tokens=False), "not the canonical ones"
+    example = one(tokenizer, [*asked, learnt(Text("answer", "Danube", token_ids=ids))])
+    assert example["input_ids"].tolist() == prompt + ids and targets(example) == ids
+
+
+@all_families
+def test_an_answer_that_was_cut_off_gets_one_end_of_turn(name: str):
+    asked = conversation()[:-1]
+    text = generated(name, asked, CORRECTION)
+    cut = Text("answer", CORRECTION, token_ids=text.token_ids[:-1], finish_reason="length")
+    assert targets(one(tokenizer_of(name), [*asked, learnt(cut)])) == list(text.token_ids)
+    assert targets(one(tokenizer_of(name), [*asked, learnt(text)])) == list(text.token_ids)
+
+
+def test_another_control_token_ends_a_turn_as_well():
+    """A model may stop at any of its end tokens (`<|endoftext|>`); a second end would never be generated."""
+    tokenizer = tokenizer_of("chatml")
+    (end,) = tokenizer.encode("<|endoftext|>")
+    ids = [*tokenizer.encode("Danube"), end]
+    assert (
+        targets(one(tokenizer, [*conversation()[:-1], learnt(Text("answer", "Danube", token_ids=ids))]))
+        == ids
+    )
+
+
+def two_turns(first: Text, second: Text, preset: Literal["qa", "sandbox"] = "sandbox") -> list[Message]:
+    prompts = Prompts(preset=preset)
+    return [*initial_messages(QUESTION, prompts), learnt(first), user(prompts.correction), learnt(second)]
+
+
+@all_families
+def test_two_trained_turns_share_one_sequence(name: str):
+    tokenizer, prompts = tokenizer_of(name), Prompts(preset="sandbox")
+    asked = initial_messages(QUESTION, prompts)
+    first = generated(name, asked, "It is the Rhine.")
+    second = generated(name, [*asked, learnt(first), user(prompts.correction)], CORRECTION)
+    example = one(tokenizer, two_turns(first, second))
+    prompt = render(tokenizer, asked, add_generation_prompt=True)
+    later = render(tokenizer, two_turns(first, second)[:-1], add_generation_prompt=True)
+    ids, labels = example["input_ids"].tolist(), example["labels"].tolist()
+    assert ids == later + list(second.token_ids)
+    between = len(later) - len(prompt) - len(first.token_ids)
+    assert labels == (
+        [IGNORED] * len(prompt) + list(first.token_ids) + [IGNORED] * between + list(second.token_ids)
+    )
+    trained = len(first.token_ids) + len(second.token_ids)
+    assert len(targets(example)) == trained
+    unlearnt = [*two_turns(first, second)]
+    unlearnt[-3] = learnt(first, train=False)
+    assert targets(one(tokenizer, unlearnt)) == list(second.token_ids)
+
+
+@all_families
+def test_ids_that_are_not_canonical_get_a_sequence_for_each_turn(name: str):
+    tokenizer, prompts = tokenizer_of(name), Prompts(preset="sandbox")
+    asked = initial_messages(QUESTION, prompts)
+    end = generated(name, asked, "Rhine").token_ids[-1]
+    first = Text("answer", "Rhine", token_ids=[*one_by_one(tokenizer, "Rhine"), end])
+    second = generated(name, [*asked, learnt(first), user(prompts.correction)], CORRECTION)
+    found = sequences(tokenizer, two_turns(first, second))
+    assert [targets(example) for example in found] == [list(first.token_ids), list(second.token_ids)]
+    later = render(tokenizer, two_turns(first, second)[:-1], add_generation_prompt=True)
+    assert found[1]["input_ids"].tolist() == later + list(second.token_ids)
+
+
+def test_a_template_that_rewrites_earlier_turns_gives_a_sequence_for_each_turn():
+    """As templates do that drop the thoughts of earlier turns."""
+    content = "message.content.split('</think>')[-1] if not loop.last else message.content"
+    tokenizer = with_template(CHATML.replace("message.content", f"({content})"))
+    thought, plain = "<think>hm</think>Rhine", "Danube"
+    ids = [tokenizer.encode(f"{text}<|im_end|>", add_special_tokens=False) for text in (thought, plain)]
+    first, second = Text("answer", thought, token_ids=ids[0]), Text("correction", plain, token_ids=ids[1])
+    found = sequences(tokenizer, two_turns(first, second))
+    assert [targets(example) for example in found] == ids
+    assert "<think>" in decode(tokenizer, found[0]["input_ids"])
+    assert "<think>" not in decode(tokenizer, found[1]["input_ids"]), (
+        "as the prompt of the second turn had it"
+    )
+
+
+@all_families
+def test_of_two_pieces_only_the_trained_one_has_labels(name: str):
+    tokenizer, asked = tokenizer_of(name), conversation()[:-1]
+    whole = generated(name, asked, CORRECTION)
+    for at in (1, 3, len(whole.token_ids) - 1):
+        parts = (whole.token_ids[:at], whole.token_ids[at:])
+        texts = [Text("answer", f"part {number}.", token_ids=ids) for number, ids in enumerate(parts)]
+        pieces = [*learnt(texts[0], train=False)["pieces"], *learnt(texts[1])["pieces"]]
+        example = one(tokenizer, [*asked, {"role": "assistant", "pieces": pieces}])
+        assert example["input_ids"].tolist() == encoded(name)["input_ids"].tolist()
+        assert targets(example) == list(whole.token_ids[at:])
+
+
+@all_families
+def test_a_piece_that_another_follows_loses_its_end_of_turn(name: str):
+    """A verdict that ended its own turn, set into the middle of an answer."""
+    asked = conversation()[:-1]
+    verdict, answer = generated(name, asked, "Wrong."), generated(name, asked, "Danube")
+    message = {
+        "role": "assistant",
+        "pieces": [*learnt(verdict, train=False)["pieces"], *learnt(answer)["pieces"]],
+    }
+    example = one(tokenizer_of(name), [*asked, message])
+    prompt = render(tokenizer_of(name), asked, add_generation_prompt=True)
+    assert example["input_ids"].tolist() == [*prompt, *verdict.token_ids[:-1], *answer.token_ids]
+    assert targets(example) == list(answer.token_ids)
+
+
+@all_families
+def test_a_trained_turn_without_text_is_passed_over(name: str):
+    first = Text("answer", " ", token_ids=(1,))
+    asked = initial_messages(QUESTION, Prompts(preset="sandbox"))
+    second = generated(name, [*asked, learnt(first), user("?")], "Danube")
+    assert targets(one(tokenizer_of(name), two_turns(first, second))) == list(second.token_ids)
+    assert encode(tokenizer_of(name), two_turns(first, first), 4096) == "no_target"
 
 
 def test_packing_is_first_fit_decreasing_and_keeps_each_example_once():

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,11 @@ def make_examples(n: int) -> list[dict[str, Any]]:
 
 def encode(rows: list[dict[str, Any]], max_length_tokens: int = 512) -> batches.Examples:
     encoded = [
-        finetune._encode(tokenizer_of("chatml"), row["id"], row["messages"], max_length_tokens)
+        sequence
         for row in rows
+        for sequence in finetune._encode(
+            tokenizer_of("chatml"), row["id"], row["messages"], max_length_tokens
+        )
     ]
     return batches.collect([pa.Table.from_pylist(encoded[:3]), pa.Table.from_pylist(encoded[3:])])
 
@@ -77,32 +81,31 @@ def make_config(**values: Any) -> config.Config:
     return config.validate({"finetune": {**quick, **values}}, section_of)
 
 
-def make_settings(base: str, tmp_path: Path, adapter: str | None = None, **values: Any) -> dict[str, Any]:
-    return {
-        "source": finetune.model_source(base, config.Config()),
-        "adapter": adapter,
-        "output": str(tmp_path / "model"),
-        "storage": str(tmp_path / "state"),
-        "examples": 10,
-        "seed": 0,
-        "iteration": 1,
-        "finetune": make_config(**values).finetune.model_dump(mode="json"),
-        "model_card": {"dev r(Y2)": 0.5},
-    }
+def make_job(base: str, tmp_path: Path, **values: Any) -> finetune.FinetuneJob:
+    return finetune.FinetuneJob.of(
+        make_config(**values),
+        base,
+        output=tmp_path / "model",
+        storage=tmp_path / "state",
+        iteration=1,
+        on_cuda=False,
+        examples=10,
+        model_card={"dev r(Y2)": 0.5},
+    )
 
 
-def train_here(settings: dict[str, Any], examples: batches.Examples) -> tuple[list[float], torch.nn.Module]:
+def train_here(job: finetune.FinetuneJob, examples: batches.Examples) -> tuple[list[float], torch.nn.Module]:
     """The loop of one worker without Ray: losses and the trained model."""
-    values = settings["finetune"]
-    model = train_loop.build_model(settings, CPU, world=1)
+    values = job.finetune
+    model = train_loop.build_model(job, CPU, world=1)
     optimizer = train_loop.make_optimizer(model, values)
-    forward = train_loop.make_forward(model, values, CPU, world=1)
+    forward = train_loop.make_forward(model, job, CPU, world=1)
     losses = []
-    for batch in batches.batches(examples.ids, values["batch_size"], values["epochs"], "0/1"):
-        capacity = values["max_length_tokens"] if values["packing"] else 0
+    for batch in batches.schedule(examples, values, "0/1"):
+        capacity = values.max_length_tokens if values.packing else 0
         shares = batches.deal(batch, examples.lengths, 1, capacity, stacked=train_loop._stacks(CPU))
         losses.append(train_loop.backward(model, forward, examples, shares, 0, CPU))
-        train_loop.update(model, optimizer, values["learning_rate"], values["max_grad_norm"])
+        train_loop.update(model, optimizer, values.learning_rate, values.max_grad_norm)
     return losses, model.eval()
 
 
@@ -111,28 +114,59 @@ def logits(model: Any, token_ids: list[int]) -> torch.Tensor:
         return model(torch.tensor([token_ids])).logits[0].float()
 
 
-# --- which examples a step trains on ------------------------------------------------------------------------------
+# --- which examples a step trains on
+# ------------------------------------------------------------------------------
+
+
+def scheduled(examples: batches.Examples, seed: str = "0/1", **values: Any) -> list[list[str]]:
+    """Ids of each step's examples."""
+    plan = batches.schedule(examples, make_config(**values).finetune, seed)
+    return [[examples.ids[index] for index in batch] for batch in plan]
 
 
 def test_every_epoch_trains_on_every_example_once_whatever_the_order_of_the_rows():
     rows = make_examples(10)
-    steps: Any
-    steps, again = (
-        [[examples.ids[i] for i in batch] for batch in batches.batches(examples.ids, 4, 2, "0/1")]
-        for examples in (encode(rows), encode(rows[::-1]))
-    )
-    assert [len(step) for step in steps] == [4, 4, 2] * 2 and batches.count_steps(10, 4, 2) == 6
+    steps, again = (scheduled(encode(given), epochs=2) for given in (rows, rows[::-1]))
+    assert [len(step) for step in steps] == [4, 4, 2] * 2
     for epoch in (steps[:3], steps[3:]):
         assert sorted(id for step in epoch for id in step) == sorted(row["id"] for row in rows)
     assert steps[:3] != steps[3:]
     assert steps == again
+    assert steps != scheduled(encode(rows), seed="0/2", epochs=2)
 
 
-@pytest.mark.parametrize("start", range(7))
-def test_a_resumed_plan_is_the_end_of_the_whole_one(start: int):
-    ids = [f"q{i}" for i in range(10)]
-    whole = [batch.tolist() for batch in batches.batches(ids, 4, 2, "0/1")]
-    assert [batch.tolist() for batch in batches.batches(ids, 4, 2, "0/1", start)] == whole[start:]
+@pytest.mark.parametrize("budget", [1, 30, 100, 101, 1000, 5000])
+def test_a_budget_of_tokens_is_met_by_the_last_example(budget: int):
+    """Some examples are left out, or all come again, until the trained tokens are there."""
+    rows = make_examples(10)
+    examples = encode(rows)
+    plan = batches.schedule(examples, make_config(trained_tokens=budget, epochs=3).finetune, "0/1")
+    order = np.concatenate(plan)
+    tokens = examples.trained[order]
+    assert tokens.sum() >= budget > tokens[:-1].sum()
+    assert [len(batch) for batch in plan[:-1]] == [4] * (len(plan) - 1) and 1 <= len(plan[-1]) <= 4
+    for first in range(0, len(order) - 10, 10):  # each pass has all of them, in another order
+        assert sorted(order[first : first + 10]) == list(range(10))
+    if len(order) >= 20:
+        assert order[:10].tolist() != order[10:20].tolist()
+    again = scheduled(encode(rows[::-1]), trained_tokens=budget)
+    assert again == [[examples.ids[index] for index in batch] for batch in plan]
+
+
+def test_a_budget_begins_as_the_epochs_do():
+    """So that two runs that compare methods at equal cost differ in nothing else."""
+    examples = encode(make_examples(10))
+    assert scheduled(examples, trained_tokens=10**4)[:2] == scheduled(examples)[:2]
+
+
+@pytest.mark.parametrize("values", [{"epochs": 2}, {"trained_tokens": 300}])
+@pytest.mark.parametrize("start", range(4))
+def test_a_resumed_plan_is_the_end_of_the_whole_one(start: int, values: dict[str, int]):
+    """A resumed loop takes the steps of the same schedule that its checkpoint has not seen
+    (train_loop._train)."""
+    rows = make_examples(10)
+    whole, resumed = (scheduled(encode(given), **values) for given in (rows, rows[5:] + rows[:5]))
+    assert len(whole) > start and resumed[start:] == whole[start:]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -157,28 +191,50 @@ def test_rows_that_were_left_out_are_not_trained_on():
     assert (found["labels"] != encoding.IGNORED).sum() == examples.trained[1]
 
 
+def test_a_conversation_of_several_sequences_keeps_their_ids_apart():
+    """Two trained turns of which the first is not canonical; of a person's own messages the last one is
+    trained."""
+    tokenizer: Any = tokenizer_of("chatml")
+    ids = [tokenizer.encode(letter)[0] for letter in "Rhine"] + [tokenizer.eos_token_id]
+    first = {"role": "assistant", "pieces": [{"text": "Rhine", "token_ids": ids, "train": True}]}
+    asked = [{"role": "user", "content": "Which river?"}]
+    second = {"role": "assistant", "content": "Danube", "train": True}
+    found = finetune._encode(tokenizer, "q1/0", [*asked, first, *asked, second], 512)
+    assert [row["id"] for row in found] == ["q1/0", "q1/0#1"]
+    assert [row["trained_tokens"] for row in found] == [6, len(tokenizer.encode("Danube")) + 1]
+    plain = [
+        *asked,
+        {"role": "assistant", "content": "Rhine"},
+        *asked,
+        {"role": "assistant", "content": "Danube"},
+    ]
+    (row,) = finetune._encode(tokenizer, "mine", plain, 512)
+    assert row["trained_tokens"] == found[1]["trained_tokens"]
+
+
 def test_the_learning_rate_rises_falls_and_never_starts_at_zero():
-    values = make_config(warmup_fraction=0.1).finetune.model_dump()
+    values = make_config(warmup_fraction=0.1).finetune
     factors = [train_loop.learning_rate_factor(step, 40, values) for step in range(40)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert factors[4:] == sorted(factors[4:], reverse=True) and 0 < factors[-1] < 0.01
-    linear = train_loop.learning_rate_factor(22, 40, {**values, "schedule": "linear"})
+    linear = train_loop.learning_rate_factor(22, 40, values.model_copy(update={"schedule": "linear"}))
     assert linear == pytest.approx(0.5)
-    assert train_loop.learning_rate_factor(0, 1, {**values, "warmup_fraction": 0.0}) == 1.0
+    assert train_loop.learning_rate_factor(0, 1, values.model_copy(update={"warmup_fraction": 0.0})) == 1.0
 
 
-# --- training and export without Ray ------------------------------------------------------------------------------
+# --- training and export without Ray
+# ------------------------------------------------------------------------------
 
 
 def test_packing_and_gradient_checkpointing_leave_the_loss_curve_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     base, examples = make_model(tmp_path / "base"), encode(make_examples(10))
-    stacked, _ = train_here(make_settings(base, tmp_path, epochs=2), examples)
+    stacked, _ = train_here(make_job(base, tmp_path, epochs=2), examples)
     monkeypatch.setattr(train_loop, "_stacks", lambda device: False)  # as on CUDA
-    packed, _ = train_here(make_settings(base, tmp_path, epochs=2), examples)
-    single, _ = train_here(make_settings(base, tmp_path, epochs=2, packing=False), examples)
-    recomputed, _ = train_here(make_settings(base, tmp_path, epochs=2, gradient_checkpointing=True), examples)
+    packed, _ = train_here(make_job(base, tmp_path, epochs=2), examples)
+    single, _ = train_here(make_job(base, tmp_path, epochs=2, packing=False), examples)
+    recomputed, _ = train_here(make_job(base, tmp_path, epochs=2, gradient_checkpointing=True), examples)
     assert packed == pytest.approx(single, abs=1e-4)
     assert stacked == pytest.approx(single, abs=1e-4)
     assert packed == pytest.approx(recomputed, abs=1e-5)
@@ -187,7 +243,7 @@ def test_packing_and_gradient_checkpointing_leave_the_loss_curve_as_it_is(
 
 def test_the_first_loss_is_the_mean_over_all_trained_tokens_of_the_batch(tmp_path: Path):
     base, examples = make_model(tmp_path / "base"), encode(make_examples(4))
-    losses, _ = train_here(make_settings(base, tmp_path), examples)
+    losses, _ = train_here(make_job(base, tmp_path), examples)
     model = AutoModelForCausalLM.from_pretrained(base)
     total = 0.0
     for index in range(4):
@@ -204,9 +260,9 @@ def test_the_first_loss_is_the_mean_over_all_trained_tokens_of_the_batch(tmp_pat
 @pytest.mark.parametrize("tied", [False, True])
 def test_full_export_reloads_as_trained(tmp_path: Path, tied: bool):
     base, examples = make_model(tmp_path / "base", tied=tied), encode(make_examples(8))
-    settings = make_settings(base, tmp_path)
-    _, model = train_here(settings, examples)
-    export.export(checkpoints.gather(model), settings, [examples.read(0), examples.read(1)], CPU)
+    job = make_job(base, tmp_path)
+    _, model = train_here(job, examples)
+    export.export(checkpoints.gather(model), job, [examples.read(0), examples.read(1)], CPU)
     folder = tmp_path / "model"
     reloaded: Any = AutoModelForCausalLM.from_pretrained(folder)
     ids = examples.read(0)["input_ids"].tolist()
@@ -232,19 +288,19 @@ def test_full_export_reloads_as_trained(tmp_path: Path, tied: bool):
 
 def test_export_keeps_the_base_models_type(tmp_path: Path):
     base, examples = make_model(tmp_path / "base", dtype=torch.bfloat16), encode(make_examples(4))
-    settings = make_settings(base, tmp_path)
-    _, model = train_here(settings, examples)
+    job = make_job(base, tmp_path)
+    _, model = train_here(job, examples)
     assert next(model.parameters()).dtype == torch.float32
-    export.export(checkpoints.gather(model), settings, [examples.read(0)], CPU)
+    export.export(checkpoints.gather(model), job, [examples.read(0)], CPU)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").dtype == torch.bfloat16
 
 
 def test_lora_export_equals_the_adapter_and_can_be_continued(tmp_path: Path):
     base, examples = make_model(tmp_path / "base"), encode(make_examples(12))
-    settings = make_settings(base, tmp_path, method="lora", learning_rate=1e-2)
-    losses, model = train_here(settings, examples)
+    job = make_job(base, tmp_path, method="lora", learning_rate=1e-2)
+    losses, model = train_here(job, examples)
     assert losses[-1] < losses[0]
-    export.export(checkpoints.gather(model), settings, [examples.read(0)], CPU)
+    export.export(checkpoints.gather(model), job, [examples.read(0)], CPU)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     ids = examples.read(0)["input_ids"].tolist()
     assert torch.allclose(logits(merged, ids), logits(model, ids), atol=1e-4)
@@ -253,13 +309,14 @@ def test_lora_export_equals_the_adapter_and_can_be_continued(tmp_path: Path):
     )
     adapter = tmp_path / "model" / "adapter"
     assert (adapter / "adapter_model.safetensors").is_file()
-    continued = train_loop.build_model({**settings, "adapter": str(adapter)}, CPU, world=1)
+    continued = train_loop.build_model(replace(job, adapter=adapter), CPU, world=1)
     assert torch.allclose(logits(continued.eval(), ids), logits(model, ids), atol=1e-5)
     trained = {name for name, parameter in continued.named_parameters() if parameter.requires_grad}
     assert trained and all("lora_" in name for name in trained)
 
 
-# --- with Ray -----------------------------------------------------------------------------------------------------
+# --- with Ray
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -284,15 +341,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(ray: Any, base: str, folder: Path, rows: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
-    return finetune.finetune(
-        ray.data.from_items(rows),
-        base_model=base,
+    job = finetune.FinetuneJob.of(
+        make_config(**values),
+        base,
         output=folder / "model",
-        config=make_config(**values),
-        iteration=1,
         storage=folder / "state",
+        iteration=1,
         on_cuda=False,
     )
+    return finetune.finetune(ray.data.from_items(rows), job)
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +373,8 @@ def test_one_worker_learns_and_reports(one_worker: tuple[dict[str, Any], Path], 
     )
     assert json.loads((folder / "state" / "progress.json").read_text())["step"] == 8
     assert AutoModelForCausalLM.from_pretrained(folder / "model").config.tie_word_embeddings
-    # Ray Train puts a handler of its own in place; what was there before is back (a background shell ignores SIGINT).
+    # Ray Train puts a handler of its own in place; what was there before is back (a background shell ignores
+    # SIGINT).
     assert signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_IGN)
 
 

@@ -27,7 +27,8 @@ ANSWERS = (ANSWER, CORRECTION)
 
 
 def tree() -> list[Text]:
-    """Two answers of M0 and one of another model; of the first a verdict with two corrections, one corrected again."""
+    """Two answers of M0 and one of another model; of the first a verdict with two corrections, one corrected
+    again."""
     first, second = Text(ANSWER, "a", 0), Text(ANSWER, "b", 1)
     own = Text(ANSWER, "own", 0, None, "iteration_01")
     verdict = Text("verdict", "wrong", 0, first, "iteration_01", token_ids=(5, 2), prompt_tokens=9)

@@ -1,4 +1,5 @@
-"""Self-rewarding correction: verdicts read, asked for, constructed; what is learnt, and on what no loss ever falls."""
+"""Self-rewarding correction: verdicts read, asked for, constructed; what is learnt, and on what no loss ever
+falls."""
 
 import asyncio
 

@@ -1,4 +1,5 @@
-"""The report page, from a run folder as a real run writes it (arithmetic with a forgotten carry, three iterations)."""
+"""The report page, from a run folder as a real run writes it (arithmetic with a forgotten carry, three
+iterations)."""
 
 import json
 import math
@@ -13,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from stasc_ray.config import to_json, validate
-from stasc_ray.generation.unit_files import ROLLOUT_SCHEMA
 from stasc_ray.recipes import section_of
+from stasc_ray.recipes.trace import Text, write_texts
 from stasc_ray.report.charts import number
 from stasc_ray.report.history import chosen_iteration, read_run
 from stasc_ray.report.page import write_report
-from stasc_ray.report.transcripts import TRANSITIONS, choose
+from stasc_ray.report.transcripts import ORDER, choose
+from stasc_ray.store.rows import FORMAT, trace_schema
 
 # per iteration: chance of a right first answer, of repairing a wrong one, of keeping a right one
 SKILL = {0: (0.36, 0.15, 0.88), 1: (0.49, 0.28, 0.90), 2: (0.58, 0.44, 0.93), 3: (0.60, 0.43, 0.95)}
@@ -26,13 +28,13 @@ SIZES = {"train": 200, "dev": 200, "test": 500}
 EVIL = "<script>alert('x')</script> = 7 <|im_end|> & \x07"
 
 
-def make_run(folder: Path, iterations: int = 3) -> Path:
+def make_run(folder: Path, iterations: int = 3, algorithm: dict[str, Any] | None = None) -> Path:
     """Write a run folder with the base model and `iterations` iterations; returns it."""
     rng, clock, lines = random.Random(0), 1_795_000_000.0, []
     settings = {
         "name": folder.name,
         "prompts": {"preset": "sandbox"},
-        "algorithm": {"variant": "ENF", "iterations": 3, "n_corrections": 4},
+        "algorithm": algorithm or {"variant": "ENF", "iterations": 3, "n_corrections": 4},
         "finetune": {"learning_rate": 1e-3, "batch_size": 16},
     }
     environment = {
@@ -42,7 +44,8 @@ def make_run(folder: Path, iterations: int = 3) -> Path:
         "git": {"commit": "0123abc", "clean": True},
     }
     (folder / "versions").mkdir(parents=True)
-    (folder / "config.json").write_text(to_json(validate(settings, section_of)), encoding="utf-8")
+    stored = {"format": FORMAT, **json.loads(to_json(validate(settings, section_of)))}
+    (folder / "config.json").write_text(json.dumps(stored), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
     for k in range(iterations + 1):
         lines += _training_lines(k, clock, rng) if k else []
@@ -117,35 +120,48 @@ def _rows(split: str, n: int, k: int, rng: random.Random) -> list[dict[str, Any]
             "question": f"What is {a} + {b}?",
             "answers": [str(a + b)],
             "split": split,
-            "initial_from": "current",
-            "initial": [f"{a}+{b}={initial}"],
-            "initial_rewards": [r1],
-            "corrections": [[f"{a}+{b}={correction}"]],
-            "correction_rewards": [[r2]],
+            "texts": _texts(f"{a}+{b}={initial}", f"{a}+{b}={correction}", r1, r2, k),
         }
         rows.append(row)
     return rows
 
 
+def _texts(initial: str, correction: str, r1: float, r2: float, k: int) -> list[dict[str, Any]]:
+    """A trace; with Fixed initialization M0's answer would stand beside it, as it does here from iteration 1
+    on."""
+    writer = f"iteration_{k:02d}" if k else "base"
+    answer = Text("answer", initial, 0, None, writer, reward=r1)
+    texts = [answer, Text("correction", correction, 0, answer, writer, reward=r2)]
+    if k:
+        given = Text("answer", "M0 wrote this", reward=0.0)
+        texts += [given, Text("correction", "of what M0 wrote", 0, given, writer, reward=0.0)]
+    return write_texts(texts)
+
+
+def _rewards(row: dict[str, Any]) -> tuple[float, float]:
+    """Of the model's answer and of its correction."""
+    own = [text for text in row["texts"] if not text["text"].startswith(("M0", "of what"))]
+    return own[0]["reward"], own[1]["reward"]
+
+
 def _write_rollouts(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Units of 50 questions, as the actors write them, a failed row in each, and one file that was never committed."""
+    """Units of 50 questions, as the actors write them, a failed row in each, and one file that was never
+    committed."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for split, of_split in rows.items():
-        failed = {**of_split[0], "initial": [], "corrections": [], "error": "the prompt is too long"}
+        failed = {**of_split[0], "texts": [], "error": "the prompt is too long"}
         for start in range(0, len(of_split), 50):
             names.append(f"{split}-{start // 50:05d}.parquet")
-            table = pa.Table.from_pylist([failed, *of_split[start : start + 50]], schema=ROLLOUT_SCHEMA)
+            table = pa.Table.from_pylist([failed, *of_split[start : start + 50]], schema=trace_schema())
             pq.write_table(table, folder / names[-1])
-        stray = pa.Table.from_pylist([{**of_split[-1], "id": f"{split}-uncommitted"}], schema=ROLLOUT_SCHEMA)
+        stray = pa.Table.from_pylist([{**of_split[-1], "id": f"{split}-uncommitted"}], schema=trace_schema())
         pq.write_table(stray, folder / f"{split}-99999.parquet")
     (folder / "_COMMITTED.json").write_text(json.dumps({"line": {}, "files": names}), encoding="utf-8")
 
 
 def _measure(rows: list[dict], split: str) -> dict[str, float]:
-    pairs = [
-        (row["initial_rewards"][0], row["correction_rewards"][0][0]) for row in rows if row["split"] == split
-    ]
+    pairs = [_rewards(row) for row in rows if row["split"] == split]
     n = len(pairs)
     y1, y2 = (sum(values) / n for values in zip(*pairs, strict=True))
     pairs_of = {"c_to_c": (1, 1), "c_to_i": (1, 0), "i_to_c": (0, 1), "i_to_i": (0, 0)}
@@ -192,7 +208,9 @@ class Page(HTMLParser):
 def _set(folder: Path, iteration: int, key: str, value: float) -> None:
     """Append a repeated evaluation line with one value changed: the later line counts."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    line = next(line for line in lines if (line["stage"], line["iteration"]) == ("evaluation", iteration))
+    line = next(
+        line for line in reversed(lines) if (line["stage"], line["iteration"]) == ("evaluation", iteration)
+    )
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line | {key: value}) + "\n")
 
@@ -247,8 +265,7 @@ def test_model_text_is_escaped_everywhere(tmp_path: Path) -> None:
         "question": EVIL,
         "answers": [EVIL],
         "choices": [EVIL],
-        "initial": [EVIL],
-        "corrections": [[EVIL + " no"]],
+        "texts": _texts(EVIL, EVIL + " no", 0.0, 0.0, 0),
     }
     rows = [
         {**row, **texts, "id": f"{i} {EVIL}"} for i, row in enumerate(_rows("test", 4, 0, random.Random(1)))
@@ -315,14 +332,76 @@ def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:
 def test_transcripts_are_balanced_committed_and_always_the_same(tmp_path: Path) -> None:
     rollouts = make_run(tmp_path / "demo", iterations=1) / "iteration_01" / "rollouts"
     picked = choose(rollouts, "test", 1.0)
-    assert [sum(one.transition == name for one in picked) for name in TRANSITIONS] == [5, 5, 5, 5]
+    assert [sum(one.transition == name for one in picked) for name in ORDER] == [5, 5, 5, 5]
     assert all(one.id.startswith("test-") for one in picked) and len({one.id for one in picked}) == 20
     assert picked == choose(rollouts, "test", 1.0)
+    shown = [
+        "".join(piece.text for piece in side) for one in picked for side in (one.initial, one.correction)
+    ]
+    assert not [text for text in shown if "M0" in text], "the model's own answers"
     assert choose(rollouts, "nowhere", 1.0) == []
 
 
 def test_places_of_a_rare_transition_go_to_the_others(tmp_path: Path) -> None:
-    rows = [row for row in _rows("test", 60, 0, random.Random(0)) if row["initial_rewards"] == [0.0]]
+    rows = [row for row in _rows("test", 60, 0, random.Random(0)) if not _rewards(row)[0]]
     _write_rollouts(tmp_path / "base" / "rollouts", {"test": rows})
     picked = choose(tmp_path / "base" / "rollouts", "test", 1.0)
-    assert len(picked) == 20 and {one.transition for one in picked} == {"i→c", "i→i"}
+    assert len(picked) == 20 and {one.transition for one in picked} == {"i->c", "i->i"}
+
+
+def test_fixed_initialization_shows_corrections_of_the_base_models_answers_as_well(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo", algorithm={"variant": "FIF", "iterations": 3})
+    text = " ".join(Page(write_report(folder).read_text(encoding="utf-8")).text)
+    assert "corrections of the base model's answers" not in text, "nothing of it was measured"
+    for k in range(1, 4):
+        _set(folder, k, "evaluation/test/base/r_y2", 0.5 + k / 100)
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    text = " ".join(" ".join(page.text).split())
+    assert "Test reward, corrections of the base model's answers" in text and "0.530" in text
+    assert "best r(Y2) of the base model's answers on dev" in text
+
+
+VERDICT = {"verdict_accuracy": 0.61, "verdict_balanced_accuracy": 0.62, "verdict_precision": 0.63}
+VERDICT |= {"verdict_recall": 0.64, "verdict_read": 0.65}
+
+
+def test_a_verdict_run_shows_what_the_verdicts_said_and_how_right_they_were(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo", iterations=1, algorithm={"recipe": "verdict", "n_corrections": 4})
+    for name, value in VERDICT.items():
+        _set(folder, 1, f"evaluation/test/{name}", value)
+    rows = []
+    for i, said in enumerate(["My answer is wrong.", "My answer is right."] * 3):
+        answer = Text("answer", f"1+1={i}", 0, None, "iteration_01", reward=0.0)
+        verdict = Text("verdict", f"I look at {i}. {said}", 0, answer, "iteration_01", reward=1.0)
+        after = (
+            [Text("correction", "1+1=2", 0, verdict, "iteration_01", reward=1.0)] if "wrong" in said else []
+        )
+        question = {"id": f"test-{i}", "question": "What is 1 + 1?", "answers": ["2"], "split": "test"}
+        rows.append({**question, "texts": write_texts([answer, verdict, *after])})
+    _write_rollouts(folder / "iteration_01" / "rollouts", {"test": rows})
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    text = " ".join(" ".join(page.text).split())
+    for part in ("verdicts right", "balanced", "precision of wrong", "recall of wrong", "readable", "0.640"):
+        assert part in text
+    assert len(page.all("article")) == 6
+    for i in range(6):  # a verdict that called an answer right ended the trace
+        assert f"Verdict: I look at {i}." in text
+    picked = choose(folder / "iteration_01" / "rollouts", "test", 1.0)
+    assert {one.transition for one in picked} == {"i->c", "i->i"}
+    assert {one.between[0][0] for one in picked} == {"verdict"}
+    text = " ".join(Page(write_report(make_run(tmp_path / "other")).read_text(encoding="utf-8")).text)
+    assert "verdicts right" not in text and "Verdict:" not in text
+
+
+def test_all_that_stands_between_the_first_answer_and_the_last_is_shown(tmp_path: Path) -> None:
+    """A run of several rounds; a turn of one's own recipe is called by its name."""
+    answer = Text("answer", "1+1=1", reward=0.0)
+    critique = Text("critique", "too little", parent=answer)
+    second = Text("correction", "1+1=3", parent=critique, reward=0.0)
+    last = Text("correction", "1+1=2", parent=second, reward=1.0)
+    (row,) = _rows("test", 1, 0, random.Random(0))
+    row["texts"] = write_texts([answer, critique, second, last])
+    _write_rollouts(tmp_path / "base" / "rollouts", {"test": [row]})
+    (one,) = choose(tmp_path / "base" / "rollouts", "test", 1.0)
+    assert one.transition == "i->c"
+    assert one.between == (("critique", "too little"), ("correction", "1+1=3"))

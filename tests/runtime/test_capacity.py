@@ -1,4 +1,5 @@
-"""What nodes have room for, as arithmetic. Tests in test_submission.py and tests/faults/ run real clusters."""
+"""What nodes have room for, as arithmetic. Tests in test_submission.py and tests/faults/ run real
+clusters."""
 
 import pytest
 

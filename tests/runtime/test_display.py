@@ -113,7 +113,8 @@ def test_an_error_in_a_ray_data_task_reaches_the_reader_as_it_was_raised(tmp_pat
         with pytest.raises(ray.exceptions.RayTaskError) as refused:
             ray.data.from_items([{"a": 1}]).map(refuse).take_all()
     assert errors.message(full.value) == (
-        "[Errno 28] No space left on device: 'rollouts/train-000001.parquet'; the disk is full: free some space, "
+        "[Errno 28] No space left on device: 'rollouts/train-000001.parquet'; the disk is full: free some "
+        "space, "
         "and the same command continues"
     )
     assert errors.message(refused.value) == "expected a, found b:\n  on two lines"

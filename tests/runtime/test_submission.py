@@ -191,7 +191,8 @@ def test_a_stopped_job_and_one_that_fails_have_their_own_exit_status(
 @pytest.mark.cluster
 @pytest.mark.timeout(1200)
 def test_generate_finetune_and_evaluate_as_jobs_of_their_own(three_nodes: RayCluster, tmp_path: Path) -> None:
-    """Four workers on two nodes, sharded inside a node and replicated across, learn what one worker learns."""
+    """Four workers on two nodes, sharded inside a node and replicated across, learn what one worker
+    learns."""
 
     def job(script: str, *arguments: str) -> str:
         command = [sys.executable, str(ROOT / "jobs" / script), *arguments, "--address", three_nodes.address]
@@ -279,7 +280,8 @@ def test_an_endpoint_that_was_deployed_stays_when_its_job_has_ended(
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 def test_gpus_that_are_only_declared_are_scheduled_as_real_ones(tmp_path: Path) -> None:
-    """Each node has CPUs for three engines or workers, and one GPU: GPUs decide, in generation and in training."""
+    """Each node has CPUs for three engines or workers, and one GPU: GPUs decide, in generation and in
+    training."""
     with ray_cluster(3, 3, gpus=1) as found:
         command = [
             "run",

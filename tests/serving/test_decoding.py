@@ -1,4 +1,5 @@
-"""Pieces of a text while it is written: together they are its beginning, and no character is shown by half."""
+"""Pieces of a text while it is written: together they are its beginning, and no character is shown by
+half."""
 
 import random
 

@@ -1,4 +1,5 @@
-"""Which version is served; and weights exchanged in place, on real engines without Serve, verified by the canary."""
+"""Which version is served; and weights exchanged in place, on real engines without Serve, verified by the
+canary."""
 
 import asyncio
 import shutil
@@ -132,7 +133,8 @@ def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
         assert len(set(answers)) == 3 and answers[1] == answers[3]
         assert answers[1] == greedy(tmp_path / "a") and answers[2] == greedy(tmp_path / "b")
 
-        # One that vLLM cannot read, and one that is not the one the canary is of: the engine and its version go on.
+        # One that vLLM cannot read, and one that is not the one the canary is of: the engine and its version
+        # go on.
         unreadable = Path(shutil.copytree(tmp_path / "b", tmp_path / "unreadable"))
         (unreadable / "adapter" / "adapter_config.json").write_text("{}")
         other = Path(shutil.copytree(tmp_path / "b", tmp_path / "other"))
@@ -148,7 +150,8 @@ def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
         await followed._step()
         assert followed.active.version == version and await answer(followed) == answers[2]
 
-        # Back and forth while a request is held: every handle of the one engine is given up but the active one's.
+        # Back and forth while a request is held: every handle of the one engine is given up but the active
+        # one's.
         async with followed.hold(None):
             for pinned in ("v0000", version):
                 pin(run.path, pinned)

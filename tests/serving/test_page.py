@@ -1,4 +1,5 @@
-"""The page at `/` in a real headless Chromium: on a real endpoint, and where the server is busy, locked or gone."""
+"""The page at `/` in a real headless Chromium: on a real endpoint, and where the server is busy, locked or
+gone."""
 
 import contextlib
 import threading
@@ -144,7 +145,8 @@ def test_it_says_when_the_server_is_busy_or_gone_and_when_it_is_back(tab, tmp_pa
     tab.screenshot(tmp_path / "gone.png")
     with listening(api, port):
         tab.wait(
-            "document.querySelector('#notice').hidden && document.querySelector('#state').dataset.is === 'good'"
+            "document.querySelector('#notice').hidden && document.querySelector('#state').dataset.is === "
+            "'good'"
         )
         ask(tab, "And how?")
         assert tab.text("#asked") == "And how?"
@@ -156,7 +158,8 @@ def test_it_says_what_is_swapped_and_what_was_refused(tab, tmp_path):
         tab.open(url)
         api.versions.loading = "v0001"
         tab.wait(
-            "document.querySelector('#state').innerText === 'v0000 answers while v0001 is prepared and verified'"
+            "document.querySelector('#state').innerText === 'v0000 answers while v0001 is prepared and "
+            "verified'"
         )
         active, api.versions.active = api.versions.active, None
         tab.wait("document.querySelector('#state').innerText.startsWith('v0001 is being loaded')")

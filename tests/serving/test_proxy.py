@@ -1,4 +1,5 @@
-"""What Serve's proxy answers by itself reaches a client in the endpoint's error shape; what a replica answers is left alone."""
+"""What Serve's proxy answers by itself reaches a client in the endpoint's error shape; what a replica answers
+is left alone."""
 
 import asyncio
 

@@ -1,4 +1,5 @@
-"""A real endpoint: Ray Serve on a local Ray, vLLM on the CPU, the sandbox model and variants of it, over HTTP on loopback."""
+"""A real endpoint: Ray Serve on a local Ray, vLLM on the CPU, the sandbox model and variants of it, over HTTP
+on loopback."""
 
 import contextlib
 import json
@@ -212,7 +213,8 @@ def test_versions_change_under_load_and_no_request_fails(served):
 @pytest.mark.cluster
 @pytest.mark.parametrize("swap", ["in_place", "beside"])
 def test_ten_versions_in_two_minutes_and_no_request_fails(tmp_path, swap):
-    """One every 12 s. In place each is reached; a new engine takes longer to start, and goes on to the newest."""
+    """One every 12 s. In place each is reached; a new engine takes longer to start, and goes on to the
+    newest."""
     with serving(tmp_path, f"serve.swap={swap}", "finetune.method=full") as served:
         started = time.monotonic()
         with Load(served, clients=8) as load:

@@ -1,4 +1,5 @@
-"""Questions from files of every shape: mapping, bad rows, splits without overlap, seeded choice, the real data sets."""
+"""Questions from files of every shape: mapping, bad rows, splits without overlap, seeded choice, the real
+data sets."""
 
 import json
 import subprocess

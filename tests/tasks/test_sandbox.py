@@ -1,4 +1,5 @@
-"""The embedded world: disjoint splits, right gold answers, and a shipped model that is as wrong as it should be."""
+"""The embedded world: disjoint splits, right gold answers, and a shipped model that is as wrong as it should
+be."""
 
 import json
 import random

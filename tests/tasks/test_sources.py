@@ -1,4 +1,5 @@
-"""Sources: every way to name files gives the same questions; damaged, missing and foreign files are named; the Hub."""
+"""Sources: every way to name files gives the same questions; damaged, missing and foreign files are named;
+the Hub."""
 
 import gzip
 import json

@@ -1,0 +1,97 @@
+"""The section "Three recipes at equal cost" of docs/results.md, from the cells of the part `recipes`
+alone.
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+from benchmarks.study_figures import (
+    Cell,
+    Pick,
+    by_seed,
+    chosen,
+    difference,
+    first,
+    generated_behind,
+    interval,
+    mean,
+    nth,
+    spent_behind,
+    told_difference,
+    verdict,
+)
+
+Group = Mapping[str, Sequence[Cell]]
+"""label -> its cells"""
+ORDER = ("stasc", "rft", "verdict")
+COLUMNS = {"r(Y1)": "r_y1", "r(Y2)": "r_y2", "i->c": "i_to_c", "c->i": "c_to_i"}
+OF_VERDICTS = {
+    "balanced accuracy": "verdict_balanced_accuracy",
+    "accuracy": "verdict_accuracy",
+    'precision of "wrong"': "verdict_precision",
+    'recall of "wrong"': "verdict_recall",
+    "readable": "verdict_read",
+}
+ENOUGH = 0.6
+"""Balanced accuracy on dev that a verifier should exceed; 0.5 is chance."""
+
+
+def table(recipes: Group) -> Iterator[str]:
+    """M0 and the version of each recipe that dev chose: what it cost, what it is worth on test."""
+    rows: list[tuple[str, Sequence[Cell], Pick]] = [
+        (f"`{label}`", recipes[label], chosen) for label in ORDER if recipes.get(label)
+    ]
+    if recipes.get("stasc"):
+        rows.insert(0, ("M0, corrected as `stasc` asks", recipes["stasc"], first))
+    if rows:
+        yield "| | seeds | iterations | generated tokens | trained tokens | " + " | ".join(COLUMNS) + " |"
+        yield "|---" * (5 + len(COLUMNS)) + "|"
+    for name, cells, pick in rows:
+        chose = " ".join(str(pick(cell)["iteration"]) for cell in cells)
+        generated, trained = (
+            statistics.mean(cost(cell, pick(cell)) for cell in cells)
+            for cost in (generated_behind, spent_behind)
+        )
+        scores = " | ".join(mean(cells, pick, metric) for metric in COLUMNS.values())
+        yield f"| {name} | {len(cells)} | {chose} | {generated:,.0f} | {trained:,.0f} | {scores} |"
+
+
+def differences(recipes: Group) -> Iterator[str]:
+    """Each recipe's final answer against the others', seed by seed."""
+    for one, other in (("rft", "stasc"), ("verdict", "stasc"), ("verdict", "rft")):
+        ours, theirs = (by_seed(recipes.get(label, []), chosen) for label in (one, other))
+        if difference(ours, theirs):
+            found = f"{told_difference(ours, theirs)}: **{verdict(ours, theirs)}**"
+            yield f"- `{one}` against `{other}`, r(Y2): {found}"
+
+
+def verdicts(recipes: Group) -> Iterator[str]:
+    """What the verdicts are worth, by iteration."""
+    cells = recipes.get("verdict", [])
+    if not cells:
+        return
+    yield "| iteration | split | seeds | " + " | ".join(OF_VERDICTS) + " |"
+    yield "|---" * (3 + len(OF_VERDICTS)) + "|"
+    for number in range(max(len(cell["iterations"]) for cell in cells)):
+        there = [cell for cell in cells if len(cell["iterations"]) > number]
+        for split in ("dev", "test"):
+            scores = " | ".join(mean(there, nth(number), metric, split) for metric in OF_VERDICTS.values())
+            yield f"| {number} | {split} | {len(there)} | {scores} |"
+
+
+def enough(recipes: Group) -> Iterator[str]:
+    """Whether verdicts on dev are better than ENOUGH."""
+    cells = recipes.get("verdict", [])
+    found = list(by_seed(cells, chosen, "verdict_balanced_accuracy", "dev").values())
+    if not found:
+        return
+    middle, half = interval(found)
+    word = "above" if middle > ENOUGH else "not above"
+    below = ", but its interval reaches below" if middle > ENOUGH >= middle - half else ""
+    told = mean(cells, chosen, "verdict_balanced_accuracy", "dev")
+    lacking = ", from one seed" if math.isnan(half) else ""
+    yield (
+        f"On dev, the verdicts of the version chosen there have a balanced accuracy of {told}{lacking}. "
+        f"That is **{word} {ENOUGH}**{below}."
+    )
