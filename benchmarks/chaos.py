@@ -1,14 +1,12 @@
-"""One run after the other under random kills, on a cluster of three nodes on this machine; then what must
-hold is checked.
+"""One run after the other under random kills, on a cluster of three nodes on this machine; then what must hold is checked.
 
 python -m benchmarks.chaos --kills 50 --seed 1
 
-Some seconds after the run has got over the last kill, one process gets SIGKILL: an engine's actor, a Ray Data
-worker, a Ray Train worker, Ray Train's controller, the driver or a whole worker node. The driver is started
-again with the same command whenever it is gone, a lost node is replaced. A run that completes is checked
-(each question has one trace, each stage one line, whole versions) and the next begins. Prints Markdown
-tables of what was killed when, and of what it cost: the seconds until the run was further than at the kill.
-Run 0 is undisturbed.
+Some seconds after the run has got over the last kill, one process gets SIGKILL: an engine's actor, a Ray Data worker, a Ray Train
+worker, Ray Train's controller, the driver or a whole worker node. The driver is started again with the same command whenever it
+is gone, a lost node is replaced. A run that completes is checked (each question has one trace, each stage one line, whole
+versions) and the next begins. Prints Markdown tables of what was killed when, and of what it cost: the seconds until the run was
+further than at the kill. Run 0 is undisturbed.
 """
 
 import argparse
@@ -40,13 +38,11 @@ SECONDS_BETWEEN = (3.0, 12.0)
 WAIT_S = 1.5
 """How long a strike waits for a process of the kind that chance has chosen."""
 PATIENCE_S = 40.0
-"""A kill waits until the run has got over the one before, but no longer than this: or one stage would get
-them all."""
+"""A kill waits until the run has got over the one before, but no longer than this: or one stage would get them all."""
 
 
 Progress = tuple[int, int, int]
-"""(stages committed, trace files written, optimizer steps made): grows, lexicographically, while a run
-gets on."""
+"""(stages committed, trace files written, optimizer steps made): grows, lexicographically, while a run gets on."""
 
 
 @dataclass

@@ -1,10 +1,12 @@
-"""Rollouts on real Ray Data and a real engine: one per question, bad rows kept apart, what is written is not
-done again."""
+"""Rollouts: what is asked by split and model; then on real Ray Data and a real engine one trace per question."""
 
+import asyncio
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -13,23 +15,18 @@ import pytest
 
 from stasc_ray import config, store
 from stasc_ray.generation import rollouts, unit_files
-from stasc_ray.recipes import section_of
+from stasc_ray.generation.samples import Request, Sample
+from stasc_ray.recipes import recipe_of, section_of
+from stasc_ray.recipes.rft import Rft
+from stasc_ray.recipes.trace import Text, write_texts
+from stasc_ray.runtime import model_folder
+from stasc_ray.store.rows import trace_schema
 from stasc_ray.tasks import sandbox
 
-pytestmark = pytest.mark.slow
-
-SETTINGS = config.validate(
-    {
-        "prompts": {"preset": "sandbox"},
-        "reward": {"name": "exact_match", "scope": "after_marker"},
-        "engine": {"max_model_len_tokens": 256, "kv_cache_gb": 0.25, "batch_size": 8, "device": "cpu"},
-    },
-    section_of,
-)
-WARM = config.Sampling(temperature=0.7, top_p=1.0, max_tokens=48)
+WARM = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 48}
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from stasc_ray.runtime import ray_session
 
@@ -37,12 +34,23 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def job(folder: Path, turns: rollouts.Turns, version: str = "base") -> rollouts.Job:
+def settings_of(**algorithm: Any) -> config.Config:
+    """2 answers of each train question and 3 corrections of each answer, unless `algorithm` says otherwise."""
+    values = {
+        "prompts": {"preset": "sandbox"},
+        "reward": {"name": "exact_match", "scope": "after_marker"},
+        "engine": {"max_model_len_tokens": 256, "kv_cache_gb": 0.25, "batch_size": 8, "device": "cpu"},
+        "sampling": {"initial": WARM, "correction": WARM},
+        "algorithm": {"n_initial": 2, "n_corrections": 3, **algorithm},
+    }
+    return config.validate(values, section_of)
+
+
+def job(folder: Path, iteration: int = 0, **algorithm: Any) -> rollouts.Job:
     return rollouts.Job(
         model=str(sandbox.model_path()),
-        model_version=version,
-        settings=SETTINGS,
-        turns={"train": turns},
+        iteration=iteration,
+        settings=settings_of(**algorithm),
         destination=str(folder),
         on_cuda=False,
     )
@@ -60,8 +68,173 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in rows}
 
 
+BESIDE = [("unit", pa.string()), ("engine_start_s", pa.float64()), ("engine_node", pa.string())]
+
+
+def of_actor(rows: list[dict[str, Any]], unit: str) -> pa.Table:
+    """What an actor hands on to be graded."""
+    beside = {"unit": unit, "engine_start_s": 0.0, "engine_node": "one"}
+    return pa.Table.from_pylist([row | beside for row in rows], schema=pa.schema([*trace_schema(), *BESIDE]))
+
+
+def shape(row: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """(turn, writer, parent) of each text."""
+    return [(text["turn"], text["writer"], text["parent"]) for text in row["texts"]]
+
+
+# --- what is asked of whom, without Ray and without an engine --------------------------------------------------------
+
+
+def question(split: str, **columns: Any) -> dict[str, Any]:
+    row = {"id": "q1", "question": "What is 1 + 2?", "answers": ["3"], "documents": [], "choices": []}
+    return {**row, "split": split, "texts": [], **columns}
+
+
+class ScriptedActor(rollouts.RolloutActor):
+    """All of the actor but its engine, which is a script and keeps its requests."""
+
+    def __init__(self, job: rollouts.Job, *texts: str) -> None:
+        self.job, self.recipe, self.requests = job, recipe_of(job.settings.algorithm.recipe), []
+        self.engine: Any = SimpleNamespace(tokenizer=model_folder.load_tokenizer(job.model))
+        self.texts, self.engine_start_s, self.node = texts, 0.0, "here"
+
+    def generate(self, token_ids: list[int], request: Request, _: object) -> Any:
+        self.requests.append(request)
+        said = [self.texts[number % len(self.texts)] for number in range(request.n)]
+        found: asyncio.Future[list[Sample]] = asyncio.get_running_loop().create_future()
+        found.set_result([Sample(text, (1, 2), "stop") for text in said])
+        return found
+
+    def roll_out(self, row: dict[str, Any]) -> dict[str, Any]:
+        return asyncio.run(self._roll_out(row))
+
+
+def test_train_is_explored_and_dev_and_test_are_measured() -> None:
+    of = job(Path("nowhere"), 2)
+    train, test = of.plan("train"), of.plan("test")
+    assert (train.n_initial, train.n_corrections, train.learn, train.iteration) == (2, 3, True, 2)
+    assert (test.n_initial, test.n_corrections, test.learn, test.rounds) == (1, 1, False, 1)
+    changed = of.settings.model_copy(
+        update={"evaluation": config.Evaluation(rounds=3, samples=4), "algorithm": Rft()}
+    )
+    of = replace(of, settings=changed)
+    assert (of.plan("dev").rounds, of.plan("dev").n_initial, of.plan("dev").n_corrections) == (3, 4, 0)
+    assert of.plan("train").rounds == 1, "learning goes one round"
+
+
+def test_only_what_is_measured_is_greedy() -> None:
+    of = job(Path("nowhere"))
+    of = replace(of, settings=of.settings.model_copy(update={"evaluation": config.Evaluation(greedy=True)}))
+    assert of.sampling("train").initial.temperature == 0.7
+    assert {of.sampling("test").initial.temperature, of.sampling("dev").correction.temperature} == {0.0}
+    assert of.sampling("test").initial.max_tokens == 48
+
+
+def test_each_answer_of_a_train_question_is_corrected() -> None:
+    actor = ScriptedActor(job(Path("nowhere")), "=4", "=3")
+    row = actor.roll_out(question("train"))
+    answer, correction = ("answer", "base", -1), ("correction", "base")
+    assert shape(row) == [answer, answer, *[(*correction, 0)] * 3, *[(*correction, 1)] * 3]
+    assert [text["sample"] for text in row["texts"]] == [0, 1, 0, 1, 2, 0, 1, 2]
+    assert row["error"] is None and row["texts"][0]["token_ids"] == [1, 2]
+    seeds = [request.seed for request in actor.requests]
+    assert len(set(seeds)) == 3
+    again = ScriptedActor(job(Path("nowhere")), "=4", "=3")
+    again.roll_out(question("train"))
+    assert [request.seed for request in again.requests] == seeds
+    later = ScriptedActor(job(Path("nowhere"), 1), "=4", "=3")
+    later.roll_out(question("train"))
+    assert not set(seeds) & {request.seed for request in later.requests}, "another model draws other samples"
+
+
+def given_answers() -> list[dict[str, Any]]:
+    return write_texts([Text("answer", "=5", 0, token_ids=(7,)), Text("answer", "=3", 1, token_ids=(8,))])
+
+
+def test_fixed_initialization_corrects_m0s_answers_on_train() -> None:
+    actor = ScriptedActor(job(Path("nowhere"), 1, initial_answers_from="base", n_corrections=2), "=3")
+    row = actor.roll_out(question("train", texts=given_answers()))
+    given, own = ("answer", "base", -1), ("correction", "iteration_01")
+    assert shape(row) == [given, given, (*own, 0), (*own, 0), (*own, 1), (*own, 1)]
+    assert row["texts"][:2] == given_answers()
+
+
+def test_fixed_initialization_measures_both_ways() -> None:
+    """M0's answers corrected, as in the paper, and the model's own."""
+    actor = ScriptedActor(job(Path("nowhere"), 1, initial_answers_from="base"), "=3")
+    row = actor.roll_out(question("dev", texts=given_answers()[:1]))
+    assert sorted(shape(row)) == sorted(
+        [
+            ("answer", "base", -1),
+            ("answer", "iteration_01", -1),
+            ("correction", "iteration_01", 0),
+            ("correction", "iteration_01", 1),
+        ]
+    )
+    by_parent = {text["parent"]: text for text in row["texts"] if text["turn"] == "correction"}
+    assert row["texts"][0]["writer"] == "base" and set(by_parent) == {0, 1}
+    assert len({request.seed for request in actor.requests}) == 3, "the two ways draw their own samples"
+    assert "no initial answer was given" in actor.roll_out(question("dev"))["error"]
+
+
+def test_m0_itself_answers_even_with_fixed_initialization() -> None:
+    actor = ScriptedActor(job(Path("nowhere"), 0, initial_answers_from="base"), "=3")
+    assert shape(actor.roll_out(question("test"))) == [("answer", "base", -1), ("correction", "base", 0)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "rounds", "said", "turns"),
+    [
+        (None, 1, ["=3"], ["answer", "correction"]),
+        (None, 3, ["=3"], ["answer"] + ["correction"] * 3),
+        ("until_unchanged", 3, ["=3"], ["answer", "correction"]),
+    ],
+)
+def test_the_policy_decides_on_the_rounds_that_are_measured(
+    policy: str | None, rounds: int, said: list[str], turns: list[str]
+) -> None:
+    of = job(Path("nowhere"))
+    evaluation = config.Evaluation(policy=policy, rounds=rounds)
+    of = replace(of, settings=of.settings.model_copy(update={"evaluation": evaluation}))
+    row = ScriptedActor(of, *said).roll_out(question("test"))
+    assert [text["turn"] for text in row["texts"]] == turns
+    assert [text["parent"] for text in row["texts"]] == list(range(-1, len(turns) - 1))
+    train = ScriptedActor(of, *said).roll_out(question("train"))
+    assert len(train["texts"]) == 2 + 2 * 3, "policies are for what is measured and served"
+
+
+def test_a_bad_row_is_an_error_of_its_own() -> None:
+    actor = ScriptedActor(job(Path("nowhere")), "=3")
+    row = actor.roll_out(question("train", question="1 + " * 200))
+    assert row["texts"] == [] and row["error"].startswith(
+        "PromptTooLongError: prompt: expected at most 255 tokens"
+    )
+    row = ScriptedActor(job(Path("nowhere")), "=3", " ").roll_out(question("train"))
+    assert row["error"] == "empty generation: 3 of this question's texts" and len(row["texts"]) == 8
+
+
+def test_all_answers_are_graded_and_verdicts_by_what_they_judge(tmp_path: Path) -> None:
+    of = job(tmp_path, recipe="verdict", n_verdicts=2)
+    answer = Text("answer", "1+2=3")
+    said = [Text("verdict", text, k, answer) for k, text in enumerate(["My answer is right.", "Who knows"])]
+    row = question("train", texts=write_texts([answer, *said, Text("correction", "1+2=4", 0, answer)]))
+    summary = rollouts.grade_and_write(of_actor([{**row, "error": None}], "train-000000"), of).to_pylist()[0]
+    (found,) = read(tmp_path).values()
+    assert [(text["turn"], text["reward"]) for text in found["texts"]] == [
+        ("answer", 1.0),
+        ("correction", 0.0),
+        ("verdict", 1.0),
+        ("verdict", 0.0),
+    ]
+    assert (summary["unit"], summary["questions"], summary["errors"]) == ("train-000000", 1, 0)
+
+
+# --- on real Ray Data and a real engine ------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
 def first_pass(
+    local_ray: None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, list[dict[str, Any]], list[dict[str, Any]]]:
     """20 questions, one of them far too long; the folder, the questions and the summaries."""
@@ -70,47 +243,43 @@ def first_pass(
     questions[5] = {**questions[5], "id": "long", "question": "What is 1 + " + "1 + " * 100 + "1?"}
     units = unit_files.question_units(question_file(folder / "questions", questions), "train")
     assert [unit.name for unit in units] == ["train-000000", "train-000001", "train-000002"]
-    summaries = list(rollouts.roll_out(job(folder / "rollouts", rollouts.Turns(2, 3, WARM, WARM)), units))
+    summaries = list(rollouts.roll_out(job(folder / "rollouts"), units))
     return folder, questions, summaries
 
 
-def test_every_question_has_one_rollout_with_all_its_samples(first_pass: Any) -> None:
+@pytest.mark.slow
+def test_every_question_has_one_trace_with_all_its_samples(first_pass: Any) -> None:
     folder, questions, summaries = first_pass
     rows = read(folder / "rollouts")
     assert set(rows) == {question["id"] for question in questions}
     for identity, row in rows.items():
         if identity == "long":
             continue
-        assert len(row["initial"]) == 2 and [len(part) for part in row["corrections"]] == [3, 3]
-        assert [len(part) for part in row["correction_rewards"]] == [3, 3] and len(
-            row["initial_rewards"]
-        ) == 2
-        assert (
-            row["model_version"] == "base" and row["initial_from"] == "current" and row["prompt_tokens"] > 0
-        )
-        for answer, reward in zip(row["initial"], row["initial_rewards"], strict=True):
-            assert reward == float(answer.rpartition("=")[2].strip() == row["answers"][0])
+        answers, corrections = row["texts"][:2], row["texts"][2:]
+        assert [text["parent"] for text in row["texts"]] == [-1, -1, 0, 0, 0, 1, 1, 1]
+        assert {text["writer"] for text in row["texts"]} == {"base"} and len(corrections) == 6
+        assert answers[0]["prompt_tokens"] > 0 and answers[1]["prompt_tokens"] == 0
+        for text in row["texts"]:
+            assert text["reward"] == float(text["text"].rpartition("=")[2].strip() == row["answers"][0])
+            assert len(text["token_ids"]) > 1 and text["finish_reason"] in ("stop", "length")
     assert sum(summary["questions"] for summary in summaries) == 20
-    generated = sum(
-        sum(row["initial_tokens"]) + sum(map(sum, row["correction_tokens"])) for row in rows.values()
-    )
-    assert (
-        sum(summary["initial_tokens"] + summary["correction_tokens"] for summary in summaries)
-        == generated
-        > 0
-    )
+    generated = sum(len(text["token_ids"]) for row in rows.values() for text in row["texts"])
+    counted = [json.loads(summary["tokens"]) for summary in summaries]
+    assert sum(tokens["answer"] + tokens["correction"] for tokens in counted) == generated > 0
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_too_long_is_an_error_of_its_row_alone(first_pass: Any) -> None:
     folder, _, summaries = first_pass
     row = read(folder / "rollouts")["long"]
     assert (
-        "expected fewer than engine.max_model_len_tokens = 256 tokens" in row["error"]
-        and row["initial"] == []
+        "expected at most 255 tokens (engine.max_model_len_tokens less one" in row["error"]
+        and row["texts"] == []
     )
     assert sum(summary["errors"] for summary in summaries) == 1
 
 
+@pytest.mark.slow
 def test_only_what_has_no_file_is_done_again_and_half_files_are_never_read(
     first_pass: Any, tmp_path: Path
 ) -> None:
@@ -122,7 +291,7 @@ def test_only_what_has_no_file_is_done_again_and_half_files_are_never_read(
     (destination / ".train-000001.abc.partial").write_bytes(lost.read_bytes()[:100])
     lost.unlink()
     units = unit_files.question_units(folder / "questions" / "train.parquet", "train")
-    summaries = list(rollouts.roll_out(job(destination, rollouts.Turns(2, 3, WARM, WARM)), units))
+    summaries = list(rollouts.roll_out(job(destination), units))
     assert [summary["unit"] for summary in summaries] == ["train-000001"]
     after = {file.name: file.stat().st_mtime_ns for file in destination.glob("*.parquet")}
     assert {name for name in before if before[name] != after[name]} == {"train-000001.parquet"}
@@ -135,23 +304,23 @@ def test_only_what_has_no_file_is_done_again_and_half_files_are_never_read(
     assert set(read(destination)) == set(content)
 
 
-def test_given_initial_answers_are_kept_and_corrected_in_rounds(first_pass: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_given_answers_are_kept_and_corrected(first_pass: Any, tmp_path: Path) -> None:
     folder, *_ = first_pass
     units = unit_files.given_units(sorted((folder / "rollouts").glob("*.parquet")), "train")
-    assert [unit.name for unit in units] == ["train-fixed-000000", "train-fixed-000001", "train-fixed-000002"]
-    turns = rollouts.Turns(2, 2, WARM, WARM, chained=True)
-    list(rollouts.roll_out(job(tmp_path / "fixed", turns, version="iteration_01"), units))
+    assert [unit.name for unit in units] == ["train-000000", "train-000001", "train-000002"]
+    fixed = job(tmp_path / "fixed", 1, initial_answers_from="base", n_corrections=2)
+    list(rollouts.roll_out(fixed, units))
     given, found = read(folder / "rollouts"), read(tmp_path / "fixed")
     assert set(found) == set(given)
     for identity, row in found.items():
-        assert row["initial"] == given[identity]["initial"] and row["initial_from"] == "base"
-        assert row["model_version"] == "iteration_01"
         if identity == "long":
             assert "no initial answer was given" in row["error"]
         else:
-            assert [len(rounds) for rounds in row["corrections"]] == [2, 2]
+            assert row["texts"][:2] == given[identity]["texts"][:2]
+            assert shape(row)[2:] == [("correction", "iteration_01", parent) for parent in (0, 0, 1, 1)]
     files = list((tmp_path / "fixed").glob("*.parquet"))
-    assert unit_files.of_split(files, "train", "base") and not unit_files.of_split(files, "train")
+    assert len(unit_files.of_split(files, "train")) == 3 and not unit_files.of_split(files, "dev")
 
 
 # Ray gets classes made in a function by value, so that its workers need not import this file.
@@ -171,39 +340,27 @@ def dying_actor(starts: Path) -> Any:
     return Dying
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_an_engine_that_always_dies_ends_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_always_dies_ends_the_pass(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
     monkeypatch.setattr(rollouts, "MAX_RESTARTS", 2)
     units = unit_files.question_units(
         question_file(tmp_path, [{"id": "a", "question": "1+1", "answers": ["2"]}]), "train"
     )
-    turns = rollouts.Turns(1, 1, WARM, WARM)
     with pytest.raises(ray.exceptions.RayError, match="died"):
-        rollouts.pipeline(job(tmp_path, turns), units, dying_actor(tmp_path / "starts")).materialize()
+        rollouts.pipeline(job(tmp_path), units, dying_actor(tmp_path / "starts")).materialize()
     assert len((tmp_path / "starts").read_text().splitlines()) == 3
 
 
 def wordy_actor() -> Any:
     """Stands for an engine whose answers are far longer than Ray Data's blocks are by default."""
-    answered = {
-        "model_version": "base",
-        "initial": ["x" * 2**20],
-        "initial_finish": ["stop"],
-        "initial_tokens": [1],
-        "initial_rewards": [],
-        "corrections": [["y"]],
-        "correction_finish": [["stop"]],
-        "correction_tokens": [[1]],
-        "correction_rewards": [],
-        "prompt_tokens": 1,
-        "grader_errors": [],
-        "error": None,
-        "engine_start_s": 0.0,
-        "engine_node": "none",
-    }
-    beside = [("unit", pa.string()), ("engine_start_s", pa.float64()), ("engine_node", pa.string())]
+    texts = write_texts([answer := Text("answer", "x" * 2**20), Text("correction", "y", parent=answer)])
+    answered = {"texts": texts, "error": None, "engine_start_s": 0.0, "engine_node": "none"}
+    schema = pa.schema([*trace_schema(), *BESIDE])
 
     class Wordy:
         def __init__(self, job: rollouts.Job) -> None:
@@ -211,7 +368,7 @@ def wordy_actor() -> Any:
 
         def __call__(self, batch: Any) -> Any:
             rows = [row | answered for row in unit_files.from_one_row(batch).to_pylist()]
-            return pa.Table.from_pylist(rows, schema=pa.schema([*unit_files.ROLLOUT_SCHEMA, *beside]))
+            return pa.Table.from_pylist(rows, schema=schema)
 
     return Wordy
 
@@ -224,16 +381,15 @@ def test_many_questions_make_larger_units_not_more(tmp_path: Path, monkeypatch: 
         assert len(unit_files.question_units(tmp_path / "train.parquet", "train")) == expected
 
 
-def test_a_unit_is_one_file_however_long_its_texts(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_unit_is_one_file_however_long_its_texts(local_ray: None, tmp_path: Path) -> None:
     """300 MB in one unit: more than twice the block size at which Ray Data would split it."""
     rows = [{"id": str(i), "question": "1+1", "answers": ["2"], "split": "train"} for i in range(300)]
     unit_files.write_questions(rows, tmp_path / "train.parquet", unit_size=len(rows))
     (unit,) = unit_files.question_units(tmp_path / "train.parquet", "train")
     destination = tmp_path / "rollouts"
     destination.mkdir()
-    (summary,) = rollouts.pipeline(
-        job(destination, rollouts.Turns(1, 1, WARM, WARM)), [unit], wordy_actor()
-    ).take_all()
+    (summary,) = rollouts.pipeline(job(destination), [unit], wordy_actor()).take_all()
     assert summary["questions"] == 300
     (file,) = destination.glob("*.parquet")
     assert pq.read_metadata(file).num_rows == 300
@@ -242,36 +398,12 @@ def test_a_unit_is_one_file_however_long_its_texts(tmp_path: Path) -> None:
 def test_a_worker_of_an_attempt_that_was_taken_over_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "lease").mkdir()
     (tmp_path / "lease" / "0002").touch()
-    row = {
-        "id": "a",
-        "question": "What is 1 + 2?",
-        "answers": ["3"],
-        "split": "train",
-        "documents": [],
-        "choices": [],
-    }
-    row |= {"initial_from": "current", "model_version": "base", "initial": ["=3"], "initial_finish": ["stop"]}
-    row |= {
-        "initial_tokens": [2],
-        "corrections": [["=3"]],
-        "correction_finish": [["stop"]],
-        "correction_tokens": [[2]],
-        "prompt_tokens": 9,
-        "error": None,
-    }
-    row |= {
-        "initial_rewards": [],
-        "correction_rewards": [],
-        "grader_errors": [],
-        "unit": "train-0",
-        "engine_start_s": 0.0,
-    }
-    batch = pa.Table.from_pylist([row | {"engine_node": "one"}])
+    row = question("train", texts=write_texts([Text("answer", "=3")]), error=None)
+    batch = of_actor([row], "train-0")
     folder = tmp_path / "rollouts"
     folder.mkdir()
-    turns = rollouts.Turns(1, 1, SETTINGS.sampling.initial, SETTINGS.sampling.correction)
     with pytest.raises(RuntimeError, match="taken this run over"):
-        rollouts.grade_and_write(batch, replace(job(folder, turns), lease=store.Lease(tmp_path / "lease", 1)))
+        rollouts.grade_and_write(batch, replace(job(folder), lease=store.Lease(tmp_path / "lease", 1)))
     assert not list(folder.glob("*.parquet"))
-    rollouts.grade_and_write(batch, replace(job(folder, turns), lease=store.Lease(tmp_path / "lease", 2)))
+    rollouts.grade_and_write(batch, replace(job(folder), lease=store.Lease(tmp_path / "lease", 2)))
     assert [file.name for file in folder.glob("*.parquet")] == ["train-0.parquet"]

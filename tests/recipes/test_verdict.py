@@ -7,7 +7,7 @@ import pytest
 from harness.traces import QUESTION, ScriptedAsk, answered, plan
 
 from stasc_ray.recipes.trace import Text
-from stasc_ray.recipes.verdict import VERDICT, Verdict, says_right
+from stasc_ray.recipes.verdict import VERDICT, Verdict
 from stasc_ray.tasks.prompts import assistant, correction_messages, initial_messages, user
 
 RIGHT, WRONG = Verdict().says_right, Verdict().says_wrong
@@ -64,12 +64,12 @@ def kinds(examples) -> list[tuple[str, str]]:
     ],
 )
 def test_a_verdict_is_read_by_its_last_words(text, expected):
-    assert says_right(Verdict(), text) is expected
+    assert Verdict().reads(text) is expected
 
 
 def test_the_phrases_are_words_of_the_config():
     section = Verdict(says_right="Yes", says_wrong="No")
-    assert [says_right(section, text) for text in ("so: yes", "no", RIGHT)] == [True, False, None]
+    assert [section.reads(text) for text in ("so: yes", "no", RIGHT)] == [True, False, None]
 
 
 def test_to_learn_from_verdicts_and_corrections_of_every_answer_are_asked_for():
