@@ -1,14 +1,13 @@
-"""How much the methods learn, with error bars: variants, baselines, recipes and the paper's questions, on the
-sandbox.
+"""How much the methods learn, with error bars: variants, baselines, recipes, the paper's questions.
 
-python -m benchmarks.study run --folder runs/study                  variants, baselines, recipes; hours on two cores
+python -m benchmarks.study run --folder runs/study     variants, baselines, recipes; hours on two cores
 python -m benchmarks.study run --folder runs/study --parts samples filters rates
-python -m benchmarks.study harvest --folder docs/study RUN_FOLDER...   runs made by hand, each named after its cell
+python -m benchmarks.study harvest --folder docs/study RUN...     finished runs, each named after its cell
 python -m benchmarks.study report --folder docs/study --output docs/results.md
 
-A cell is one `stasc run` of study.toml with overrides. Its figures are one line of cells.jsonl; a cell that
-has a line is not run again. Each cell has one core to itself (by affinity), so as many run at once as
-`--parallel` says. The report is made of that file alone (study_report.py).
+A cell is one `stasc run` of study.toml with overrides, on the sandbox. Its figures are one line of
+cells.jsonl; a cell that has a line is not run again. Each cell has one core to itself (by affinity), so as
+many run at once as `--parallel` says. The report is made of that file alone (study_report.py).
 """
 
 import argparse
@@ -140,20 +139,21 @@ def overrides(cell: Cell, sizes: Sequence[str]) -> list[str]:
     return [*sizes, f"seed={cell.seed}", *cell.overrides]
 
 
-# --- running
-# -----------------------------------------------------------------------------------------------------
+# --- running ------------------------------------------------------------------------------------------------
 
 
 def run_all(folder: Path, wanted: Sequence[Cell], parallel: int, sizes: Sequence[str]) -> bool:
-    """Run the cells that have no line yet, `parallel` at a time, one to a core; returns whether all have one
-    now.
+    """Run the cells that have no line yet, `parallel` at a time, one to a core.
+
+    Returns:
+        Whether all have one now.
     """
     folder.mkdir(parents=True, exist_ok=True)
     done = {cell["name"]: cell for cell in study_figures.lines(folder / CELLS)}
     if other := [cell.name for cell in wanted if done.get(cell.name, {}).get("sizes", [*sizes]) != [*sizes]]:
         raise SystemExit(
-            f"{folder}: expected cells of --sizes {' '.join(sizes) or '(none)'}, found others: "
-            f"{', '.join(other)}"
+            f"{folder}: expected cells of --sizes {' '.join(sizes) or '(none)'}, "
+            f"found others: {', '.join(other)}"
         )
     cores: SimpleQueue[int] = SimpleQueue()
     for core in sorted(os.sched_getaffinity(0))[:parallel]:
@@ -232,9 +232,7 @@ def best_versions(found: study_figures.Cell) -> list[study_figures.Iteration]:
 
 
 def keep(folder: Path, cell: study_figures.Cell) -> None:
-    """Give a cell its line among the study's, sorted by name; cells that end together write one after
-    another.
-    """
+    """Give a cell its line among the study's, sorted by name; one process or thread writes at a time."""
     with (folder / f"{CELLS}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = {one["name"]: one for one in study_figures.lines(folder / CELLS)} | {cell["name"]: cell}
@@ -242,8 +240,7 @@ def keep(folder: Path, cell: study_figures.Cell) -> None:
         store.write_atomically(folder / CELLS, "".join(lines))
 
 
-# --- what a run folder says
-# --------------------------------------------------------------------------------------
+# --- what a run folder says ---------------------------------------------------------------------------------
 
 
 def add(folder: Path, cell: Cell, sizes: Sequence[str], run_folder: Path) -> None:
@@ -264,8 +261,7 @@ def add(folder: Path, cell: Cell, sizes: Sequence[str], run_folder: Path) -> Non
     if reached != expected.algorithm.iterations:
         raise SystemExit(
             f"{run_folder}: expected a finished run of {expected.algorithm.iterations} iterations, found the "
-            f"last "
-            f"measured one to be {reached}; the same `stasc run` continues it"
+            f"last measured one to be {reached}; the same `stasc run` continues it"
         )
     folder.mkdir(parents=True, exist_ok=True)
     keep(folder, line)
@@ -275,9 +271,7 @@ def line_of(cell: Cell, sizes: Sequence[str], run_folder: Path) -> study_figures
     """A cell's line, from its run folder. `seconds` are those of its stages."""
     environment = files.read_json(run_folder / "environment.json", "git_commit")
     lines = store.RunFolder(run_folder).metrics()
-    seconds = [
-        line.get(f"{line['stage']}/{name}", 0.0) for line in lines for name in ("duration_s", "start_s")
-    ]
+    seconds = [line.get(f"{line['stage']}/duration_s", 0.0) for line in lines]
     return {
         "name": cell.name,
         "part": cell.part,
@@ -306,7 +300,7 @@ def harvest(run_folder: Path) -> list[study_figures.Iteration]:
         elif line["stage"] == "examples":
             at["examples"] = names
         elif line["stage"] == "finetune":
-            at["trained_tokens"] = names["trained_tokens"]
+            at |= {name: names[name] for name in ("trained_tokens", "steps")}
         elif line["stage"] == "rollouts":
             at["generated_tokens"] = names["generated_tokens"]
     return [found[number] for number in sorted(found) if "test" in found[number]]
@@ -325,9 +319,8 @@ def of_traces(run: store.RunFolder, iteration: int, settings: config.Config) -> 
 
     Returns:
         generated: {split: {turn: tokens}}; answer_tokens: mean tokens of a first answer and of a correction,
-            on test;
-        of runs that answer often enough for a vote: what `count_votes` returns, and what an answer of these
-            votes costs.
+        on test. Of runs that answer often enough for a vote: what `count_votes` returns, and what an answer
+        of these votes costs.
     """
     traces, writer = run.files(run.stage(iteration, "rollouts")), store.iteration_name(iteration)
     columns = ("choices", *text_columns("turn", "sample", "parent", "writer", "text", "token_ids", "reward"))
@@ -370,8 +363,7 @@ def count_votes(
     """Self-consistency: the commonest of k answers, over questions with their texts and choices.
 
     Returns:
-        votes and corrected_votes: {k: mean reward of the commonest of the first k first answers, or last
-            answers}.
+        votes and corrected_votes: {k: mean reward of the commonest of the first k first, or last, answers}.
     """
 
     def reward(ends: Sequence[Text], choices: Sequence[str]) -> float:

@@ -1,5 +1,4 @@
-"""What a study's cells say: which iteration, which metric, means with 95% intervals, differences seed by
-seed.
+"""What a study's cells say: which iteration, which metric, means with 95% intervals, differences by seed.
 
 An interval is Student's t over the seeds. A difference is taken within each seed: both sides of a seed have
 the same questions.
@@ -38,8 +37,7 @@ def read(file: Path) -> Cells:
     return found
 
 
-# --- which iteration
-# ---------------------------------------------------------------------------------------------
+# --- which iteration ----------------------------------------------------------------------------------------
 
 
 def first(cell: Cell) -> Iteration:
@@ -63,9 +61,7 @@ def chosen(cell: Cell) -> Iteration:
 
 
 def chosen_first(cell: Cell) -> Iteration:
-    """The iteration with the best first answers on dev: how one would choose a model that is not asked to
-    correct.
-    """
+    """The iteration with the best first answers on dev: the choice if a model is not asked to correct."""
     return max(cell["iterations"], key=lambda one: (one["dev"]["r_y1"], -one["iteration"]))
 
 
@@ -75,9 +71,7 @@ def best_on_test(cell: Cell) -> Iteration:
 
 
 def on_base_answers(pick: Pick) -> Pick:
-    """The same choice where M0's answers are corrected, as the F variants are trained and as the paper
-    measures them.
-    """
+    """The same choice by corrections of M0's answers, which F variants are trained for."""
 
     def picked(cell: Cell) -> Iteration:
         return pick({**cell, "iterations": [{**one, **one.get("fixed", {})} for one in cell["iterations"]]})
@@ -85,8 +79,7 @@ def on_base_answers(pick: Pick) -> Pick:
     return picked
 
 
-# --- values
-# ------------------------------------------------------------------------------------------------------
+# --- values -------------------------------------------------------------------------------------------------
 
 
 def by_seed(cells: Sequence[Cell], pick: Pick, metric: str = "r_y2", split: str = "test") -> dict[int, float]:
@@ -101,16 +94,12 @@ def mean(cells: Sequence[Cell], pick: Pick, metric: str = "r_y2", split: str = "
 
 
 def votes(cells: Sequence[Cell], pick: Pick, voters: int, of: str = "votes") -> dict[int, float]:
-    """The share that the commonest of so many first answers gets right; `corrected_votes`: of so many last
-    ones.
-    """
+    """The share that the commonest of so many first (`corrected_votes`: last) answers gets right."""
     return {cell["seed"]: found[of][str(voters)] for cell in cells if of in (found := pick(cell))}
 
 
 def trained_behind(cell: Cell, iteration: Iteration) -> int:
-    """Tokens that a version was trained on, from M0 on; where each fine-tune starts from M0, those of its
-    own.
-    """
+    """Tokens that a version was trained on, from M0 on; if fine-tunes start from M0, the last one's."""
     from_base = cell["part"] == "variants" and cell["label"].endswith("F")
     return iteration.get("trained_tokens", 0) if from_base else spent_behind(cell, iteration)
 
@@ -128,15 +117,15 @@ def generated_behind(cell: Cell, iteration: Iteration) -> int:
 
 
 def at_tokens(cell: Cell, tokens: int) -> float:
-    """r(Y2) on test with that many tokens behind a version, interpolated between iterations (Evolving
-    fine-tuning adds them up).
+    """r(Y2) on test with that many tokens behind a version, interpolated between iterations.
+
+    Evolving fine-tuning adds the tokens up.
     """
     behind = [trained_behind(cell, one) for one in cell["iterations"]]
     return float(np.interp(tokens, behind, [one["test"]["r_y2"] for one in cell["iterations"]]))
 
 
-# --- means and differences
-# ---------------------------------------------------------------------------------------
+# --- means and differences ----------------------------------------------------------------------------------
 
 
 def interval(sample: Sequence[float]) -> tuple[float, float]:

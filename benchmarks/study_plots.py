@@ -1,6 +1,4 @@
-"""The plots of docs/results.md, from the cells of a study's variants: means over seeds by iteration, with 95%
-intervals.
-"""
+"""The plots of docs/results.md, from the cells of the variants: means over seeds, 95% intervals."""
 
 import math
 from collections import defaultdict

@@ -1,6 +1,4 @@
-"""The section "Three recipes at equal cost" of docs/results.md, from the cells of the part `recipes`
-alone.
-"""
+"""The section "Three recipes at equal cost" of docs/results.md, from the cells of the part `recipes`."""
 
 import math
 import statistics
@@ -33,6 +31,14 @@ OF_VERDICTS = {
     'recall of "wrong"': "verdict_recall",
     "readable": "verdict_read",
 }
+KINDS = {
+    "verdicts": ("says_right", "says_wrong"),
+    "answers": ("answer",),
+    "corrections": ("c_to_c", "i_to_c"),
+}
+"""Classes of the examples that `verdict` learns."""
+BATCH = 32
+"""Examples per optimizer step, study.toml's."""
 ENOUGH = 0.6
 """Balanced accuracy on dev that a verifier should exceed; 0.5 is chance."""
 
@@ -81,17 +87,36 @@ def verdicts(recipes: Group) -> Iterator[str]:
 
 
 def enough(recipes: Group) -> Iterator[str]:
-    """Whether verdicts on dev are better than ENOUGH."""
+    """Whether verdicts on dev are better than ENOUGH: of the chosen version, and after each iteration."""
     cells = recipes.get("verdict", [])
-    found = list(by_seed(cells, chosen, "verdict_balanced_accuracy", "dev").values())
-    if not found:
-        return
-    middle, half = interval(found)
-    word = "above" if middle > ENOUGH else "not above"
-    below = ", but its interval reaches below" if middle > ENOUGH >= middle - half else ""
-    told = mean(cells, chosen, "verdict_balanced_accuracy", "dev")
-    lacking = ", from one seed" if math.isnan(half) else ""
-    yield (
-        f"On dev, the verdicts of the version chosen there have a balanced accuracy of {told}{lacking}. "
-        f"That is **{word} {ENOUGH}**{below}."
-    )
+    numbers = range(1, max((len(cell["iterations"]) for cell in cells), default=0))
+    picks = {
+        "the version chosen on dev": chosen,
+        **{f"iteration {number}": nth(number) for number in numbers},
+    }
+    for name, pick in picks.items():
+        found = list(by_seed(cells, pick, "verdict_balanced_accuracy", "dev").values())
+        if not found:
+            continue
+        middle, half = interval(found)
+        below = ", but its interval reaches below" if middle > ENOUGH >= middle - half else ""
+        lacking = ", from one seed" if math.isnan(half) else ""
+        word = "above" if middle > ENOUGH else "not above"
+        value = mean(cells, pick, "verdict_balanced_accuracy", "dev")
+        yield f"- {name}, balanced accuracy on dev: {value}{lacking}: **{word} {ENOUGH}**{below}"
+
+
+def learnt(recipes: Group) -> Iterator[str]:
+    """What the recipe with verdicts learnt in each iteration, and how often."""
+    cells = recipes.get("verdict", [])
+    for number in range(1, max((len(cell["iterations"]) for cell in cells), default=0)):
+        there = [cell["iterations"][number] for cell in cells if len(cell["iterations"]) > number]
+        kept = {
+            name: statistics.mean(
+                sum(at["examples"].get(f"kept_{kind}", 0) for kind in kinds) for at in there
+            )
+            for name, kinds in KINDS.items()
+        }
+        passes = statistics.mean(at["steps"] * BATCH / at["examples"]["kept"] for at in there)
+        counts = ", ".join(f"{count:,.0f} {name}" for name, count in kept.items())
+        yield f"- iteration {number}: {counts}; {passes:.2f} passes over them"

@@ -1,7 +1,7 @@
 """docs/results.md from the study's cells.jsonl alone.
 
 The words are results_page.md's; here are its tables and differences. Figures are study_figures.py's, plots
-study_plots.py's.
+study_plots.py's, and the section on recipes study_recipes.py's.
 """
 
 import itertools
@@ -75,8 +75,8 @@ def write(file: Path, output: Path, expected: Mapping[str, int]) -> None:
     variants = found["variants"]
     if not variants:
         raise SystemExit(
-            f"{file}: expected cells of the variants (variants-ENE-0 ...), found none; `study.py run` makes "
-            f"them"
+            f"{file}: expected cells of the variants (variants-ENE-0 ...), found none; "
+            "`python -m benchmarks.study run` makes them"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     plot_all(variants, output)
@@ -93,12 +93,13 @@ def facts(found: Cells, expected: Mapping[str, int]) -> dict[str, str]:
         widest(variants),
         [cell for part in found.values() for cells in part.values() for cell in cells],
     )
+    seconds = [cell["seconds"] for cells in variants.values() for cell in cells]
     there = {part: sum(map(len, found[part].values())) for part in expected}
     fewer = [f"{part} {there[part]} of {number}" for part, number in expected.items() if there[part] < number]
     return {
         "sizes": ", ".join(some[0]["sizes"]) or "as it is",
         "seeds": str(len(some)),
-        "minutes": f"{statistics.median(cell['seconds'] for cells in variants.values() for cell in cells) / 60:.1f}",
+        "minutes": f"{statistics.median(seconds) / 60:.1f}",
         "hours": f"{sum(cell['seconds'] for cell in every) / 3600:.1f}",
         "commits": ", ".join(sorted({cell["commit"] for cell in every})),
         "unfinished": f"**Not whole yet**, cells that are there: {', '.join(fewer)}." if fewer else "",
@@ -116,6 +117,7 @@ def sections(found: Cells) -> dict[str, Iterator[str]]:
         "recipes": study_recipes.table(found["recipes"]),
         "recipes_differences": study_recipes.differences(found["recipes"]),
         "recipes_verdicts": study_recipes.verdicts(found["recipes"]),
+        "recipes_learnt": study_recipes.learnt(found["recipes"]),
         "recipes_enough": study_recipes.enough(found["recipes"]),
         "chosen": score_table({"M0": (widest(variants), first), **both_ways(variants, chosen)}),
         "last": score_table(both_ways(variants, last)),
@@ -143,9 +145,7 @@ def widest(variants: Group) -> Sequence[Cell]:
 
 
 def headline(variants: Group, baselines: Group) -> Iterator[str]:
-    """What the README shows: a version as it would be chosen on dev, answering once, correcting that, and
-    voting.
-    """
+    """What the README shows: a version as dev would choose it, answering, correcting that, and voting."""
     yield "| reward on test | first answer | corrected answer | vote of three |"
     yield "|---|---|---|---|"
     voting = [baselines.get(label, []) for label in ("consistency", "ENE")]
@@ -170,8 +170,7 @@ def headline(variants: Group, baselines: Group) -> Iterator[str]:
             yield f"| {name}{kept} | {rewards} | {told(list(votes(voters, pick, 3).values()))} |"
 
 
-# --- the variants
-# ------------------------------------------------------------------------------------------------
+# --- the variants -------------------------------------------------------------------------------------------
 
 
 def both_ways(variants: Group, pick: Pick) -> dict[str, tuple[Sequence[Cell], Pick]]:
@@ -224,8 +223,7 @@ def ended_early(variants: Group) -> str:
     )
 
 
-# --- the paper's questions
-# ---------------------------------------------------------------------------------------
+# --- the paper's questions ----------------------------------------------------------------------------------
 
 
 def pairs(variants: Group, place: int, one: str, other: str, pick_other: Pick = chosen) -> Iterator[str]:
@@ -271,7 +269,8 @@ def other_filters(filters: Group, variants: Group) -> Iterator[str]:
         )
         for other in ("ENE", "EIE") if label == "both_correct" else ("ENE",):
             if other in variants:
-                yield f"- {name} against {other}: {told_difference(by_seed(cells, chosen), by_seed(variants[other], chosen))}"
+                found = told_difference(by_seed(cells, chosen), by_seed(variants[other], chosen))
+                yield f"- {name} against {other}: {found}"
     if filters:
         yield ""
     yield from score_table({label: (cells, chosen) for label, cells in sorted(filters.items())})
@@ -283,7 +282,8 @@ def sample_pairs(samples: Group) -> Iterator[str]:
         one, other = f"{few}x{many}", f"{many}x{few}"
         if {one, other} <= set(samples):
             found = told_difference(by_seed(samples[one], chosen), by_seed(samples[other], chosen))
-            yield f"- {one} against {other}, {few * (1 + many)} against {many * (1 + few)} generations a question: {found}"
+            generations = f"{few * (1 + many)} against {many * (1 + few)} generations a question"
+            yield f"- {one} against {other}, {generations}: {found}"
 
 
 def best_samples(samples: Group) -> Iterator[str]:
@@ -300,13 +300,14 @@ def best_samples(samples: Group) -> Iterator[str]:
             if verdict(by_seed(samples[best], chosen), by_seed(samples[label], chosen))
             in ("better", "too few seeds")
         }
-        alike = sorted(set(samples) - worse - {best})
-        yield f"The best on dev is {best}; on test it is not told apart from {', '.join(alike) or 'none of the others'}."
+        alike = ", ".join(sorted(set(samples) - worse - {best})) or "none of the others"
+        yield f"The best on dev is {best}; on test it is not told apart from {alike}."
 
 
 def collapse(rows: Group) -> Iterator[str]:
     """What later iterations lose, and whether choosing on dev catches it."""
-    yield "| | last less chosen on dev | lost by choosing on dev, not test | last less M0 | CS: M0 | the last |"
+    compared = "last less chosen on dev | lost by choosing on dev, not test | last less M0"
+    yield f"| | {compared} | CS: M0 | the last |"
     yield "|---|---|---|---|---|---|"
     fallen, below = [], []
     ends, oracles = both_ways(rows, last), both_ways(rows, best_on_test)
@@ -324,8 +325,7 @@ def collapse(rows: Group) -> Iterator[str]:
     yield f"Clearly worse at the end than M0, which is a collapse: {', '.join(below) or 'none'}."
 
 
-# --- what it costs
-# -----------------------------------------------------------------------------------------------
+# --- what it costs ------------------------------------------------------------------------------------------
 
 
 def budget(variants: Group, baselines: Group) -> Iterator[str]:
@@ -352,7 +352,8 @@ def budget(variants: Group, baselines: Group) -> Iterator[str]:
                 rewards = f"{mean(cells, pick, 'r_y1')} | {mean(cells, pick)}"
                 tokens = [one["vote_tokens"] for one in map(pick, cells) if "vote_tokens" in one]
                 cost = f"{statistics.mean(tokens):.0f}" if tokens else ""
-                yield f"| {name}; {which} | {iterations(cells, pick)} | {behind(cells, pick)} | {rewards} | {cost} |"
+                row = f"{name}; {which} | {iterations(cells, pick)} | {behind(cells, pick)}"
+                yield f"| {row} | {rewards} | {cost} |"
     voting: Rows = {
         "M0": (baselines.get("consistency", []), first),
         "ENE": (baselines.get("ENE", []), chosen),
@@ -430,7 +431,10 @@ def in_words(variants: Group, baselines: Group) -> Iterator[str]:
     names = {"better": "better than", "not told apart": "not told apart from", "worse": "worse than"}
     parts = [f"**{name}** {', '.join(found[word])}" for word, name in names.items() if word in found]
     if parts:
-        yield f"Does correction pay for its tokens? Versions chosen on dev: ENE's corrected answer is {'; '.join(parts)}."
+        yield (
+            "Does correction pay for its tokens? Versions chosen on dev: ENE's corrected answer is "
+            f"{'; '.join(parts)}."
+        )
 
 
 def paper(variants: Group) -> Iterator[str]:

@@ -1,7 +1,6 @@
-"""Two recipes that learn what no model wrote: the reference answer, or the whole sum by columns (the sandbox
-only).
+"""Two recipes that learn what no model wrote: the reference answer, or the whole sum by columns.
 
-The study's ceilings and floors. `python -m benchmarks.study` names them by dotted path.
+The study (study.py) compares with them, on the sandbox, and names them by dotted path.
 """
 
 import re

@@ -51,9 +51,13 @@ def summary(run: Run) -> dict[str, Any]:
     """The version chosen on dev, with its test figures beside the base model's and the last iteration's."""
     rows = {row["iteration"]: row for row in stages.table_rows(run.folder)}
     best, last = run.folder.best_on_dev(chosen_by(run.settings.algorithm)) or 0, max(rows)
-    names = ("r_y1", "r_y2", "r_y2_low", "r_y2_high")
-    figures = {
-        name: {key: rows[iteration][f"evaluation/test/{key}"] for key in names}
-        for name, iteration in (("base", 0), ("chosen", best), ("last", last))
-    }
-    return {"chosen_version": f"v{best:04d}", "chosen_iteration": best, "last_iteration": last, **figures}
+    of_base = chosen_by(run.settings.algorithm)[0].startswith(
+        "base/"
+    )  # trained on corrections of M0's answers
+    figures: dict[str, Any] = {}
+    for name, iteration in (("base", 0), ("chosen", best), ("last", last)):
+        of = "base/" if of_base and iteration else ""
+        keys = ("r_y1", "r_y2", "r_y2_low", "r_y2_high")
+        figures[name] = {key: rows[iteration][f"evaluation/test/{of}{key}"] for key in keys}
+    versions = {"chosen_version": f"v{best:04d}", "chosen_iteration": best, "last_iteration": last}
+    return {**versions, "of_base": of_base, **figures}

@@ -198,7 +198,7 @@ def evaluate(run: Run, iteration: int) -> None:
         writers["base/"] = iteration_name(0)
     rounds = {
         "": None,
-        **{f"round_{k}/": k for k in range(1, settings.evaluation.rounds) if settings.evaluation.rounds > 1},
+        **{f"round_{k}/": k for k in range(1, settings.evaluation.rounds)},
     }
     traces = run.folder.files(run.folder.stage(iteration, "rollouts"))
     found = {

@@ -87,8 +87,8 @@ def evaluate(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of a Hub dataset.")] = None,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Correction rounds, each correcting the one before.")
-    ] = 1,
+        int | None, typer.Option(min=1, help="Corrections in a row; default: the config's, else 1.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder to keep the rollouts and metrics in; default: none is kept.")
     ] = None,
@@ -105,11 +105,10 @@ def evaluate(
 
         suits = {} if config_file else config.dataset("sandbox" if data == "sandbox" else preset)["suits"]
         # A failed row is a scored failure here, shown in the figures, and stops nothing.
-        suits |= (
-            {} if config_file else {"engine.max_model_len_tokens": 4096, "engine.max_error_fraction": 1.0}
-        )
+        limits = {"engine.max_model_len_tokens": 4096, "engine.max_error_fraction": 1.0}
+        suits = {} if config_file else {**suits, **limits}
         given = {"model.path": model, "questions.preset": preset, "questions.test.source": data}
-        given |= {"algorithm.iterations": 0, "evaluation.rounds": rounds}
+        given |= {"algorithm.iterations": 0} | ({"evaluation.rounds": rounds} if rounds else {})
         given |= {"questions.test.split": split} if split else {}
         given |= {"questions.test.limit": limit} if limit else {}
         told = [f"{name}={config.as_text(value)}" for name, value in (suits | given).items()]
@@ -188,8 +187,9 @@ def as_lines(line: dict[str, Any], rounds: int) -> str:
 def conclusion(found: dict[str, Any]) -> str:
     """The chosen version's figures beside the base model's and the last iteration's."""
     base, chosen, last = found["base"], found["chosen"], found["last"]
+    of = ", correcting the base model's answers" if found["of_base"] else ""
     return (
-        f"{found['chosen_version']} is best on dev. Test r(Y2): base {base['r_y2']:.3f}, "
+        f"{found['chosen_version']} is best on dev{of}. Test r(Y2): base {base['r_y2']:.3f}, "
         f"chosen {chosen['r_y2']:.3f} [{chosen['r_y2_low']:.3f}, {chosen['r_y2_high']:.3f}] "
         f"({chosen['r_y2'] - base['r_y2']:+.3f}), last iteration {last['r_y2']:.3f}. Test r(Y1): base "
         f"{base['r_y1']:.3f}, "

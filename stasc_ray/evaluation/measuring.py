@@ -48,7 +48,8 @@ def _score_file(
             answers=recipe.answers,
             writer=writer,
             rounds=rounds,
-            says_right=recipe.says_right and functools.partial(recipe.says_right, section),
+            judges=recipe.verdicts,
+            says_right=functools.partial(recipe.says_right, section),
             pick=(lambda ends, row=row: policies.ranked(ends, row["choices"] or (), marker)[0][0])
             if votes
             else None,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text, finals, roots
+from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text, depth, finals, roots
 
 EDIT_CHARACTERS = 1000
 """How much of each text `edit_ratio` compares; a pair of this length costs up to 0.2 ms."""
@@ -36,7 +36,8 @@ def score_row(
     answers: Collection[str] = (ANSWER, CORRECTION),
     writer: str | None = None,
     rounds: int | None = None,
-    says_right: Callable[[str], bool | None] | None = None,
+    judges: Collection[str] = (),
+    says_right: Callable[[str], bool | None] = lambda text: None,
     pick: Callable[[Sequence[Text]], Text] | None = None,
 ) -> dict[str, Any]:
     """Reduce one question's trace to a few floats, each the mean over its first answers and, for each, over
@@ -53,7 +54,8 @@ def score_row(
         answers: turns whose texts are answers.
         writer: of the first answers that count; None: all.
         rounds: corrections in a row that count; None: all.
-        says_right: reads a verdict, for the verdicts' own figures.
+        judges: turns whose texts are verdicts, for the verdicts' figures.
+        says_right: reads a verdict.
         pick: chooses one of all last answers (a vote), which is Y2 then.
 
     Returns:
@@ -71,7 +73,8 @@ def score_row(
     values = {name: np.mean([np.mean([pair[name] for pair in of]) for of in pairs]) for name in _PAIR}
     verdicts = dict.fromkeys(VERDICTS, 0.0)
     for text in texts:
-        if says_right and text.turn not in answers and text.parent and text.root in first:
+        judged = text.turn in judges and text.parent and text.root in first
+        if judged and text.parent and (rounds is None or depth(text, answers) <= rounds):
             verdicts[_verdict(says_right(text.text), text.parent, threshold)] += 1
     return {**{name: float(value) for name, value in values.items()}, **verdicts, "failed": 0.0}
 

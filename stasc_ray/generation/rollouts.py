@@ -14,7 +14,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +27,8 @@ from stasc_ray.generation.asking import Asker, empty
 from stasc_ray.generation.samples import Request, Sample
 from stasc_ray.generation.unit_files import Row, Unit, from_one_row, read_unit, written
 from stasc_ray.recipes import recipe_of
-from stasc_ray.recipes.policies import policy
-from stasc_ray.recipes.recipe import Plan, gather
+from stasc_ray.recipes.policies import answer
+from stasc_ray.recipes.recipe import Plan, gather, train_plan
 from stasc_ray.recipes.trace import Text, grade, read_texts, write_texts
 from stasc_ray.runtime import capacity, model_folder, ray_session
 from stasc_ray.store import files
@@ -64,17 +64,16 @@ class Job:
 
     def plan(self, split: str) -> Plan:
         """What is asked about the questions of a split."""
-        settings, section = self.settings, self.settings.algorithm
-        learn = split == "train"
-        return Plan(
-            prompts=settings.prompts,
-            section=section,
-            n_initial=section.n_initial if learn else settings.evaluation.samples,
-            n_corrections=section.n_corrections if learn else min(1, section.n_corrections),
-            rounds=1 if learn else settings.evaluation.rounds,
-            learn=learn,
-            iteration=self.iteration,
-        )
+        plan = train_plan(self.settings, self.iteration)
+        if split == "train":
+            return plan
+        evaluation, n_corrections = self.settings.evaluation, min(1, plan.n_corrections)
+        counts = {
+            "n_initial": evaluation.samples,
+            "n_corrections": n_corrections,
+            "rounds": evaluation.rounds,
+        }
+        return replace(plan, **counts, learn=False)
 
     def sampling(self, split: str) -> config.SamplingPerTurn:
         """Sampling values for the questions of a split."""
@@ -201,27 +200,24 @@ class RolloutActor:
         return await asyncio.gather(*(self._roll_out(row) for row in rows))
 
     async def _roll_out(self, row: Row) -> Row:
-        try:
-            texts = await self._texts(row)
-            row = row | {"texts": write_texts(texts), "error": empty(texts)}
-        except _row_errors() as error:  # one bad row is data; the rest go on
-            row = row | {"texts": [], "error": f"{type(error).__name__}: {error}"}
-        return row | {"engine_start_s": self.engine_start_s, "engine_node": self.node}
+        """The trace of one question.
 
-    async def _texts(self, row: Row) -> list[Text]:
-        """The trace of one question: with Fixed initialization M0's answers corrected, and off train the own
-        ones too.
+        With Fixed initialization M0's answers are corrected and, off train, the model's own too.
+        If one of the two trees fails, the other stays.
         """
         fixed = self.job.settings.algorithm.initial_answers_from == "base" and self.job.iteration > 0
         given = read_texts(row)
-        if fixed and not given:
-            raise ValueError("no initial answer was given to correct")
         trees = [self._tree(row, "base", given)] if fixed else []
         if not fixed or row["split"] != "train":
             trees.append(self._tree(row, "current", None))
-        return [text for texts in await gather(trees) for text in texts]
+        found = await gather(trees)
+        texts = [text for tree, _ in found for text in tree]
+        errors = [*filter(None, [error for _, error in found]), *filter(None, [empty(texts)])]
+        row = row | {"texts": write_texts(texts), "error": "; ".join(errors) or None}
+        return row | {"engine_start_s": self.engine_start_s, "engine_node": self.node}
 
-    async def _tree(self, row: Row, source: str, given: list[Text] | None) -> list[Text]:
+    async def _tree(self, row: Row, source: str, given: list[Text] | None) -> tuple[list[Text], str | None]:
+        """The texts that go back to M0's answers (`base`) or to the model's own; or why there are none."""
         job = self.job
         ask = Asker(
             self.engine.tokenizer,
@@ -233,8 +229,13 @@ class RolloutActor:
             given=given or (),
         )
         name = None if row["split"] == "train" else job.settings.evaluation.policy
-        await policy(name, self.recipe)(self.recipe, row, ask, job.plan(row["split"]), given)
-        return ask.texts
+        try:
+            if given == []:
+                raise ValueError("no initial answer was given to correct")
+            await answer(name, self.recipe, row, ask, job.plan(row["split"]), given)
+        except _row_errors() as error:  # one bad row is data; the rest go on
+            return [], f"{type(error).__name__}: {error}"
+        return ask.texts, None
 
     def generate(self, token_ids: list[int], request: Request, _: object) -> "asyncio.Future[list[Sample]]":
         """The samples of one prompt."""
@@ -303,8 +304,10 @@ def read_summary(file: Path, writer: str) -> Row:
 
 def _grade(row: Row, reward: rewards.Grader, section: config.Algorithm) -> None:
     recipe, texts = recipe_of(section.recipe), read_texts(row)
-    says_right = recipe.says_right and functools.partial(recipe.says_right, section)
-    grade(texts, recipe.answers, lambda answer: reward(answer, row), says_right, section.threshold)
+    says_right = functools.partial(recipe.says_right, section)
+    grade(
+        texts, recipe.answers, lambda text: reward(text, row), recipe.verdicts, says_right, section.threshold
+    )
     row["texts"] = write_texts(texts)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
-from stasc_ray.tasks.chat import Message, content, control_tokens, render
+from stasc_ray.tasks.chat import Message, content, continuation, control_tokens, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -118,14 +118,14 @@ def _target(
     """The tokens of a trained message, end of turn included, and which of them are learnt."""
     _, end_of_turn = _closing(tokenizer)
     pieces = messages[place].get("pieces")
-    if not pieces or all(piece.get("token_ids") is None for piece in pieces):
+    if not pieces or all(piece.get("token_ids") is None and piece["train"] for piece in pieces):
         target = _canonical(tokenizer, messages[: place + 1], prompt)
         return target, [True] * len(target)
     ids, learnt = [], []
     for number, piece in enumerate(pieces):
         tokens = piece.get("token_ids")
         if tokens is None:
-            tokens = tokenizer.encode(piece["text"], add_special_tokens=False)
+            tokens = continuation(tokenizer, piece["text"])
         if number < len(pieces) - 1 and list(tokens[-len(end_of_turn) :]) == end_of_turn:
             tokens = tokens[: -len(end_of_turn)]  # the turn goes on
         ids += [int(token) for token in tokens]

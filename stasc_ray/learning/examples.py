@@ -17,21 +17,26 @@ import pyarrow.parquet as pq
 
 from stasc_ray import config
 from stasc_ray.recipes import recipe_of
-from stasc_ray.recipes.recipe import Example, Plan
+from stasc_ray.recipes.recipe import Example, train_plan
 from stasc_ray.recipes.selection import TRANSITIONS, keep_probabilities, thin, transition
 from stasc_ray.recipes.trace import Text, finals, read_texts, roots
 from stasc_ray.store import files
-from stasc_ray.store.rows import EXAMPLE_SCHEMA, text_columns
+from stasc_ray.store.rows import EXAMPLE_SCHEMA, question_columns, text_columns
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
 READ_ROWS = 1024
-COLUMNS = (
-    *("id", "question", "answers", "documents", "choices"),
-    *text_columns(
-        "turn", "sample", "parent", "writer", "text", "token_ids", "finish_reason", "reward", "grader_error"
-    ),
+FIELDS = (
+    "turn",
+    "sample",
+    "parent",
+    "writer",
+    "text",
+    "token_ids",
+    "finish_reason",
+    "reward",
+    "grader_error",
 )
 
 
@@ -42,18 +47,6 @@ class Selecting:
     settings: config.Config
     iteration: int
     """That learns; its train traces were written by the model before."""
-
-    def plan(self) -> Plan:
-        """As `turns` had it when it wrote the traces."""
-        section = self.settings.algorithm
-        return Plan(
-            prompts=self.settings.prompts,
-            section=section,
-            n_initial=section.n_initial,
-            n_corrections=section.n_corrections,
-            learn=True,
-            iteration=self.iteration - 1,
-        )
 
     @property
     def seed(self) -> int:
@@ -155,8 +148,9 @@ def _write(
 
 
 def _selected(file: str, job: Selecting) -> Iterator[tuple[list[Text], list[Example]]]:
-    recipe, plan = recipe_of(job.settings.algorithm.recipe), job.plan()
-    for row in files.read(file, COLUMNS).to_pylist():
+    recipe = recipe_of(job.settings.algorithm.recipe)
+    plan = train_plan(job.settings, job.iteration - 1)
+    for row in files.read(file, question_columns(files.names(file)) + text_columns(*FIELDS)).to_pylist():
         texts = read_texts(row)
         if not any(
             text.grader_error for text in texts

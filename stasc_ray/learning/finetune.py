@@ -176,7 +176,7 @@ def _encode(
     """One row per sequence; a conversation whose turns can't share one has several, the first under the
     example's id.
     """
-    if not any(message.get("train") or message.get("pieces") for message in messages):
+    if all(message.get("train") is None and not message.get("pieces") for message in messages):
         messages = [
             *messages[:-1],
             {**messages[-1], "train": True},

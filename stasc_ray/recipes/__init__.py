@@ -50,4 +50,5 @@ def chosen_by(section: Algorithm) -> tuple[str, ...]:
     (`base/`). M0 itself has only its own answers.
     """
     measure = recipe_of(section.recipe).chosen_by
-    return (f"base/{measure}", measure) if section.initial_answers_from == "base" else (measure,)
+    fixed = section.initial_answers_from == "base" and measure != "r_y1"  # M0's answers measure M0 alone
+    return (f"base/{measure}", measure) if fixed else (measure,)

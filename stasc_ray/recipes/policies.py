@@ -70,16 +70,39 @@ POLICIES: Mapping[str, Policy] = {
 }
 
 
+def policies(of: Recipe) -> dict[str, Policy]:
+    """Every policy by which a recipe's models can answer: the shared ones and what the recipe brings."""
+    return {**POLICIES, **of.policies}
+
+
 def policy(name: str | None, of: Recipe) -> Policy:
     """The policy of that name; None: the recipe's.
 
     Raises:
         ValueError: no such policy.
     """
-    found = POLICIES.get(name or of.policy)
-    if found is None:
-        raise ValueError(f"policy: expected one of {', '.join(POLICIES)}, found {name!r}")
-    return found
+    known = policies(of)
+    if (name or of.policy) not in known:
+        raise ValueError(f"policy: expected one of {', '.join(known)}, found {name or of.policy!r}")
+    return known[name or of.policy]
+
+
+async def answer(
+    name: str | None,
+    of: Recipe,
+    question: Question,
+    ask: Ask,
+    plan: Plan,
+    given: Sequence[Text] | None = None,
+) -> None:
+    """Answer a question by a policy. An error that a recipe's own TaskGroup wrapped is raised as it was."""
+    try:
+        await policy(name, of)(of, question, ask, plan, given)
+    except ExceptionGroup as errors:
+        first: Exception = errors
+        while isinstance(first, ExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 def ranked(ends: Sequence[Text], choices: Sequence[str], answer_marker: str) -> list[tuple[Text, int]]:

@@ -8,10 +8,10 @@ grading, training, evaluation, resume, report, serving. One's own is a file with
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from stasc_ray.config import Algorithm, Prompts
+from stasc_ray.config import Algorithm, Config, Prompts
 from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text
 from stasc_ray.tasks.prompts import Message
 
@@ -36,6 +36,13 @@ class Plan:
     """Whether the texts are to learn from (train questions), not to measure or to serve."""
     iteration: int = 0
     """Of the model that writes; 0 is M0."""
+
+
+def train_plan(settings: Config, iteration: int) -> Plan:
+    """What M_iteration is asked about train questions; `turns` writes by it and `examples` reads by it."""
+    section = settings.algorithm
+    counts = {"n_initial": section.n_initial, "n_corrections": section.n_corrections}
+    return Plan(settings.prompts, section, **counts, learn=True, iteration=iteration)
 
 
 class Ask(Protocol):
@@ -93,16 +100,20 @@ class Recipe:
     """Target shares of groups of classes, by section; they add up to 1. Classes in no group all stay."""
     answers: tuple[str, ...] = (ANSWER, CORRECTION)
     """Turns whose texts are answers: graded by the reward, and what a question ends in."""
-    says_right: Callable[[Any, str], bool | None] | None = None
-    """`says_right(section, text)` reads a verdict on an answer; None: it can't be read."""
+    verdicts: tuple[str, ...] = ()
+    """Turns whose texts judge the answer that they follow."""
+    says_right: Callable[[Any, str], bool | None] = lambda section, text: None
+    """`says_right(section, text)` reads a verdict; None: it can't be read."""
     keeps: Callable[[Any], str] = lambda section: "what its `examples` gives"
     """What `examples` keeps, in words, for the message if it kept nothing; by section."""
-    objective: Literal["sft"] = "sft"
+    objective: str = "sft"
     """Name in `learning.objectives.OBJECTIVES`."""
     chosen_by: str = "r_y2"
     """The measure on dev by which a version is chosen."""
     policy: str = "recipe"
     """How questions are answered when asked (recipes/policies.py)."""
+    policies: Mapping[str, Any] = field(default_factory=dict)
+    """Policies that the recipe brings, by name; see `policies.Policy`."""
 
 
 def learnt(*texts: Text, train: bool = True) -> dict[str, Any]:

@@ -80,11 +80,11 @@ def keep_probabilities(
     """
     sizes = {group: sum(counts.get(name, 0) for name in group) for group in shares}
     wanted = {group: share for group, share in shares.items() if share > 0}
-    if not all(sizes[group] for group in wanted):
+    if not all(sizes[group] for group in wanted) and len(wanted) > 1:
         return {}
     total = min((sizes[group] / share for group, share in wanted.items()), default=0.0)
     return {
-        name: min(1.0, share * total / sizes[group]) if share > 0 else 0.0
+        name: min(1.0, share * total / sizes[group]) if share * total > 0 else 0.0
         for group, share in shares.items()
         for name in group
     }

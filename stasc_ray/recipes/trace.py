@@ -126,7 +126,8 @@ def grade(
     texts: Sequence[Text],
     answers: Collection[str],
     reward: Callable[[str], tuple[float, str | None]],
-    says_right: Callable[[str], bool | None] | None,
+    verdicts: Collection[str],
+    says_right: Callable[[str], bool | None],
     threshold: float,
 ) -> None:
     """Fill in rewards: answers by `reward`, verdicts by whether they agree with the reward of what they
@@ -135,13 +136,14 @@ def grade(
     Args:
         answers: turns whose texts are answers.
         reward: gives (reward, the grader's failure).
-        says_right: reads a verdict; None if it can't be read. Without this function no other turn is graded.
+        verdicts: turns whose texts are verdicts; other turns are not graded.
+        says_right: reads a verdict; None if it can't be read.
         threshold: reward from which an answer is right.
     """
     for text in texts:
         if text.turn in answers:
             text.reward, text.grader_error = reward(text.text)
     for text in texts:
-        if says_right and text.turn not in answers and text.parent and text.parent.reward is not None:
+        if text.turn in verdicts and text.parent and text.parent.reward is not None:
             said = says_right(text.text)
             text.reward = float(said is not None and said == (text.parent.reward >= threshold))

@@ -115,5 +115,11 @@ def _right_verdicts(texts: Sequence[Text], answer: Text, right: bool, plan: Plan
 
 
 VERDICT = Recipe(
-    Verdict, turns, examples, lambda section: section.shares, says_right=Verdict.reads, policy="until_right"
+    Verdict,
+    turns,
+    examples,
+    policy="until_right",
+    verdicts=(VERDICT_TURN,),
+    says_right=Verdict.reads,
+    shares=lambda section: section.shares,
 )

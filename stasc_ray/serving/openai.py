@@ -3,6 +3,7 @@ answers.
 """
 
 import time
+from collections.abc import Collection
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -192,11 +193,13 @@ def extra(answered: CorrectResponse) -> dict[str, Any]:
 class Chunks:
     """The chunks of one streamed completion."""
 
-    def __init__(self, request: ChatRequest, request_id: str, last_round: int | None) -> None:
+    def __init__(
+        self, request: ChatRequest, request_id: str, last_round: int | None, answers: Collection[str]
+    ) -> None:
         self._request = request
         self._head = {"id": _id(request_id), "object": "chat.completion.chunk", "created": int(time.time())}
         self._model = request.model
-        self._last_round = last_round
+        self._last_round, self._answers, self._said = last_round, answers, False
         # Which sample wins, and where a stop string cuts, is known at the end only.
         self._live = not request.stop and last_round is not None
 
@@ -205,14 +208,16 @@ class Chunks:
         if event == "start":
             self._model = data["model_version"]
             return self._chunk({"role": "assistant", "content": ""})
-        if event == "token" and self._live and data["round"] == self._last_round:
+        is_last = data.get("round") == self._last_round and data.get("turn") in self._answers
+        if event == "token" and self._live and is_last:
+            self._said = True
             return self._chunk({"content": data["text"]})
         return None
 
     def end(self, answered: CorrectResponse) -> list[dict[str, Any]]:
         """The chunks after the last token."""
         answer, stopped = self._request.cut(answered.answer)
-        chunks = [] if self._live else [self._chunk({"content": answer})]
+        chunks = [] if self._said else [self._chunk({"content": answer})]
         last = self._chunk({}, "stop" if stopped else answered.finish_reason) | {"stasc": extra(answered)}
         chunks.append(last)
         if self._request.stream_options and self._request.stream_options.include_usage:

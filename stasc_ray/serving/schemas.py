@@ -31,7 +31,7 @@ class CorrectRequest(BaseModel):
     policy: str | None = Field(
         None,
         max_length=64,
-        description="recipe, until_right, until_unchanged, vote; default: vote or as measured",
+        description="recipe, until_right, until_unchanged, vote; default: as it was measured",
     )
     samples: int = Field(
         1, ge=1, description="Independent answers, the commonest of which wins; needs a temperature above 0"

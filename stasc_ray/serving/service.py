@@ -16,7 +16,7 @@ from stasc_ray import config, store
 from stasc_ray.generation.asking import Asker, OnPiece, PromptTooLongError
 from stasc_ray.generation.samples import SEED_SPACING, Request, Sample
 from stasc_ray.recipes import recipe_of
-from stasc_ray.recipes.policies import POLICIES, policy, ranked
+from stasc_ray.recipes.policies import answer, policies, ranked
 from stasc_ray.recipes.recipe import Plan, Question, gather
 from stasc_ray.recipes.trace import ANSWER, Text, depth, finals, roots
 from stasc_ray.serving.doors import Admission
@@ -90,7 +90,7 @@ class Service:
     def last_round(self, request: CorrectRequest) -> int | None:
         """The round whose text is the answer, if that is known before it is written."""
         asked = self._asked(request)
-        fixed = asked.policy == "recipe" and self.recipe.says_right is None and request.samples == 1
+        fixed = asked.policy == "recipe" and not self.recipe.verdicts and request.samples == 1
         return min(asked.plan.rounds, asked.plan.rounds * asked.plan.n_corrections) if fixed else None
 
     async def _answer(
@@ -123,9 +123,10 @@ class Service:
                     given=asked.given,
                     on_text=on_text if emit else None,
                 )
-                run = policy(asked.policy, self.recipe)
                 try:
-                    await run(self.recipe, asked.question, ask, asked.plan, asked.given or None)
+                    await answer(
+                        asked.policy, self.recipe, asked.question, ask, asked.plan, asked.given or None
+                    )
                 except PromptTooLongError as error:
                     raise invalid("question", str(error), status=413) from None
                 except EngineDiedError:
@@ -153,8 +154,9 @@ class Service:
             value = getattr(request, name)
             if value is not None and value > limit:
                 raise invalid(name, f"expected at most {limit}, found {value}")
-        if request.policy not in (None, *POLICIES):
-            raise invalid("policy", f"expected one of {', '.join(POLICIES)}, found {request.policy!r}")
+        known = policies(self.recipe)
+        if request.policy not in (None, *known):
+            raise invalid("policy", f"expected one of {', '.join(known)}, found {request.policy!r}")
         rounds = evaluation.rounds if request.rounds is None else request.rounds
         corrects = self.settings.algorithm.n_corrections > 0
         if request.initial_answer is not None and not (rounds and corrects):
@@ -170,7 +172,8 @@ class Service:
         if len(request.choices) == 1:
             raise invalid("choices", "expected at least 2 choices or none, found 1")
         sampling = self._sampling(request)
-        if request.samples > 1 and sampling.correction.temperature == 0 and sampling.initial.temperature == 0:
+        branches = sampling.initial if request.initial_answer is None else sampling.correction
+        if request.samples > 1 and branches.temperature == 0:
             raise invalid(
                 "samples",
                 "expected a temperature above 0 with several samples: greedy answers are all the same",
@@ -193,8 +196,7 @@ class Service:
                 n_corrections=(request.samples if given else 1) if corrects else 0,
                 rounds=rounds,
             ),
-            policy=request.policy
-            or ("vote" if request.samples > 1 else evaluation.policy or self.recipe.policy),
+            policy=request.policy or evaluation.policy or self.recipe.policy,
             sampling=sampling,
             seed=secrets.randbits(62) // SEED_SPACING * SEED_SPACING
             if request.seed is None
@@ -300,7 +302,7 @@ class Service:
             name=settings.name,
             recipe=settings.algorithm.recipe,
             variant=settings.algorithm.variant,
-            policies=list(POLICIES),
+            policies=list(policies(self.recipe)),
             model=settings.model.path,
             preset=settings.prompts.preset,
             active=active,

@@ -55,6 +55,16 @@ def footer(file: str | Path) -> pq.FileMetaData:
         return pq.read_metadata(file)
 
 
+def names(file: str | Path) -> list[str]:
+    """A Parquet file's columns.
+
+    Raises:
+        ValueError: it is cut short, or no Parquet file.
+    """
+    with whole(file):
+        return pq.read_schema(file).names
+
+
 def read(file: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A committed file's rows; `columns` may be paths (`store.rows.text_columns`).
 

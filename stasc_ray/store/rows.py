@@ -3,6 +3,8 @@
 `FORMAT` stands in a run folder's config.json. A folder of another format is refused, never half understood.
 """
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 FORMAT = 2
@@ -59,6 +61,11 @@ MESSAGE = pa.struct(
 EXAMPLE_SCHEMA = pa.schema({"id": pa.string(), "class": pa.string(), "messages": pa.list_(MESSAGE)})
 """One example. Loss falls on messages, and on pieces of an assistant's message, with `train`. Ids are
 unique."""
+
+
+def question_columns(names: Sequence[str]) -> list[str]:
+    """Those of a trace file's columns that the question brought along."""
+    return [name for name in names if name not in ("texts", "error")]
 
 
 def text_columns(*fields: str) -> list[str]:

@@ -52,6 +52,14 @@ def render(
     return prompt + _encode(tokenizer, _SEAM + text.removeprefix(prompt_text))
 
 
+def continuation(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids (T,) of a text that goes on in the middle of a turn; as harmless as in `render`."""
+    (message,) = _disarm(tokenizer, [{"role": "assistant", "content": text}])
+    return [
+        token for piece in message["content"].split(_SEAM) for token in _encode_continuation(tokenizer, piece)
+    ]
+
+
 def content(message: Message) -> str:
     """A message's whole text."""
     pieces = message.get("pieces")

@@ -24,7 +24,8 @@ async def chat_completions(body: openai.ChatRequest, here: Here, request_id: Req
     if not body.stream:
         return openai.chat_response(body, await here.service.correct(question, request_id))
     as_chunks = functools.partial(
-        _as_chunks, openai.Chunks(body, request_id, here.service.last_round(question))
+        _as_chunks,
+        openai.Chunks(body, request_id, here.service.last_round(question), here.service.recipe.answers),
     )
     return await answer_stream(functools.partial(here.service.correct, question, request_id), as_chunks)
 
