@@ -67,7 +67,7 @@ async def _judge(question: Question, ask: Ask, plan: Plan, answer: Text) -> None
 
 
 async def _explore(question: Question, ask: Ask, plan: Plan, answer: Text) -> None:
-    """To learn from: verdicts; corrections of every answer, told that it is wrong, if possible by a verdict."""
+    """To learn from: verdicts; corrections of every answer, told that it is wrong, best by its verdict."""
     asked, section = verdict_messages(question, answer, plan), plan.section
     sampled = section.n_verdicts if plan.iteration or section.verdicts == "sampled" else 0
     said = await ask(VERDICT_TURN, asked, n=sampled, parent=answer)

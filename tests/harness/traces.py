@@ -79,6 +79,8 @@ class ScriptedAsk:
     async def __call__(
         self, turn: str, messages: Sequence[Any], *, n: int = 1, parent: Text | None = None
     ) -> list[Text]:
+        if not n:
+            return []
         self.asked.append((turn, list(messages), n))
         found = [Text(turn, self.left.pop(0), number, parent) for number in range(n)]
         self.texts += found

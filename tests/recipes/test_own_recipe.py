@@ -39,7 +39,14 @@ def traced(of: Plan, *texts: str) -> list[Text]:
     """A graded trace; a text with "Danube" is right."""
     ask = ScriptedAsk(*texts)
     asyncio.run(CRITIQUE.turns(QUESTION, ask, of, None))
-    grade(ask.texts, CRITIQUE.answers, lambda text: (float("Danube" in text), None), None, 1.0)
+    grade(
+        ask.texts,
+        CRITIQUE.answers,
+        lambda text: (float("Danube" in text), None),
+        (),
+        CRITIQUE.says_right,
+        1.0,
+    )
     return ask.texts
 
 

@@ -56,7 +56,9 @@ def test_a_cap_keeps_the_same_ones_again():
 def test_a_failed_trace_and_an_ungraded_answer_have_no_examples():
     (ungraded,) = answered([1])
     ungraded.reward = None
-    assert kept([]) == [] == kept([ungraded])
+    assert kept([]) == []
+    with pytest.raises(AssertionError, match="graded traces only"):
+        kept([ungraded])
 
 
 def test_nothing_is_corrected():

@@ -130,7 +130,7 @@ def test_answers_are_graded_by_the_reward_and_verdicts_by_whether_they_agree():
     broken = Text(CORRECTION, "broken", 0, verdicts[5])
     texts = [correction, broken, *verdicts, right, wrong]
     rewards = {"right": (1.0, None), "wrong": (0.0, None), "half": (0.5, None), "broken": (0.0, "failed")}
-    grade(texts, ANSWERS, rewards.__getitem__, said.get, 1.0)
+    grade(texts, ANSWERS, rewards.__getitem__, ("verdict",), said.get, 1.0)
     assert [text.reward for text in (right, wrong, correction, broken)] == [1.0, 0.0, 0.5, 0.0]
     assert (broken.grader_error, correction.grader_error) == ("failed", None)
     assert [verdict.reward for verdict in verdicts] == [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
@@ -140,12 +140,12 @@ def test_a_verdict_is_judged_by_the_threshold():
     answer = Text(ANSWER, "half")
     verdict = Text("verdict", "yes", 0, answer)
     for threshold, reward in ((0.5, 1.0), (0.6, 0.0)):
-        grade([answer, verdict], ANSWERS, lambda _: (0.5, None), lambda _: True, threshold)
+        grade([answer, verdict], ANSWERS, lambda _: (0.5, None), ("verdict",), lambda _: True, threshold)
         assert verdict.reward == reward
 
 
 def test_without_a_reader_of_verdicts_no_other_turn_is_graded():
     answer = Text(ANSWER, "a")
     plan = Text("plan", "yes", 0, answer)
-    grade([answer, plan], ANSWERS, lambda _: (1.0, None), None, 1.0)
+    grade([answer, plan], ANSWERS, lambda _: (1.0, None), (), lambda _: True, 1.0)
     assert (answer.reward, plan.reward) == (1.0, None)

@@ -100,8 +100,23 @@ def test_constructed_verdicts_are_asked_for_from_the_second_iteration_on():
     section = {"n_corrections": 1, "n_verdicts": 1, "verdicts": "constructed"}
     first = ask_about("a", "c", iteration=0, **section)
     assert [turn for turn, *_ in first.asked] == ["answer", "correction"]
-    later = ask_about("a", "c", "v", iteration=1, **section)
-    assert [turn for turn, *_ in later.asked] == ["answer", "correction", "verdict"]
+    later = ask_about("a", "v", "c", iteration=1, **section)
+    assert [turn for turn, *_ in later.asked] == ["answer", "verdict", "correction"]
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_corrections_to_learn_follow_a_verdict_that_says_wrong(sees):
+    """As when they are served: the correction's prompt holds what the model itself said."""
+    section = {"n_corrections": 1, "n_verdicts": 2, "correction_sees_verdict": sees}
+    ask = ask_about("a", RIGHT, f"Hm. {WRONG}", "c", **section)
+    correction = ask.texts[-1]
+    assert correction.parent is (ask.texts[2] if sees else ask.texts[0])
+    assert (assistant(f"Hm. {WRONG}") in ask.asked[-1][1]) is sees
+    for text, reward in zip(ask.texts, (0.0, 0.0, 1.0, 1.0), strict=True):
+        text.reward = reward
+    learnt_of = VERDICT.examples(QUESTION, ask.texts, of(**section), 0)
+    assert [one.kind for one in learnt_of] == ["says wrong", "i->c"]
+    assert list(learnt_of[-1].messages[:-1]) == ask.asked[-1][1]
 
 
 @pytest.mark.parametrize(
@@ -131,13 +146,15 @@ def test_verdicts_that_agree_with_the_reward_are_learnt():
 
 
 def test_constructed_verdicts_follow_from_the_reward_in_the_first_iteration_alone():
-    texts = trace([1, 0], verdicts=[[WRONG], [RIGHT]])
+    disagreeing = trace([1, 0], verdicts=[[WRONG], [RIGHT]])
     section = {"verdicts": "constructed", "n_verdicts": 2, "learn_answers": "none"}
     assert (
-        kinds(kept(texts, iteration=0, **section))
+        kinds(kept(trace([1, 0]), iteration=0, **section))
         == [("says right", RIGHT)] * 2 + [("says wrong", WRONG)] * 2
     )
-    assert kept(texts, iteration=1, **section) == [], "from then on the model's own, and these were wrong"
+    assert kept(disagreeing, iteration=1, **section) == [], (
+        "from then on the model's own, and these were wrong"
+    )
 
 
 def test_right_corrections_are_learnt_after_being_told_that_the_answer_is_wrong():
