@@ -20,6 +20,7 @@ class Verdict(Algorithm):
     """Self-rewarding correction: a verdict stands between an answer and its correction."""
 
     recipe: str = "verdict"
+    """This method."""
     n_corrections: PositiveInt = 4
     """Corrections per initial answer of a train question."""
     n_verdicts: PositiveInt = 4
@@ -98,7 +99,7 @@ def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -
         right, below = answer.graded >= section.threshold, [text for text in texts if text.root is answer]
         said = [text for text in below if text.turn == VERDICT_TURN]
         verdicts = [learnt(text) for text in said if section.reads(text.text) is right]
-        if not said and section.verdicts == "constructed":
+        if section.verdicts == "constructed" and not plan.iteration:
             phrase = section.says_right if right else section.says_wrong
             verdicts = [written(phrase)] * section.n_verdicts
         asked, kind = verdict_messages(question, answer, plan), "says right" if right else "says wrong"

@@ -237,7 +237,7 @@ def test_verdicts_by_hand():
         judged(1.0, "wrong", 0.0),
     ]
     named = [(str(number), texts) for number, texts in enumerate(traces)]
-    found = evaluate(named, 1.0, 10, 0, says_right=says_right)
+    found = evaluate(named, 1.0, 10, 0, judges=("verdict",), says_right=says_right)
     assert found["verdict_accuracy"] == 5 / 8
     assert found["verdict_balanced_accuracy"] == (2 / 4 + 3 / 4) / 2
     assert found["verdict_precision"] == pytest.approx(2 / 3)
@@ -245,7 +245,7 @@ def test_verdicts_by_hand():
     # A verdict is no answer: what it lets pass stays, what it sends back is corrected.
     assert (found["r_y1"], found["r_y2"]) == (4 / 8, 5 / 8)
     assert (found["i_to_c"], found["c_to_i"], found["c_to_c"]) == (2 / 8, 1 / 8, 3 / 8)
-    counts = score_row([*traces[0], *traces[2]], 1.0, says_right=says_right)
+    counts = score_row([*traces[0], *traces[2]], 1.0, judges=("verdict",), says_right=says_right)
     assert {name: counts[name] for name in VERDICTS if counts[name]} == {
         "wrong_of_wrong": 1,
         "right_of_wrong": 1,
@@ -253,10 +253,13 @@ def test_verdicts_by_hand():
 
 
 def test_without_verdicts_there_are_no_figures_of_them():
-    found = evaluate([("a", answered([1]))], 1.0, 10, 0, says_right=says_right)
+    found = evaluate([("a", answered([1]))], 1.0, 10, 0, judges=("verdict",), says_right=says_right)
     assert not [name for name in found if name.startswith("verdict")]
     assert (
-        evaluate([("a", judged(1.0, "right"))], 1.0, 10, 0, says_right=says_right)["verdict_recall"] is None
+        evaluate([("a", judged(1.0, "right"))], 1.0, 10, 0, judges=("verdict",), says_right=says_right)[
+            "verdict_recall"
+        ]
+        is None
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from stasc_ray.generation.samples import Request, Sample
 from stasc_ray.learning.encoding import IGNORED, encode
 from stasc_ray.learning.examples import Selecting
 from stasc_ray.recipes import RECIPES, recipe_of, section_of
-from stasc_ray.recipes.recipe import Example
+from stasc_ray.recipes.recipe import Example, train_plan
 from stasc_ray.recipes.trace import ANSWER, Text, grade
 
 QUESTION = {
@@ -116,17 +116,18 @@ def rolled_out(case: str, family: str, split: str = "train") -> tuple[Recorder, 
     """What rollouts of M0 ask, and their graded trace."""
     settings, recorder = settings_of(case), Recorder(family)
     job = rollouts.Job("model", 0, settings, "nowhere", on_cuda=False)
-    texts = asyncio.run(RecordingActor(job, recorder)._texts({**ROW, "split": split}))
+    texts, error = asyncio.run(RecordingActor(job, recorder)._tree({**ROW, "split": split}, "current", None))
+    assert error is None
     recipe, section = recipe_of(settings.algorithm.recipe), settings.algorithm
-    says_right = recipe.says_right and (lambda text: recipe.says_right(section, text))
-    grade(texts, recipe.answers, lambda text: (float("B" in text), None), says_right, section.threshold)
+    reward, says_right = (lambda text: (float("B" in text), None)), partial(recipe.says_right, section)
+    grade(texts, recipe.answers, reward, recipe.verdicts, says_right, section.threshold)
     return recorder, texts
 
 
 def examples_of(case: str, texts: Sequence[Text]) -> list[Example]:
     selecting = Selecting(settings_of(case), iteration=1)
     recipe = recipe_of(selecting.settings.algorithm.recipe)
-    return list(recipe.examples(ROW, texts, selecting.plan(), selecting.seed))
+    return list(recipe.examples(ROW, texts, train_plan(selecting.settings, 0), selecting.seed))
 
 
 def trained_turns(tokenizer: Any, example: Example) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
