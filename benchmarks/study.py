@@ -63,7 +63,7 @@ BASELINES = {
     "worked": ("algorithm.recipe=benchmarks.supervised:WORKED", *ONE_TURN, AS_ENE),
     "ENE": ("algorithm.variant=ENE",),
 }
-EQUAL_COST = ("questions.train.limit=1000", "algorithm.iterations=2", "finetune.trained_tokens=120000")
+EQUAL_COST = ("questions.train.limit=1000", "algorithm.iterations=1", "finetune.trained_tokens=120000")
 RECIPES = {
     "stasc": ("algorithm.variant=ENE", "algorithm.n_initial=1", "algorithm.n_corrections=2"),
     "rft": ("algorithm.recipe=rft", "algorithm.n_initial=3", *ONE_TURN),

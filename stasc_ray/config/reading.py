@@ -176,5 +176,5 @@ def as_text(value: Any) -> str:
 
 
 def to_json(config: Config) -> str:
-    """The resolved tree as JSON text, as stored in a run folder."""
+    """The resolved tree as JSON text."""
     return json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"

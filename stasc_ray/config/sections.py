@@ -240,12 +240,12 @@ class Sampling(Section):
 
 
 class SamplingPerTurn(Section):
-    """Sampling of the two turns."""
+    """Sampling of first answers, and of every other turn."""
 
     initial: Sampling = Sampling()
     """Initial answers (Y1)."""
     correction: Sampling = Sampling()
-    """Corrections (Y2)."""
+    """Corrections (Y2), and any other turn that a recipe asks."""
 
 
 class Algorithm(Section):
@@ -376,7 +376,7 @@ class Publish(Section):
     """When LATEST moves to a new version."""
 
     when: Literal["dev_improves", "always"] = "dev_improves"
-    """`dev_improves`: only to the best dev r(Y2) so far; `always`: after each iteration."""
+    """`dev_improves`: only to the best on dev so far, by the recipe's measure; `always`: after each iteration."""
 
 
 class Serve(Section):

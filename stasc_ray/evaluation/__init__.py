@@ -1,1 +1,1 @@
-"""What a model's answers and corrections are worth, and the report."""
+"""What a model's answers and corrections are worth."""

@@ -62,7 +62,13 @@ class Asker:
         self.texts: list[Text] = list(given)
 
     async def __call__(
-        self, turn: str, messages: Sequence[chat.Message], *, n: int = 1, parent: Text | None = None
+        self,
+        turn: str,
+        messages: Sequence[chat.Message],
+        *,
+        n: int = 1,
+        parent: Text | None = None,
+        logprob: bool = False,
     ) -> list[Text]:
         """The `n` texts of a turn; see `recipes.recipe.Ask`."""
         if not n:
@@ -74,9 +80,8 @@ class Asker:
         texts = [Text(turn, "", number, parent, self.writer) for number in range(n)]
         texts[0].prompt_tokens = len(token_ids)  # the samples share it
         # Greedy texts are all the same: one is generated and stands for all.
-        request = Request(
-            sampling, n if sampling.temperature > 0 else 1, request_seed(*self.identity, place(turn, parent))
-        )
+        seed = request_seed(*self.identity, place(turn, parent))
+        request = Request(sampling, n if sampling.temperature > 0 else 1, seed, logprob)
         on_text, started = self.on_text, time.monotonic()
         on_piece = on_text and (lambda sample, piece: on_text(texts[sample], piece))
         samples = await self.generate(token_ids, request, on_piece)
@@ -86,7 +91,7 @@ class Asker:
                 sample.token_ids,
                 sample.finish_reason,
             )
-            text.seconds = time.monotonic() - started
+            text.logprob, text.seconds = sample.logprob, time.monotonic() - started
         self.texts += texts
         return texts
 

@@ -113,7 +113,7 @@ class Engine:
         `on_tokens` is called in the engine's thread after each step with all token ids so far; it needs
         `request.n = 1`.
 
-        Raises (in the future):
+        The future raises:
             ValueError: the prompt leaves no room for an answer in the context, or vLLM refused the request.
             RuntimeError: the engine is closed or died.
         """
@@ -140,7 +140,7 @@ class Engine:
     def load_adapter(self, adapter: Adapter) -> "Future[None]":
         """Read an adapter, so that a broken one is found here and not by the requests that name it.
 
-        Raises (in the future):
+        The future raises:
             ValueError: vLLM cannot load it.
         """
         return self._command(functools.partial(vllm_calls.load_adapter, adapter=adapter))
@@ -256,7 +256,12 @@ class Engine:
 
     def _sample(self, completion: "CompletionOutput") -> Sample:
         text = self.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
-        return Sample(str(text), tuple(completion.token_ids), completion.finish_reason or "unknown")
+        ids, why, logprob = (
+            tuple(completion.token_ids),
+            completion.finish_reason,
+            completion.cumulative_logprob,
+        )
+        return Sample(str(text), ids, why or "unknown", logprob)
 
     def _fail_all(self, error: Exception) -> None:
         for submission in self._pending.values():

@@ -16,6 +16,8 @@ class Sample:
     token_ids: tuple[int, ...]
     finish_reason: str
     """`stop` (end-of-turn token) or `length` (max_tokens or the context was full)."""
+    logprob: float | None = None
+    """Sum of its tokens' log-probabilities at temperature 1, if the request asked for it."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Request:
     sampling: config.Sampling
     n: int
     seed: int
+    logprob: bool = False
+    """Whether the samples come with their log-probability."""
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,9 @@ def sampling_params(request: Request, stop_token_ids: list[int], streaming: bool
         frequency_penalty=0.0,
         max_tokens=sampling.max_tokens,
         seed=request.seed,
+        logprobs=0
+        if request.logprob
+        else None,  # of the sampled token alone; raw, so temperature plays no part
         stop_token_ids=stop_token_ids,
         detokenize=False,  # once, when the text is whole
         output_kind=RequestOutputKind.CUMULATIVE if streaming else RequestOutputKind.FINAL_ONLY,
@@ -116,7 +119,7 @@ def lora_arguments(rank: int | None) -> dict[str, Any]:
 
 
 def scoring_params() -> "SamplingParams":
-    """Generate nothing to speak of, but tell the prompt's log-probabilities."""
+    """Score the prompt; generate one token and discard it."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 

@@ -27,10 +27,9 @@ if TYPE_CHECKING:
     from ray.train import RunConfig, ScalingConfig
 
 RESIZE_INTERVAL_S = 300.0
-"""How often elastic workers may become more: each time the group starts anew from its last checkpoint."""
+"""Minimum time between scale-ups: each restarts the group from its last checkpoint."""
 ELASTIC_PLACE_TIMEOUT_S = 30.0
-"""How long elastic workers wait for places that Ray had counted: right after a node was lost it still counts
-those."""
+"""Ray counts a lost node's slots for a while; give up on them after this."""
 ENCODE_ROWS = 256
 ENCODED = ("id", "input_ids", "labels", "trained_tokens", "no_target", "too_long")
 

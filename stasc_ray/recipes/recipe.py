@@ -54,9 +54,15 @@ class Ask(Protocol):
     texts: list[Text]
 
     def __call__(
-        self, turn: str, messages: Sequence[Message], *, n: int = 1, parent: Text | None = None
+        self,
+        turn: str,
+        messages: Sequence[Message],
+        *,
+        n: int = 1,
+        parent: Text | None = None,
+        logprob: bool = False,
     ) -> Awaitable[list[Text]]:
-        """Gives the texts, with samples counted from 0.
+        """Gives the texts, with samples counted from 0; with `logprob` each has its log-probability.
 
         Raises:
             PromptTooLongError: the prompt leaves no room for an answer.

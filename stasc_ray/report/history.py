@@ -14,6 +14,7 @@ from stasc_ray.config import Config, validate
 from stasc_ray.recipes import chosen_by, section_of
 from stasc_ray.store import RunFolder
 from stasc_ray.store.files import read_json
+from stasc_ray.store.run_folder import read_values
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,10 @@ def read_run(path: Path) -> Run:
         raise FileNotFoundError(
             f"report: expected a run folder with metrics.jsonl, found none in {path}; give <storage>/<run>"
         )
-    raw_config = _if_there(path / "config.json")
-    fields = {name: value for name, value in raw_config.items() if name != "format"}
+    raw_config = read_values(path) if (path / "config.json").is_file() else {}
     try:
-        config = validate(fields, section_of, origin=str(path / "config.json")) if fields else None
-    except ValueError:  # written by another version of the package: the page is still worth having
+        config = validate(raw_config, section_of, origin=str(path / "config.json")) if raw_config else None
+    except ValueError:  # a recipe that can't be imported here: the page is still worth having
         config = None
     return Run(
         folder=folder,

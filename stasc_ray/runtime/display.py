@@ -81,9 +81,8 @@ class Bar:
 
     def __init__(self, display: Display, what: str, total: int, done: int, unit: str) -> None:
         self._display, self._what, self._total, self._done, self._unit = display, what, total, done, unit
-        self._first: tuple[float, int] | None = (
-            None  # when the first piece came, and what was done then: starting up is no rate
-        )
+        # Start timing at the first piece, so start-up does not count: when it came, and what was done then.
+        self._first: tuple[float, int] | None = None
         self._printed = time.monotonic()
         self._live: Progress | None = None
         if display.console.is_terminal:

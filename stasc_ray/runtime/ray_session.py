@@ -20,8 +20,7 @@ from stasc_ray import config
 
 LOCAL_START_ATTEMPTS = 3
 IDLE_WORKERS = 4
-"""Processes, with what they have imported, that a local Ray keeps for the next tasks; by default none while
-all CPUs are taken."""
+"""Idle workers to keep warm; Ray's default is none if all CPUs are busy."""
 NODE_GROUP = "ray.io/node-group"
 """The label that Ray gives a node whose RAY_NODE_TYPE_NAME is set."""
 

@@ -256,17 +256,25 @@ def read_config(path: Path, sections: config.Sections) -> config.Config:
         raise FileNotFoundError(
             f"run folder: expected config.json in {path}, found none; `stasc run` makes one"
         )
-    values = read_json(file)
+    return config.validate(read_values(path), sections, origin=str(file))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The values of a run folder's config.json.
+
+    Raises:
+        ValueError: a run folder of another format.
+    """
+    values = read_json(path / "config.json")
     found = values.pop("format", 1)
     if found != FORMAT:
         raise ValueError(
             f"run folder {path}: expected format {FORMAT}, found format {found}, written by another version "
-            f"of stasc_ray; "
-            "finish or serve it with that version, start over with --fresh (deletes it), or choose another "
+            "of stasc_ray; finish or serve it with that version, start over with --fresh (deletes it), or choose another "
             "name=... or "
             "--run-dir (its models are plain Hugging Face folders: model.path=RUN/iteration_NN/model)"
         )
-    return config.validate(values, sections, origin=str(file))
+    return values
 
 
 def _stored(settings: config.Config) -> str:

@@ -8,7 +8,7 @@ import pytest
 from stasc_ray import config
 from stasc_ray.generation.engine import Engine
 from stasc_ray.generation.samples import SEED_SPACING, Request, request_seed
-from stasc_ray.tasks import prompts, sandbox
+from stasc_ray.tasks import chat, prompts, sandbox
 
 GREEDY = config.Sampling(temperature=0, max_tokens=48)
 WARM = config.Sampling(temperature=0.7, top_p=1.0, max_tokens=48)
@@ -37,7 +37,7 @@ def engine() -> Iterator[Engine]:
 
 
 def _prompt(engine: Engine, question: str) -> list[int]:
-    return prompts.render(
+    return chat.render(
         engine.tokenizer, prompts.initial_messages({"question": question}, TEXTS), add_generation_prompt=True
     )
 
@@ -53,6 +53,17 @@ def test_n_samples_come_back_and_a_seed_gives_the_same_ones(engine: Engine) -> N
     assert first == again
     assert first != other
     assert all(sample.finish_reason in ("stop", "length") and len(sample.token_ids) <= 48 for sample in first)
+
+
+@pytest.mark.slow
+def test_a_log_probability_is_the_sum_over_the_texts_tokens_at_temperature_1(engine: Engine) -> None:
+    prompt = _prompt(engine, "What is 47 + 385 + 12?")
+    hot = WARM.model_copy(update={"temperature": 0.3})
+    for sample in engine.submit(prompt, Request(hot, 2, SEED_SPACING, logprob=True)).result(timeout=120):
+        of_all = engine.logprobs([*prompt, *sample.token_ids]).result(timeout=120)
+        assert sample.logprob == pytest.approx(sum(of_all[len(prompt) - 1 :]), abs=1e-3)
+    (silent,) = engine.submit(prompt, Request(GREEDY, 1, 0)).result(timeout=120)
+    assert silent.logprob is None
 
 
 @pytest.mark.slow

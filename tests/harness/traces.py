@@ -77,7 +77,13 @@ class ScriptedAsk:
         self.left, self.texts, self.asked = list(texts), [], []
 
     async def __call__(
-        self, turn: str, messages: Sequence[Any], *, n: int = 1, parent: Text | None = None
+        self,
+        turn: str,
+        messages: Sequence[Any],
+        *,
+        n: int = 1,
+        parent: Text | None = None,
+        logprob: bool = False,
     ) -> list[Text]:
         if not n:
             return []

@@ -42,7 +42,13 @@ class RenderingAsk:
         ]
 
     async def __call__(
-        self, turn: str, messages: Sequence[chat.Message], *, n: int = 1, parent: Text | None = None
+        self,
+        turn: str,
+        messages: Sequence[chat.Message],
+        *,
+        n: int = 1,
+        parent: Text | None = None,
+        logprob: bool = False,
     ) -> list[Text]:
         self.prompts.append(chat.render(self.tokenizer, messages, add_generation_prompt=True))
         self.texts.append(Text(turn, parent=parent, **self.left.pop(0)))

@@ -195,7 +195,13 @@ class GreedyAsk:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     async def __call__(
-        self, turn: str, messages: Sequence[chat.Message], *, n: int = 1, parent: Text | None = None
+        self,
+        turn: str,
+        messages: Sequence[chat.Message],
+        *,
+        n: int = 1,
+        parent: Text | None = None,
+        logprob: bool = False,
     ) -> list[Text]:
         import torch
 

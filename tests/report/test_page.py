@@ -302,6 +302,14 @@ def test_unfinished_run_gives_a_shorter_page(tmp_path: Path) -> None:
     assert len(page.all("article")) == 20
 
 
+def test_a_run_folder_of_another_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo", iterations=0)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"format": 1}), encoding="utf-8")
+    with pytest.raises(ValueError, match="expected format 2, found format 1"):
+        write_report(folder)
+
+
 def test_nothing_but_a_cut_off_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"stage": "rollouts", "itera', encoding="utf-8")
     text = " ".join(Page(write_report(tmp_path).read_text(encoding="utf-8")).text)
