@@ -251,7 +251,7 @@ def test_every_cell_is_a_run_of_the_studys_config() -> None:
         )
         assert settings.seed == one.seed and settings.questions.test.limit == 10
         if one.part == "recipes":
-            assert settings.algorithm.recipe == one.label and settings.finetune.trained_tokens == 80_000
+            assert settings.algorithm.recipe == one.label and settings.finetune.trained_tokens == 120_000
 
 
 def test_supervised_recipes_learn_what_no_model_wrote() -> None:
@@ -312,8 +312,8 @@ def test_a_finished_run_becomes_a_cell(tmp_path: Path) -> None:
     run = finished_run(tmp_path / one.name, one)
     study.add(tmp_path, one, [], run)
     (kept,) = study_figures.lines(tmp_path / study.CELLS)
-    assert (kept["name"], kept["commit"], kept["seconds"]) == ("recipes-verdict-0", "0123456", 6.0)
-    last = kept["iterations"][2]
+    assert (kept["name"], kept["commit"], kept["seconds"]) == ("recipes-verdict-0", "0123456", 4.0)
+    last = kept["iterations"][1]
     assert last["dev"] == dict.fromkeys(study.FIGURES, 0.5) | {"verdict_read": 0.25}
     assert last["generated"]["train"] == {"answer": 8, "correction": 8} and last["generated_tokens"] == 24
     assert last["answer_tokens"] == {"initial": 2, "correction": 2} and "votes" not in last

@@ -376,7 +376,7 @@ class Publish(Section):
     """When LATEST moves to a new version."""
 
     when: Literal["dev_improves", "always"] = "dev_improves"
-    """`dev_improves`: only to the best on dev so far, by the recipe's measure; `always`: after each iteration."""
+    """`dev_improves`: only to the best on dev so far (the recipe's measure); `always`: each iteration."""
 
 
 class Serve(Section):
