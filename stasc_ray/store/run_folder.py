@@ -271,7 +271,8 @@ def read_values(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"run folder {path}: expected format {FORMAT}, found format {found}, written by another version "
             "of stasc_ray; finish or serve it with that version, start over with --fresh (deletes it), or "
-            "choose another name=... or --run-dir (its models are plain Hugging Face folders: model.path=RUN/iteration_NN/model)"
+            "choose another name=... or --run-dir (its models are plain Hugging Face folders: "
+            "model.path=RUN/iteration_NN/model)"
         )
     return values
 
