@@ -13,11 +13,16 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from harness import served_runs
 from harness.served import CAPACITY, PATIENCE_S, QUESTIONS, Served, greedy, serving
 
 from benchmarks.ray_cluster import free_port
+from stasc_ray import store
+from stasc_ray.generation import rollouts, unit_files
+from stasc_ray.recipes import section_of
+from stasc_ray.tasks import sandbox
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +33,34 @@ def test_the_newest_version_answers_what_its_weights_say(served):
     for question in QUESTIONS[:3]:
         body = served.correct(question).json()
         assert (body["initial_answer"], body["answer"]) == greedy(served.run, body["model_version"], question)
+
+
+def test_a_served_answer_at_temperature_0_is_the_evaluated_one(served, tmp_path):
+    """Rollouts by Ray Data on the version's model, greedy as in evaluation, against the endpoint."""
+    version = served.health()["active"]
+    (manifest,) = [one for one in served.run.versions() if one["version"] == version]
+    settings = store.read_config(served.run.path, section_of)
+    evaluation = settings.evaluation.model_copy(update={"greedy": True})
+    job = rollouts.Job(
+        str(served.run.path / manifest["model"]),
+        manifest["iteration"],
+        settings.model_copy(update={"evaluation": evaluation}),
+        str(tmp_path / "rollouts"),
+        on_cuda=False,
+    )
+    rows = [row | {"split": "test"} for row in sandbox.questions("dev", 8, seed=0)]
+    unit_files.write_questions(rows, tmp_path / "test.parquet", len(rows))
+    (unit,) = unit_files.question_units(tmp_path / "test.parquet", "test")
+    list(rollouts.roll_out(job, [unit]))
+    (file,) = (tmp_path / "rollouts").glob("*.parquet")
+    traces = pq.read_table(file).to_pylist()
+    assert len(traces) == len(rows)
+    for trace in traces:
+        reply = served.correct(trace["question"]).json()
+        assert [(turn["turn"], turn["text"]) for turn in reply["turns"]] == [
+            (text["turn"], text["text"]) for text in trace["texts"]
+        ]
+        assert reply["usage"]["completion_tokens"] == sum(len(text["token_ids"]) for text in trace["texts"])
 
 
 def test_a_stream_comes_in_pieces_that_add_up(served):
