@@ -287,7 +287,7 @@ class Lora(Section):
 
 
 class Finetune(Section):
-    """One iteration's supervised fine-tune on the kept corrections (Ray Train)."""
+    """One iteration's fine-tune on the kept examples (Ray Train)."""
 
     method: Literal["full", "lora"] = "full"
     """Train all weights, or an adapter that is merged (in float32) at export."""
