@@ -132,7 +132,8 @@ def keep_improvements(run: Run, iteration: int) -> None:
         raise NothingKeptError(_nothing_kept(run.settings, iteration, seen))
     _commit(run, folder, "examples", iteration, {**summary, "duration_s": time.monotonic() - started})
     run.display.note(
-        f"{iteration_name(iteration)}: kept {summary['kept']} examples of {summary['attempts']} attempts ({seen})"
+        f"{iteration_name(iteration)}: kept {summary['kept']} examples of {summary['attempts']} attempts "
+        f"({seen})"
     )
 
 

@@ -126,9 +126,7 @@ def _training_figures(run: Run) -> list[Figure]:
             "Kept examples",
             {"kept": "kept", "attempts": "attempts"} | {k: w for k, w, _ in TRANSITIONS},
         )
-        caption = (
-            "Examples that are learnt. The table has the attempts of the iteration and what became of them."
-        )
+        caption = "Examples that are learnt. The table has the iteration's attempts and what became of them."
         svg = charts.bar_chart(title, [name_of(i) for i in trained], [kept], digits=0)
         rows = [
             [name_of(i), *(number(run.value(f"examples/{key}", i), 0) for key in columns)] for i in trained
