@@ -24,6 +24,7 @@ from stasc_ray.opening import open_finetune_on
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import ray_session
 from stasc_ray.runtime.display import Display
+from stasc_ray.store.files import move_into_place
 
 
 def main(
@@ -60,8 +61,7 @@ def main(
             )
             found = finetune(read_examples(files), job)
             lease.check()
-            shutil.rmtree(output, ignore_errors=True)
-            built.rename(output)
+            move_into_place(built, output)
             typer.echo(json.dumps(found))
         shutil.rmtree(state, ignore_errors=True)
 

@@ -23,6 +23,7 @@ from stasc_ray.learning import examples, finetune
 from stasc_ray.recipes import chosen_by, recipe_of
 from stasc_ray.runtime.display import Bar, Display
 from stasc_ray.store import RunFolder, iteration_name, now, tracking
+from stasc_ray.store.files import move_into_place
 from stasc_ray.tasks import questions, rewards, sandbox
 from stasc_ray.tasks.questions import SPLITS
 
@@ -173,8 +174,7 @@ def fine_tune(run: Run, iteration: int) -> None:
         )
         summary = finetune.finetune(examples.read_examples(files), job)
     run.folder.check_lease()
-    shutil.rmtree(folder, ignore_errors=True)
-    built.rename(folder)
+    move_into_place(built, folder)
     _commit(run, folder, "finetune", iteration, summary)
     run.display.note(
         f"{iteration_name(iteration)}: {summary['steps']} steps in {summary['duration_s']:.0f} s, after "

@@ -5,6 +5,7 @@ to do.
 import contextlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,12 @@ def write_atomically(path: Path, text: str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def move_into_place(built: Path, folder: Path) -> None:
+    """Put a folder that was built beside its place there, in place of what an unfinished attempt left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    built.rename(folder)
 
 
 def read_json(path: Path, *fields: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stasc_ray import config, store
-from stasc_ray.recipes import section_of
+from stasc_ray.recipes import chosen_by, section_of
 
 SETTINGS = config.load_config(None, [], section_of)
 MARK = {"line": {"stage": "questions", "iteration": 0}, "files": []}
@@ -148,7 +148,7 @@ def test_a_killed_drivers_lease_is_taken_over_at_once(tmp_path: Path) -> None:
         import time
         from pathlib import Path
         from stasc_ray import config, store
-        from stasc_ray.recipes import section_of
+        from stasc_ray.recipes import chosen_by, section_of
         with store.open_run(Path({str(tmp_path / "run")!r}), config.load_config(None, [], section_of)):
             print("held", flush=True)
             time.sleep(60)
@@ -233,3 +233,20 @@ def test_the_config_in_the_folder_reads_back(tmp_path: Path) -> None:
     with store.open_run(tmp_path / "run", settings) as run:
         assert store.read_config(run.path, section_of) == settings
         assert json.loads((run.path / "config.json").read_text())["algorithm"]["filter"] == "non_decreasing"
+
+
+def test_a_fixed_run_is_chosen_by_its_corrections_of_the_base_models_answers(tmp_path: Path) -> None:
+    """M0 has only its own answers; with one turn M0's answers would measure M0 alone."""
+    fixed = config.validate({"algorithm": {"variant": "FNE"}}, section_of)
+    assert chosen_by(fixed.algorithm) == ("base/r_y2", "r_y2")
+    assert chosen_by(config.validate({}, section_of).algorithm) == ("r_y2",)
+    rft = config.validate({"algorithm": {"recipe": "rft", "initial_answers_from": "base"}}, section_of)
+    assert chosen_by(rft.algorithm) == ("r_y1",)
+    with store.open_run(tmp_path / "run", fixed) as run:
+        for iteration, own, of_base in ((0, 0.4, None), (1, 0.9, 0.5), (2, 0.3, 0.7), (3, 0.2, 0.7)):
+            line = {"stage": "evaluation", "iteration": iteration, "evaluation/dev/r_y2": own}
+            run.log(line if of_base is None else line | {"evaluation/dev/base/r_y2": of_base})
+        assert run.best_on_dev(chosen_by(fixed.algorithm)) == 2
+        assert run.best_on_dev(chosen_by(fixed.algorithm), up_to=1) == 1
+        assert run.best_on_dev(("r_y2",)) == 1
+        assert run.best_on_dev(("missing",)) is None
