@@ -39,7 +39,8 @@ def start(name: str, folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["verdict", pytest.param("rft", marks=pytest.mark.cluster)])
+@pytest.mark.cluster  # with the other kills, outside CI: test_own_recipe.py runs, reports and serves a recipe there
+@pytest.mark.parametrize("name", ["verdict", "rft"])
 def test_a_recipe_goes_on_after_a_kill_and_is_reported_and_published(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     progress = folder / "iteration_01" / "training" / "progress.json"
