@@ -10,7 +10,7 @@ import pytest
 from stasc_ray import store
 
 pytestmark = pytest.mark.slow
-DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
