@@ -1,5 +1,6 @@
 """The configuration of a run: sections.py is the tree, reading.py reads and writes it."""
 
+from stasc_ray.config.names import named
 from stasc_ray.config.reading import (
     Sections,
     as_text,
@@ -64,6 +65,7 @@ __all__ = [
     "fields_table",
     "fingerprint",
     "load_config",
+    "named",
     "to_json",
     "validate",
     "walk",

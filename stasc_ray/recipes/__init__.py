@@ -1,9 +1,6 @@
 """Recipes: what is asked, what is learnt, how questions are answered. `RECIPES` lists those that ship."""
 
-import difflib
-import importlib
-
-from stasc_ray.config import Algorithm
+from stasc_ray.config import Algorithm, named
 from stasc_ray.recipes.recipe import Recipe
 from stasc_ray.recipes.rft import RFT
 from stasc_ray.recipes.stasc import STASC
@@ -18,21 +15,7 @@ def recipe_of(name: str) -> Recipe:
     Raises:
         ValueError: no such recipe, or the path leads to something else.
     """
-    if name in RECIPES:
-        return RECIPES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "expected one of " + ", ".join(RECIPES)
-        raise ValueError(f"algorithm.recipe: {hint} Or a dotted path `package.module:RECIPE`; found {name!r}")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"algorithm.recipe: can't import {name!r}: {error}. Expected `package.module:RECIPE` on the "
-            f"Python path of "
-            "this process and of the Ray workers (PYTHONPATH, or the working_dir of `ray job submit`)"
-        ) from error
+    found = named("algorithm.recipe", name, RECIPES, "RECIPE")
     if not isinstance(found, Recipe):
         raise ValueError(f"algorithm.recipe: expected a Recipe at {name!r}, found a {type(found).__name__}")
     return found

@@ -6,14 +6,12 @@ comparing itself is in matching.py (words), choices.py (letters) and math_grader
 SymPy).
 """
 
-import difflib
-import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
-from stasc_ray.config import Reward
+from stasc_ray.config import Reward, named
 from stasc_ray.tasks.choices import choice_letter
 from stasc_ray.tasks.matching import exact_match, f1, in_accuracy
 from stasc_ray.tasks.math_grader import MathReward, can_match
@@ -133,21 +131,7 @@ def load_reward(reward: Reward) -> RewardFunction:
     name = reward.name
     if name == "math":
         return MathReward(reward.timeout_s)
-    if name in REWARDS:
-        return REWARDS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        near = difflib.get_close_matches(name, REWARDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "expected one of " + ", ".join(REWARDS)
-        raise ValueError(f"reward.name: {hint} Or a dotted path `package.module:function`; found {name!r}")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"reward.name: cannot import {name!r}: {error}. Expected `package.module:function` on the Python "
-            f"path "
-            "of this process and of the Ray workers (PYTHONPATH, or the working_dir of `ray job submit`)"
-        ) from error
+    function = named("reward.name", name, REWARDS, "function")
     if not callable(function):
         raise ValueError(f"reward.name: {name!r} is a {type(function).__name__}, expected a function")
     return cast(RewardFunction, function)

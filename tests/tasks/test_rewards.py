@@ -114,8 +114,8 @@ def test_a_malformed_row_is_an_error_of_that_row():
         ("own_rewards_of_a_test:absent", "no attribute 'absent'"),
         ("own_rewards_of_a_test:constant", "is a int, expected a function"),
         ("broken_rewards_of_a_test:f", "invalid syntax"),
-        (":f", "cannot import"),
-        ("own_rewards_of_a_test:", "cannot import"),
+        (":f", "can't import"),
+        ("own_rewards_of_a_test:", "can't import"),
     ],
 )
 def test_a_wrong_reward_name_is_refused_at_load_time(user_module, name, message):
