@@ -51,9 +51,8 @@ def summary(run: Run) -> dict[str, Any]:
     """The version chosen on dev, with its test figures beside the base model's and the last iteration's."""
     rows = {row["iteration"]: row for row in stages.table_rows(run.folder)}
     best, last = run.folder.best_on_dev(chosen_by(run.settings.algorithm)) or 0, max(rows)
-    of_base = chosen_by(run.settings.algorithm)[0].startswith(
-        "base/"
-    )  # trained on corrections of M0's answers
+    # trained on corrections of M0's answers
+    of_base = chosen_by(run.settings.algorithm)[0].startswith("base/")
     figures: dict[str, Any] = {}
     for name, iteration in (("base", 0), ("chosen", best), ("last", last)):
         of = "base/" if of_base and iteration else ""

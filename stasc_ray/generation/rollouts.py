@@ -158,9 +158,8 @@ class RolloutActor:
 
         self.job = job
         self.recipe = recipe_of(job.settings.algorithm.recipe)
-        if not Path(
-            job.destination
-        ).is_dir():  # this node may have come after the run had looked at all there were
+        if not Path(job.destination).is_dir():
+            # this node may have come after the run had looked at all there were
             raise FileNotFoundError(
                 f"storage: expected a folder that every node sees, this one does not see {job.destination}"
             )

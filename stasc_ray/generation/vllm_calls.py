@@ -66,9 +66,8 @@ def _set_environment(on_cuda: bool) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if not on_cuda:
-        os.environ.setdefault(
-            "VLLM_CPU_OMP_THREADS_BIND", "nobind"
-        )  # else several engines share the same cores
+        # else several engines share the same cores
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         # OpenMP's threads spin by default while they wait for each other. With another process on one of two
         # cores, training steps of the sandbox model took 500 ms so, 186 ms where they sleep, 146 ms with one
         # thread.
@@ -147,9 +146,8 @@ def reload_weights(llm: "LLMEngine", model: str) -> None:
         llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
         if not llm.reset_prefix_cache():  # it would keep the old weights' prefixes
             raise RuntimeError("a request still holds blocks of the old weights")
-    except (
-        Exception
-    ) as error:  # of any type: vLLM promises none, and whoever asked must know that this engine is unusable
+    except Exception as error:
+        # of any type: vLLM promises none, and whoever asked must know that this engine is unusable
         raise RuntimeError(f"weights could not be exchanged: {error}") from error
 
 

@@ -152,9 +152,8 @@ def _selected(file: str, job: Selecting) -> Iterator[tuple[list[Text], list[Exam
     plan = train_plan(job.settings, job.iteration - 1)
     for row in files.read(file, question_columns(files.names(file)) + text_columns(*FIELDS)).to_pylist():
         texts = read_texts(row)
-        if not any(
-            text.grader_error for text in texts
-        ):  # a 0 that stands for "unknown" must not look like one
+        if not any(text.grader_error for text in texts):
+            # a 0 that stands for "unknown" must not look like one
             yield texts, list(recipe.examples(row, texts, plan, job.seed))
 
 

@@ -27,9 +27,8 @@ def sft(model: Any, tensors: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
     predicting = (labels != encoding.IGNORED).any(dim=0).nonzero().squeeze(-1)
     # No mask: transformers derives the block-diagonal one from positions that restart. Logits only where they
     # count: the vocabulary is large, and most tokens belong to the prompt.
-    logits = model(
-        **inputs, attention_mask=None, use_cache=False, logits_to_keep=predicting
-    ).logits  # (B, P, V)
+    # (B, P, V)
+    logits = model(**inputs, attention_mask=None, use_cache=False, logits_to_keep=predicting).logits
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(),
         labels[:, predicting].flatten(),

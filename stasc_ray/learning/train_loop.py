@@ -53,9 +53,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     job: FinetuneJob = config["job"]
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = (
-        get_device() if job.on_cuda else torch.device("cpu")
-    )  # a reserved GPU may be one that is only declared
+    # a reserved GPU may be one that is only declared
+    device = get_device() if job.on_cuda else torch.device("cpu")
     storage = Path(job.storage)
     if not storage.is_dir():  # raised, so that no other worker waits for this one
         raise FileNotFoundError(

@@ -100,9 +100,8 @@ def interval_chart(
     mark: int | None = None,
 ) -> Markup:
     """Lines with 95% whiskers; `mark` is the slot of the chosen iteration."""
-    room = 12 + 8 * max(
-        (len(one.name) for one in series), default=0
-    )  # the names stand at the ends of the lines
+    # the names stand at the ends of the lines
+    room = 12 + 8 * max((len(one.name) for one in series), default=0)
     frame = Frame(len(names), y_ticks[0], y_ticks[-1], room)
     body = [_axes(frame, names, y_ticks)]
     if mark is not None:
@@ -122,9 +121,8 @@ def interval_chart(
         )
         body.append(_tag("text", "chosen", css="note", x=frame.x(mark), y=TOP - 7, text_anchor="middle"))
     for position, one in enumerate(series):
-        shift = (position - (len(series) - 1) / 2) * min(
-            7.0, frame.step / 4
-        )  # whiskers side by side, not on top of each other
+        # whiskers side by side, not on top of each other
+        shift = (position - (len(series) - 1) / 2) * min(7.0, frame.step / 4)
         body.append(_line(frame, names, one, shift))
     body.append(_end_labels(frame, series))
     return _svg(label, body)

@@ -104,9 +104,8 @@ def too_small(
             f"found {need_gb:.1f} GiB per GPU; raise engine.tensor_parallel_size or take a smaller model"
         )
     state = LORA_BYTES if finetune.method == "lora" else FULL_BYTES
-    need_gb = (
-        weights * state / finetune.least_workers / 2**30
-    )  # hybrid sharding needs more: a share of a node's workers
+    # hybrid sharding needs more: a share of a node's workers
+    need_gb = weights * state / finetune.least_workers / 2**30
     if training and need_gb >= gpu_gb:
         return (
             f"finetune: expected weights, gradients and optimizer state to fit into a GPU's {gpu_gb:.1f} "

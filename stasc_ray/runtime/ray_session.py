@@ -47,9 +47,8 @@ def connect(address: str | None, logs: Path, *, worker_niceness: int = 15) -> It
         if address:
             _join(address)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(
-                signal.SIGTERM, on_terminate
-            )  # ray.init puts its own in place, which ends without a word
+            # ray.init puts its own in place, which ends without a word
+            signal.signal(signal.SIGTERM, on_terminate)
         _quiet_data()
         try:
             yield
@@ -95,9 +94,8 @@ def _start_local(logs: Path, worker_niceness: int) -> Path:
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, **options)
             break
-        except (
-            Exception
-        ) as error:  # Ray raises a bare Exception when a busy machine took more than its fixed 30 s
+        except Exception as error:
+            # Ray raises a bare Exception when a busy machine took more than its fixed 30 s
             ray.shutdown()
             if "timed out during startup" not in str(error) or attempt == LOCAL_START_ATTEMPTS - 1:
                 raise

@@ -56,18 +56,16 @@ def connect(address: str) -> "JobSubmissionClient":
     if not re.match(r"https?://", address):
         raise ValueError(f"--address: expected the Jobs API as http://HEAD:8265, found {address!r}")
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
-        os.environ.setdefault(
-            "RAY_AUTH_MODE", "token"
-        )  # who names a token wants it sent; Ray reads the mode when imported
+        # who names a token wants it sent; Ray reads the mode when imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import requests
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     for handler in logging.getLogger("ray").handlers:
         handler.setLevel(logging.WARNING)  # its progress, which we tell in our own words
-    with _without(
-        "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"
-    ):  # Ray would take them instead of what was said on the command line
+    with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        # Ray would take them instead of what was said on the command line
         try:
             return JobSubmissionClient(address)
         except AuthenticationError as error:

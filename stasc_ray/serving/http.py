@@ -33,9 +33,8 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        given = headers.get(
-            "x-request-id", ""
-        )  # Serve's proxy makes one if the client sent none, and echoes it
+        # Serve's proxy makes one if the client sent none, and echoes it
+        given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.monotonic(), 499  # stays so when the client goes away

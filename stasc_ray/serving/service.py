@@ -103,9 +103,8 @@ class Service:
             nonlocal sent
             sent = True
             answers = [one for one in text.lineage[len(asked.given) :] if one.turn in self.recipe.answers]
-            sample = (
-                answers[0].sample if answers else 0
-            )  # what is said about a given answer is for all samples
+            # what is said about a given answer is for all samples
+            sample = answers[0].sample if answers else 0
             place = {"sample": sample, "turn": text.turn, "round": depth(text, self.recipe.answers)}
             assert emit is not None, "only then is on_text passed on"
             emit("token", {**place, "text": piece})

@@ -76,9 +76,8 @@ def _text(value: Any, column: str | None = None) -> str:
     if isinstance(value, str):
         try:
             value.encode()
-        except (
-            UnicodeEncodeError
-        ) as error:  # half a surrogate pair, which JSON can spell but no file can store
+        except UnicodeEncodeError as error:
+            # half a surrogate pair, which JSON can spell but no file can store
             raise ValueError(f"column {column!r}: expected valid Unicode, found {error}") from error
         return value.strip()
     if value is None or value != value:

@@ -17,9 +17,8 @@ content."""
 # a Unicode noncharacter: no text that is meant for people holds it, and template filters keep it
 _SEAM = "\ufdd0"
 _ZERO_WIDTH_SPACE = "\u200b"
-_MARKER = re.compile(
-    r"<\|[^\s|<>'\"]+\|>|\[/?[A-Z][A-Z_]*\]|<</?[A-Z]+>>"
-)  # <|user|>, [INST], [/INST], <<SYS>>
+# <|user|>, [INST], [/INST], <<SYS>>
+_MARKER = re.compile(r"<\|[^\s|<>'\"]+\|>|\[/?[A-Z][A-Z_]*\]|<</?[A-Z]+>>")
 
 
 def render(

@@ -25,9 +25,8 @@ _LETTERS_FOLDED = str.maketrans(
 _ACCENTS = re.compile("[\u0300-\u036f]")
 _THOUSANDS = re.compile(r"(?<![\d,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _POSSESSIVE = re.compile(r"(?<=\w)'s\b")
-_PARTING_PERIOD = re.compile(
-    r"(?<=[^\W\d_]{3})\.(?=[^\W\d_])|(?<=[^\W\d_])\.(?=\d)"
-)  # "end.Paris"; not "U.S.", "Ph.D."
+# "end.Paris"; not "U.S.", "Ph.D."
+_PARTING_PERIOD = re.compile(r"(?<=[^\W\d_]{3})\.(?=[^\W\d_])|(?<=[^\W\d_])\.(?=\d)")
 _DROPPED = re.compile(r"'|\.(?!\d)")  # U.S. = US; the point in 3.14 stays
 # Everything else that is no letter, digit or vowel sign parts words; a minus sign before a number stays.
 _PARTING = re.compile(
@@ -115,9 +114,8 @@ def _states(answer: str, reference: str) -> bool:
         pattern = _spelled([*head, last])
     elif re.fullmatch(r"(?:[A-Z]\.?){2,}", last):  # "US", "U.S."
         pattern = r"\.?".join(last.replace(".", "")) + r"\.?"
-    elif (len(last) < 4 and not last.isalpha()) or (
-        len(last) == 1 and last not in "AI" and last.isupper()
-    ):  # "C++", "C"
+    elif (len(last) < 4 and not last.isalpha()) or (len(last) == 1 and last not in "AI" and last.isupper()):
+        # "C++", "C"
         pattern = re.escape(last) + ("" if any(map(str.isalpha, last)) else _CLAUSE_END)
     else:  # "no", "It", "A"
         caseless = last.casefold() in _CASELESS or last.islower()

@@ -81,9 +81,8 @@ class MathReward:
             self._child = _start()
             self._receive(START_TIMEOUT_S, doing="start")
         assert self._child.stdin is not None
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # it died between two answers: `_receive` finds its output ended
+        with contextlib.suppress(BrokenPipeError):
+            # it died between two answers: `_receive` finds its output ended
             self._child.stdin.write(json.dumps(request).encode() + b"\n")
         reply = self._receive(self.timeout_s, doing="grade an answer")
         if "error" in reply:

@@ -84,9 +84,8 @@ def _fields(question_row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _texts(column: Iterable[str] | None) -> list[str]:
-    return (
-        [] if column is None else list(column)
-    )  # Parquet gives None or a NumPy array, whose truth value is an error
+    # Parquet gives None or a NumPy array, whose truth value is an error
+    return [] if column is None else list(column)
 
 
 def _fill(text: str, fields: Mapping[str, str]) -> str:

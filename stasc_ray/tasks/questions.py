@@ -209,10 +209,8 @@ def _check_source(
                 f"questions: expected {what} in {source}, found {found} ({len(counts.bad_rows)} bad "
                 f"rows{bad})"
             )
-    for field in (
-        "id",
-        "documents",
-    ):  # a preset's column may be missing, one that somebody wrote down may not
+    for field in ("id", "documents"):
+        # a preset's column may be missing, one that somebody wrote down may not
         name = getattr(questions.columns, field)
         written = name != dataset(questions.preset)["columns"].get(field)
         if name and written and name not in names_found and source != SANDBOX:
@@ -249,9 +247,8 @@ def _choose(
         for text, row in pools[place].items():
             if text not in taken:
                 free.append((_order(seed, split, row["id"]), text, row))
-            elif (
-                taken[text] is not row
-            ):  # the same row, drawn by another split of a shared place, is no duplicate
+            elif taken[text] is not row:
+                # the same row, drawn by another split of a shared place, is no duplicate
                 counts.duplicates += 1
         free.sort(key=lambda item: item[:2])
         free = free[: getattr(questions, split).limit]
