@@ -375,12 +375,14 @@ def read_config(work: dict[str, Any]) -> config.Config:
 
 def initial_prompt(tokenizer: Any, row: dict[str, Any], texts: config.Prompts) -> list[int]:
     """Token ids of the first turn."""
-    return chat.render(tokenizer, prompts.initial_messages(row, texts), add_generation_prompt=True)
+    return chat.Chat(tokenizer).render(prompts.initial_messages(row, texts), add_generation_prompt=True)
 
 
 def correction_prompt(tokenizer: Any, row: dict[str, Any], answer: str, texts: config.Prompts) -> list[int]:
     """Token ids of the second turn."""
-    return chat.render(tokenizer, prompts.correction_messages(row, answer, texts), add_generation_prompt=True)
+    return chat.Chat(tokenizer).render(
+        prompts.correction_messages(row, answer, texts), add_generation_prompt=True
+    )
 
 
 def read_questions(work: dict[str, Any]) -> list[dict[str, Any]]:
@@ -390,10 +392,10 @@ def read_questions(work: dict[str, Any]) -> list[dict[str, Any]]:
 
 def read_encoded(work: dict[str, Any]) -> list[Any]:
     """The training examples, encoded."""
-    tokenizer = model_folder.load_tokenizer(work["model"])
+    renders = chat.Chat(model_folder.load_tokenizer(work["model"]))
     lines = Path(work["examples"]).read_text().splitlines()
     found = (
-        encoding.encode(tokenizer, json.loads(line)["messages"], work["max_length_tokens"]) for line in lines
+        encoding.encode(renders, json.loads(line)["messages"], work["max_length_tokens"]) for line in lines
     )
     return [sequence for sequences in found if not isinstance(sequences, str) for sequence in sequences]
 

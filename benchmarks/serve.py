@@ -29,6 +29,7 @@ from stasc_ray.recipes.policies import policy
 from stasc_ray.recipes.recipe import Plan
 from stasc_ray.runtime import capacity, ray_session
 from stasc_ray.tasks import sandbox
+from stasc_ray.tasks.chat import Chat
 
 Ask = Callable[[str], Awaitable[Any]]
 SIZES = {"20M": (8, 6, 1408), "85M": (12, 12, 2048)}
@@ -137,13 +138,15 @@ def direct(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     threads = capacity.replica_threads(settings.serve, ray_session.cores())
     engine = Engine(model_path(folder, manifest), settings.engine, on_cuda=False, threads=threads)
 
+    chat = Chat.of(engine.tokenizer, settings)
+
     async def generate(token_ids: list[int], request: Request, _: OnPiece | None) -> list[Sample]:
         return await asyncio.wrap_future(engine.submit(token_ids, request))
 
     async def ask(question: str) -> None:
         row = {"question": question, "documents": [], "choices": []}
         asker = Asker(
-            engine.tokenizer,
+            chat,
             generate,
             sampling=settings.sampling,
             identity=(0,),

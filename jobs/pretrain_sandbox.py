@@ -169,9 +169,9 @@ def batches(
     """Endless (input_ids, labels), both (B, T), padded on the right; labels are -100 outside the assistant's
     turns.
     """
-    source = conversations(seed)
+    source, renders = conversations(seed), chat.Chat(tokenizer)
     while True:
-        rows = [chat.render(tokenizer, next(source), add_generation_prompt=False) for _ in range(size)]
+        rows = [renders.render(next(source), add_generation_prompt=False) for _ in range(size)]
         longest = max(map(len, rows))
         input_ids = torch.tensor([row + [CONTROL_IDS[PAD]] * (longest - len(row)) for row in rows])
         yield input_ids, mask_labels(input_ids)

@@ -21,6 +21,7 @@ from stasc_ray.learning import encoding
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
 from stasc_ray.store.rows import trace_schema
+from stasc_ray.tasks.chat import Chat
 
 
 def pairs(*rates: tuple[float, float]) -> list[dict]:
@@ -72,7 +73,7 @@ def test_the_model_for_the_gpu_keeps_the_number_of_tokens_of_a_text(tmp_path: Pa
         work["model"], tokenizer
     ) == [1]
     for line in Path(work["examples"]).read_text().splitlines():
-        encoded = encoding.encode(tokenizer, json.loads(line)["messages"], 4096)
+        encoded = encoding.encode(Chat(tokenizer), json.loads(line)["messages"], 4096)
         assert not isinstance(encoded, str)
         assert [len(one["input_ids"]) for one in encoded] == [2 * (gpu.QUESTION_WORDS + gpu.ANSWER_WORDS) + 8]
 

@@ -6,15 +6,25 @@ folder. Importable without Ray, torch, vLLM or transformers. Humans write TOML, 
 
 import tomllib
 from collections.abc import Mapping
+from datetime import date
 from functools import cache
 from importlib import resources
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SerializeAsAny, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializeAsAny,
+    model_validator,
+)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+IsoDate = Annotated[str, AfterValidator(lambda text: date.fromisoformat(text).isoformat())]
 DATASETS = Literal["canonical", "nq_open", "gsm8k", "math500", "commonsense_qa"]
 
 
@@ -37,6 +47,11 @@ class Model(Section):
     """Hub revision (branch, tag or commit); only used with a Hub id."""
     trust_remote_code: bool = False
     """Whether code from the model repository may run."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Words for the chat template in every rendering, such as `enable_thinking = false` or
+    `reasoning_effort = "low"`."""
+    template_date: IsoDate = "2026-01-01"
+    """Date, YYYY-MM-DD, for templates that write today's: a run's prompts must not change over night."""
 
 
 class Columns(Section):
@@ -137,6 +152,9 @@ class Prompts(Section):
     """Few-shot examples in the initial turn's prompt."""
     correction_demonstrations: tuple[Demonstration, ...] = ()
     """Few-shot examples (initial and correction) in the correction turn's prompt."""
+    keep_reasoning: bool | None = None
+    """Whether the reasoning of an earlier answer stays in the prompt; None: as the chat template does with
+    earlier turns."""
 
     @model_validator(mode="before")
     @classmethod
@@ -263,6 +281,10 @@ class Algorithm(Section):
     """N_init: initial answers per train question."""
     n_corrections: Annotated[int, Field(ge=0)] = 0
     """N_corr: corrections per initial answer."""
+    max_examples_per_question: PositiveInt | None = None
+    """Kept examples per question at most; None keeps all."""
+    keep_truncated: bool = False
+    """Whether texts that were cut at `max_tokens` are learnt too, without an end of turn."""
     threshold: float = 1.0
     """t: the reward from which an answer counts as correct."""
 

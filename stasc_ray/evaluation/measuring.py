@@ -13,7 +13,8 @@ from stasc_ray.recipes.trace import read_texts
 from stasc_ray.store import files
 from stasc_ray.store.rows import text_columns
 
-COLUMNS = ("id", "choices", *text_columns("turn", "sample", "parent", "writer", "text", "reward"))
+FIELDS = ("turn", "sample", "parent", "writer", "text", "answer_start", "reward")
+COLUMNS = ("id", "choices", *text_columns(*FIELDS))
 
 
 def measure(

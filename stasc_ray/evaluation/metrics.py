@@ -75,7 +75,7 @@ def score_row(
     for text in texts:
         judged = text.turn in judges and text.parent and text.root in first
         if judged and text.parent and (rounds is None or depth(text, answers) <= rounds):
-            verdicts[_verdict(says_right(text.text), text.parent, threshold)] += 1
+            verdicts[_verdict(says_right(text.answer), text.parent, threshold)] += 1
     return {**{name: float(value) for name, value in values.items()}, **verdicts, "failed": 0.0}
 
 
@@ -90,8 +90,8 @@ def _score_pair(first: Text, last: Text, threshold: float) -> dict[str, float]:
         "c_to_i": before and not after,
         "c_to_c": before and after,
         "i_to_i": not before and not after,
-        "changed": first.text.strip() != last.text.strip(),
-        "edit_ratio": edit_ratio(first.text, last.text),
+        "changed": first.answer.strip() != last.answer.strip(),
+        "edit_ratio": edit_ratio(first.answer, last.answer),
     }
 
 

@@ -6,15 +6,12 @@ engine actors.
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
 
 from stasc_ray import config
 from stasc_ray.generation.samples import Request, Sample, request_seed
 from stasc_ray.recipes.trace import ANSWER, Text
-from stasc_ray.tasks import chat
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from stasc_ray.tasks import reasoning
+from stasc_ray.tasks.chat import Chat, Message
 
 OnPiece = Callable[[int, str], None]
 """Gets (sample, piece of text) as a text grows."""
@@ -47,7 +44,7 @@ class Asker:
 
     def __init__(
         self,
-        tokenizer: "PreTrainedTokenizerBase",
+        chat: Chat,
         generate: Generate,
         *,
         sampling: config.SamplingPerTurn,
@@ -57,14 +54,14 @@ class Asker:
         given: Sequence[Text] = (),
         on_text: OnText | None = None,
     ) -> None:
-        self.tokenizer, self.generate, self.sampling, self.identity = tokenizer, generate, sampling, identity
+        self.chat, self.generate, self.sampling, self.identity = chat, generate, sampling, identity
         self.writer, self.max_prompt_tokens, self.on_text = writer, max_prompt_tokens, on_text
         self.texts: list[Text] = list(given)
 
     async def __call__(
         self,
         turn: str,
-        messages: Sequence[chat.Message],
+        messages: Sequence[Message],
         *,
         n: int = 1,
         parent: Text | None = None,
@@ -73,7 +70,7 @@ class Asker:
         """The `n` texts of a turn; see `recipes.recipe.Ask`."""
         if not n:
             return []
-        token_ids = chat.render(self.tokenizer, messages, add_generation_prompt=True)
+        token_ids = self.chat.render(messages, add_generation_prompt=True)
         if len(token_ids) > self.max_prompt_tokens:
             raise PromptTooLongError(self.max_prompt_tokens, len(token_ids))
         sampling = self.sampling.initial if turn == ANSWER else self.sampling.correction
@@ -86,11 +83,9 @@ class Asker:
         on_piece = on_text and (lambda sample, piece: on_text(texts[sample], piece))
         samples = await self.generate(token_ids, request, on_piece)
         for text, sample in zip(texts, samples * (n // request.n), strict=True):
-            text.text, text.token_ids, text.finish_reason = (
-                sample.text,
-                sample.token_ids,
-                sample.finish_reason,
-            )
+            text.text, text.token_ids = sample.text, sample.token_ids
+            text.answer_start = reasoning.answer_start(sample.text, opened=bool(self.chat.opening))
+            text.finish_reason = sample.finish_reason
             text.logprob, text.seconds = sample.logprob, time.monotonic() - started
         self.texts += texts
         return texts

@@ -10,9 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stasc_ray import config
 from stasc_ray.generation import rollouts, unit_files
+from stasc_ray.recipes.trace import ANSWER
 from stasc_ray.runtime.display import Display
 from stasc_ray.store import files
+
+TRUNCATED_ADVICE = 0.1
+"""Share of a turn's texts that were cut above which a person is told to raise `max_tokens`."""
 
 
 def collect(
@@ -22,8 +27,9 @@ def collect(
 
     Returns:
         questions, errors, grader_errors, prompt_tokens; TURN_tokens of each turn, and generated_tokens, their
-        sum; tokens_per_s, engine_start_s, duration_s, resumed_questions, units_done_again, engine_nodes,
-        messages.
+        sum; TURN_truncated, the share of a turn's texts that were cut at `max_tokens`; truncated and
+        truncated_share, their number and share in all; tokens_per_s, engine_start_s, duration_s,
+        resumed_questions, units_done_again, engine_nodes, messages.
 
     Raises:
         RuntimeError: more questions failed than `engine.max_error_fraction` allows.
@@ -59,9 +65,10 @@ def collect(
         display.note(
             f"{what}: {again} of {len(units)} units were begun again, since a process or node was lost"
         )
-    by_turn: collections.Counter[str] = collections.Counter()
-    for summary in (*earlier, *fresh):
-        by_turn.update(json.loads(summary["tokens"]))
+    by_turn, texts, cut = (_by_turn((*earlier, *fresh), key) for key in ("tokens", "texts", "truncated"))
+    for turn in sorted(cut):
+        if cut[turn] > TRUNCATED_ADVICE * texts[turn]:
+            display.note(_advice(turn, cut[turn], texts[turn], job.settings.sampling))
     messages = collections.Counter(
         text for summary in (*earlier, *fresh) for text in summary["messages"] if text
     )
@@ -70,6 +77,9 @@ def collect(
         **counts,
         **{f"{turn}_tokens": count for turn, count in sorted(by_turn.items())},
         "generated_tokens": sum(by_turn.values()),
+        **{f"{turn}_truncated": cut[turn] / texts[turn] for turn in sorted(texts)},
+        "truncated": sum(cut.values()),
+        "truncated_share": sum(cut.values()) / max(texts.total(), 1),
         "tokens_per_s": tokens / duration_s if fresh else None,
         "engine_start_s": start_s,
         "duration_s": duration_s,
@@ -77,6 +87,22 @@ def collect(
         "units_done_again": again,
         "engine_nodes": len({summary["engine_node"] for summary in fresh}),
     }
+
+
+def _by_turn(summaries: Sequence[Mapping[str, Any]], key: str) -> "collections.Counter[str]":
+    total: collections.Counter[str] = collections.Counter()
+    for summary in summaries:
+        total.update(json.loads(summary[key]))
+    return total
+
+
+def _advice(turn: str, cut: int, texts: int, sampling: config.SamplingPerTurn) -> str:
+    name = "initial" if turn == ANSWER else "correction"
+    limit = getattr(sampling, name).max_tokens
+    return (
+        f"  {cut / texts:.0%} of the {turn}s ({cut:,} of {texts:,}) were cut at sampling.{name}.max_tokens = "
+        f"{limit}: raise it, or ask for shorter texts. What was cut is not learnt (algorithm.keep_truncated)"
+    )
 
 
 def _check_errors(counts: Mapping[str, int], messages: Sequence[str], job: rollouts.Job) -> None:

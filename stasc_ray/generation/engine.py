@@ -21,6 +21,7 @@ from stasc_ray import config
 from stasc_ray.generation import vllm_calls
 from stasc_ray.generation.samples import Adapter, Request, Sample
 from stasc_ray.runtime import model_folder
+from stasc_ray.tasks.chat import hidden_tokens
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
@@ -80,6 +81,7 @@ class Engine:
         self.tokenizer = model_folder.load_tokenizer(
             model, revision=revision, trust_remote_code=trust_remote_code
         )
+        self._hidden = hidden_tokens(self.tokenizer)
         self.max_model_len_tokens = engine.max_model_len_tokens
         self._stop_token_ids = model_folder.stop_token_ids(model, self.tokenizer, revision=revision)
         self._inbox: queue.SimpleQueue[_Submission | _Abort | _Command | None] = queue.SimpleQueue()
@@ -255,7 +257,8 @@ class Engine:
         return [self._sample(completion) for completion in output.outputs]
 
     def _sample(self, completion: "CompletionOutput") -> Sample:
-        text = self.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
+        shown = [token for token in completion.token_ids if token not in self._hidden]
+        text = self.tokenizer.decode(shown)
         ids, why, logprob = (
             tuple(completion.token_ids),
             completion.finish_reason,

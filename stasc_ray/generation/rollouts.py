@@ -34,6 +34,7 @@ from stasc_ray.runtime import capacity, model_folder, ray_session
 from stasc_ray.store import files
 from stasc_ray.store.rows import text_columns, trace_schema
 from stasc_ray.tasks import rewards
+from stasc_ray.tasks.chat import Chat
 
 if TYPE_CHECKING:
     import ray
@@ -174,6 +175,7 @@ class RolloutActor:
             threads=capacity.rollout_threads(settings.engine, ray_session.cores()),
             seed=settings.seed,
         )
+        self.chat = Chat.of(self.engine.tokenizer, settings)
         self.engine_start_s = time.monotonic() - started
         self.node = ray.get_runtime_context().get_node_id()
 
@@ -219,7 +221,7 @@ class RolloutActor:
         """The texts that go back to M0's answers (`base`) or to the model's own; or why there are none."""
         job = self.job
         ask = Asker(
-            self.engine.tokenizer,
+            self.chat,
             self.generate,
             sampling=job.sampling(row["split"]),
             identity=(job.settings.seed, job.writer, row["id"], source),
@@ -267,20 +269,27 @@ def grade_and_write(batch: pa.Table, job: Job) -> pa.Table:
 
 
 def summarize(rows: Sequence[Row], writer: str) -> Row:
-    """Counts over traces: questions, errors, grader errors, tokens of this pass, and up to three error
-    texts.
+    """Counts over traces: questions, errors, grader errors; tokens, texts and texts that were cut of this
+    pass, by turn; and up to three error texts.
     """
     failures = [row["error"] for row in rows if row["error"]]
     own = [text for row in rows for text in row["texts"] if text["writer"] == writer]
     tokens: collections.Counter[str] = collections.Counter()
+    texts: collections.Counter[str] = collections.Counter()
+    cut: collections.Counter[str] = collections.Counter()
     for text in own:
         tokens[text["turn"]] += len(text["token_ids"])
+        texts[text["turn"]] += 1
+        cut[text["turn"]] += text["finish_reason"] == "length"
     return {
         "questions": len(rows),
         "errors": len(failures),
         "grader_errors": sum(text["grader_error"] is not None for row in rows for text in row["texts"]),
         "prompt_tokens": sum(text["prompt_tokens"] for text in own),
-        "tokens": json.dumps(tokens),  # a map whose keys are the recipe's turns
+        # maps whose keys are the recipe's turns
+        "tokens": json.dumps(tokens),
+        "texts": json.dumps(texts),
+        "truncated": json.dumps(cut),
         "messages": failures[:3] or [""],  # an empty list would have no Arrow type
     }
 
@@ -297,8 +306,8 @@ def done_again(destination: Path, units: Sequence[Unit]) -> int:
 
 def read_summary(file: Path, writer: str) -> Row:
     """`summarize` of a file that an earlier attempt wrote."""
-    columns = ["error", *text_columns("turn", "writer", "token_ids", "prompt_tokens", "grader_error")]
-    return summarize(files.read(file, columns).to_pylist(), writer)
+    columns = ("turn", "writer", "token_ids", "prompt_tokens", "grader_error", "finish_reason")
+    return summarize(files.read(file, ["error", *text_columns(*columns)]).to_pylist(), writer)
 
 
 def _grade(row: Row, reward: rewards.Grader, section: config.Algorithm) -> None:

@@ -6,14 +6,11 @@ two, never from known token ids.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from stasc_ray.tasks.chat import Message, content, continuation, control_tokens, render
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from stasc_ray.tasks.chat import Chat, Message, content
 
 IGNORED = -100
 """Label of a token that is not trained on (the default of torch's cross entropy)."""
@@ -50,19 +47,17 @@ class Stacked(TypedDict):
     """(B, T): -100 where a row is filled up."""
 
 
-def encode(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], max_length_tokens: int
-) -> list[Encoded] | LeftOut:
+def encode(chat: Chat, messages: Sequence[Message], max_length_tokens: int) -> list[Encoded] | LeftOut:
     """Token ids and labels of a conversation: of every message and piece with `train`.
 
     A turn's sequence is the prompt that asked for it, rendered as it was for generation, and its target. If a
-    text was generated, its `token_ids` are the target. Otherwise the target is what the template makes of the
-    text.
+    text was generated, its `token_ids` are the target as they are, so one that was cut at `max_tokens` has no
+    end of turn. Otherwise the target is what the template makes of the text.
 
-    A target ends with the end-of-turn token; what the template writes after that (ChatML's newline, Phi-3's
-    end of text) is dropped, as a model stops before it. A template that ends the turn with plain text or with
-    nothing gets the tokenizer's end-of-sequence token instead, without which the model would never learn to
-    stop.
+    Such a target ends with the end-of-turn token; what the template writes after that (ChatML's newline,
+    Phi-3's end of text) is dropped, as a model stops before it. A template that ends the turn with plain text
+    or with nothing gets the tokenizer's end-of-sequence token instead, without which the model would never
+    learn to stop.
 
     Several trained turns share a sequence if each earlier one stands in the later one's prompt token by
     token. If not (templates that rewrite earlier turns, ids that are not the canonical ones), each gets its
@@ -87,8 +82,8 @@ def encode(
     for place in trained:
         if not content(messages[place]).strip():
             continue
-        ids = render(tokenizer, messages[:place], add_generation_prompt=True)
-        target, learnt = _target(tokenizer, messages, place, ids)
+        ids = chat.render(messages[:place], add_generation_prompt=True)
+        target, learnt = _target(chat, messages, place, ids)
         labels = [IGNORED] * len(ids) + [
             token if learn else IGNORED for token, learn in zip(target, learnt, strict=True)
         ]
@@ -113,44 +108,33 @@ def _is_trained(message: Message) -> bool:
 
 
 def _target(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], place: int, prompt: list[int]
+    chat: Chat, messages: Sequence[Message], place: int, prompt: list[int]
 ) -> tuple[list[int], list[bool]]:
     """The tokens of a trained message, end of turn included, and which of them are learnt."""
-    _, end_of_turn = _closing(tokenizer)
+    _, end_of_turn = chat.closing
     pieces = messages[place].get("pieces")
     if not pieces or all(piece.get("token_ids") is None and piece["train"] for piece in pieces):
-        target = _canonical(tokenizer, messages[: place + 1], prompt)
+        target = _canonical(chat, messages[: place + 1], prompt)
         return target, [True] * len(target)
     ids, learnt = [], []
     for number, piece in enumerate(pieces):
         tokens = piece.get("token_ids")
         if tokens is None:
-            tokens = continuation(tokenizer, piece["text"])
-        if number < len(pieces) - 1 and list(tokens[-len(end_of_turn) :]) == end_of_turn:
+            tokens = chat.continuation(piece["text"]) + (end_of_turn if number == len(pieces) - 1 else [])
+        elif number < len(pieces) - 1 and list(tokens[-len(end_of_turn) :]) == end_of_turn:
             tokens = tokens[: -len(end_of_turn)]  # the turn goes on
         ids += [int(token) for token in tokens]
         learnt += [bool(piece["train"])] * len(tokens)
-    if not _ends(tokenizer, ids):  # cut at max_tokens, or not generated
-        ids, learnt = ids + end_of_turn, learnt + [learnt[-1]] * len(end_of_turn)
     return ids, learnt
 
 
-def _ends(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> bool:
-    """Whether generated ids end with a token that ends a turn."""
-    _, end_of_turn = _closing(tokenizer)
-    return bool(ids) and (
-        list(ids[-len(end_of_turn) :]) == end_of_turn or ids[-1] in control_tokens(tokenizer)
-    )
-
-
-def _canonical(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], prompt: list[int]
-) -> list[int]:
+def _canonical(chat: Chat, messages: Sequence[Message], prompt: list[int]) -> list[int]:
     """What the template makes of the last message after the prompt, and the end of turn."""
-    whole = render(tokenizer, messages, add_generation_prompt=False)
+    tokenizer = chat.tokenizer
+    whole = chat.render(messages, add_generation_prompt=False)
     if whole[: len(prompt)] != prompt:
         raise ValueError(_not_a_prefix(tokenizer, prompt, whole))
-    closing, end_of_turn = _closing(tokenizer)
+    closing, end_of_turn = chat.closing
     end = len(whole) - len(closing)
     if whole[end:] != closing and end_of_turn[-1] in closing:
         raise ValueError(
@@ -244,39 +228,7 @@ def concatenate(examples: Sequence[Mapping[str, Any]]) -> Packed:
     )
 
 
-def _closing(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """What the template writes after an assistant's text, and the end of turn to train on: the former's
-    start, or EOS.
-
-    Found as the common end of two conversations that differ in the last character of the answer.
-    """
-    question = {"role": "user", "content": "?"}
-    first, second = (
-        render(tokenizer, [question, {"role": "assistant", "content": answer}], add_generation_prompt=False)
-        for answer in ("0", "1")
-    )
-    if first == second:
-        raise ValueError(
-            "chat template: expected the assistant's text in the conversation, found that it is left out"
-        )
-    pairs = zip(reversed(first), reversed(second), strict=False)
-    same = next(i for i, (a, b) in enumerate(pairs) if a != b)
-    closing = first[len(first) - same :]
-    eos: Any = tokenizer.eos_token_id  # an int or None; the annotation in transformers says more
-    ends = {*control_tokens(tokenizer), eos}
-    for position, token_id in enumerate(closing):
-        if token_id in ends:
-            return closing, closing[: position + 1]
-    if eos is None:
-        raise ValueError(
-            "chat template: expected a control token after the assistant's text, found none, and the "
-            "tokenizer has no "
-            "eos_token; set one of them, or the model never learns to stop"
-        )
-    return closing, [eos]
-
-
-def _not_a_prefix(tokenizer: "PreTrainedTokenizerBase", prompt: list[int], whole: list[int]) -> str:
+def _not_a_prefix(tokenizer: Any, prompt: list[int], whole: list[int]) -> str:
     same = next(
         (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
         min(len(prompt), len(whole)),
@@ -284,10 +236,8 @@ def _not_a_prefix(tokenizer: "PreTrainedTokenizerBase", prompt: list[int], whole
     start = max(0, same - 8)
     return (
         "chat template: expected the prompt's tokens to begin the tokens of the whole conversation, found "
-        "that they "
-        f"part at token {same}: the prompt has {tokenizer.decode(prompt[start : same + 8])!r}, the "
-        f"conversation "
-        f"{tokenizer.decode(whole[start : same + 8])!r}. The template must write earlier turns the same way "
-        f"whether or "
-        "not an answer follows; use another chat template"
+        f"that they part at token {same}: the prompt has {tokenizer.decode(prompt[start : same + 8])!r}, the "
+        f"conversation {tokenizer.decode(whole[start : same + 8])!r}. A text that no model generated can be "
+        "learnt only if the template writes earlier turns the same way whether or not an answer follows; use "
+        "another chat template, or learn generated texts alone"
     )

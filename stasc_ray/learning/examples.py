@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from stasc_ray import config
 from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.recipe import Example, train_plan
-from stasc_ray.recipes.selection import TRANSITIONS, keep_probabilities, thin, transition
+from stasc_ray.recipes.selection import TRANSITIONS, choose, keep_probabilities, thin, transition
 from stasc_ray.recipes.trace import Text, finals, read_texts, roots
 from stasc_ray.store import files
 from stasc_ray.store.rows import EXAMPLE_SCHEMA, question_columns, text_columns
@@ -37,6 +37,7 @@ FIELDS = (
     "finish_reason",
     "reward",
     "grader_error",
+    "answer_start",
 )
 
 
@@ -60,21 +61,28 @@ def write_examples(
     """Select examples from traces.
 
     Returns:
-        kept, questions_with_examples; attempts, the answers that first answers ended in, and their
-        transitions c_to_c, c_to_i, i_to_c, i_to_i; kept_NAME for each class that the recipe names.
+        kept, questions_with_examples; left_out_truncated, examples that would learn a text that was cut at
+        `max_tokens`; attempts, the answers that first answers ended in, and their
+        transitions c_to_c, c_to_i, i_to_c, i_to_i; kept_NAME for each class that the recipe names;
+        kept_mean_words and dropped_mean_words of the recipe's last answer turn (None: there is none).
     """
     import ray
 
     job, recipe = Selecting(settings, iteration), recipe_of(settings.algorithm.recipe)
     plan = ray.data.from_items([{"file": file} for file in traces], override_num_blocks=max(len(traces), 1))
     counted = _total(plan.map(functools.partial(_count, job=job)).take_all())
+    means = {
+        f"{which}_mean_words": words / texts if (texts := counted.pop(f"{which}_texts", 0)) else None
+        for which in ("kept", "dropped")
+        for words in (counted.pop(f"{which}_words", 0),)
+    }
     shares = recipe.shares(settings.algorithm)
     classes = {name: counted.get(f"kept_{_key(name)}", 0) for group in shares for name in group}
     write = functools.partial(
         _write, job=job, probabilities=keep_probabilities(classes, shares), folder=str(folder)
     )
     candidates = dict.fromkeys((name for name in counted if name.startswith("kept_")), 0)
-    return counted | candidates | _total(plan.map(write).take_all())
+    return counted | candidates | _total(plan.map(write).take_all()) | means
 
 
 def read_examples(paths: Sequence[str]) -> "Dataset":
@@ -117,17 +125,35 @@ def _read(batch: pa.Table) -> Iterator[pa.Table]:
 def _count(item: Mapping[str, str], job: Selecting) -> dict[str, str]:
     section, answers = job.settings.algorithm, recipe_of(job.settings.algorithm.recipe).answers
     counts: collections.Counter[str] = collections.Counter(
-        attempts=0, **{_key(name): 0 for name in TRANSITIONS}
+        attempts=0, left_out_truncated=0, **{_key(name): 0 for name in TRANSITIONS}
     )
-    for texts, examples in _selected(item["file"], job):
+    for texts, examples, truncated in _selected(item["file"], job):
         pairs = [(root, final) for root in roots(texts) for final in finals(texts, root, answers)]
         counts["attempts"] += len(pairs)
+        counts["left_out_truncated"] += truncated
         counts.update(
             _key(transition(root.reward or 0.0, final.reward or 0.0, section.threshold))
             for root, final in pairs
         )
         counts.update(f"kept_{_key(example.kind)}" for example in examples)
+        counts.update(_lengths(texts, examples, answers[-1]))
     return {"counts": json.dumps(counts)}
+
+
+def _lengths(texts: Sequence[Text], examples: Sequence[Example], turn: str) -> dict[str, int]:
+    """Texts and words of a turn that are learnt (`kept_`), and of the others (`dropped_`).
+
+    A reward that is easy to please by long texts shows here.
+    """
+    pieces = [piece for example in examples for one in example.messages for piece in one.get("pieces") or ()]
+    learnt = {tuple(piece["token_ids"]) for piece in pieces if piece["train"]}
+    found: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        if text.turn == turn:
+            which = "kept" if tuple(text.token_ids) in learnt else "dropped"
+            found[f"{which}_texts"] += 1
+            found[f"{which}_words"] += len(text.text.split())
+    return found
 
 
 def _write(
@@ -135,7 +161,7 @@ def _write(
 ) -> dict[str, str]:
     counts: collections.Counter[str] = collections.Counter(kept=0, questions_with_examples=0)
     rows = []
-    for _, candidates in _selected(item["file"], job):
+    for _, candidates, _ in _selected(item["file"], job):
         kept = thin(candidates, probabilities, job.seed)
         counts["kept"] += len(kept)
         counts["questions_with_examples"] += bool(kept)
@@ -147,14 +173,16 @@ def _write(
     return {"counts": json.dumps(counts)}
 
 
-def _selected(file: str, job: Selecting) -> Iterator[tuple[list[Text], list[Example]]]:
+def _selected(file: str, job: Selecting) -> Iterator[tuple[list[Text], list[Example], int]]:
+    """Of each question its texts, its examples, and how many were left out since a learnt text was cut."""
     recipe = recipe_of(job.settings.algorithm.recipe)
     plan = train_plan(job.settings, job.iteration - 1)
     for row in files.read(file, question_columns(files.names(file)) + text_columns(*FIELDS)).to_pylist():
         texts = read_texts(row)
         if not any(text.grader_error for text in texts):
             # a 0 that stands for "unknown" must not look like one
-            yield texts, list(recipe.examples(row, texts, plan, job.seed))
+            chosen = choose(recipe, row, texts, plan, job.seed)
+            yield texts, list(chosen.kept), len(chosen.cut)
 
 
 def _key(name: str) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from stasc_ray import config, store
 from stasc_ray.learning import encoding
 from stasc_ray.runtime import capacity, model_folder
+from stasc_ray.tasks.chat import Chat
 
 if TYPE_CHECKING:
     import pyarrow
@@ -52,6 +53,8 @@ class FinetuneJob:
     """One GPU per worker, else CPUs."""
     reserve_gpus: bool
     """Whether Ray reserves a GPU per worker."""
+    chat: tuple[config.Model, bool | None] = (config.Model(), None)
+    """Model section and `keep_reasoning`, by which conversations are rendered (`tasks.chat.Chat`)."""
     objective: str = "sft"
     """Name in `objectives.OBJECTIVES`."""
     adapter: Path | None = None
@@ -73,6 +76,7 @@ class FinetuneJob:
             output=output.resolve(),
             storage=storage.resolve(),
             seed=settings.seed,
+            chat=(settings.model, settings.prompts.keep_reasoning),
             finetune=settings.finetune,
             reserve_gpus=capacity.reserved_gpus(settings.engine, more["on_cuda"]) > 0,
             **more,
@@ -104,7 +108,7 @@ def finetune(examples: "Dataset", job: FinetuneJob) -> dict[str, Any]:
     """
     started = time.time()
     job.storage.mkdir(parents=True, exist_ok=True)
-    encoded = encode_examples(examples, job.source, job.finetune.max_length_tokens)
+    encoded = encode_examples(examples, job.source, job.finetune.max_length_tokens, job.chat)
     counts = _count(encoded, job.finetune.max_length_tokens)
     trained = _fit(replace(job, examples=counts["kept"]), encoded)
     losses = trained.pop("losses")
@@ -134,7 +138,12 @@ def model_source(base_model: str, settings: config.Config) -> dict[str, Any]:
 # -----------------------------------------------------------------------
 
 
-def encode_examples(examples: "Dataset", source: Mapping[str, Any], max_length_tokens: int) -> "Dataset":
+def encode_examples(
+    examples: "Dataset",
+    source: Mapping[str, Any],
+    max_length_tokens: int,
+    chat: tuple[config.Model, bool | None],
+) -> "Dataset":
     """Encode in map tasks and keep the result in Ray's object store (8 bytes per token).
 
     Returns:
@@ -145,24 +154,27 @@ def encode_examples(examples: "Dataset", source: Mapping[str, Any], max_length_t
         _encode_block,  # type: ignore[arg-type]
         batch_size=None,  # a number would bundle many files of examples for one task
         batch_format="pyarrow",
-        fn_kwargs={"source": dict(source), "max_length_tokens": max_length_tokens},
+        fn_kwargs={"source": dict(source), "max_length_tokens": max_length_tokens, "chat": chat},
     ).materialize()
 
 
 def _encode_block(
-    block: "pyarrow.Table", source: dict[str, Any], max_length_tokens: int
+    block: "pyarrow.Table",
+    source: dict[str, Any],
+    max_length_tokens: int,
+    chat: tuple[config.Model, bool | None],
 ) -> "Iterator[pyarrow.Table]":
     """Some rows at a time, since a block may hold a whole file."""
     import pyarrow as pa
 
-    tokenizer = _tokenizer(tuple(sorted(source.items())))
+    renders = Chat(_tokenizer(tuple(sorted(source.items()))), *chat)
     integers = pa.list_(pa.int32())  # explicit, or Ray Data would make tensor columns out of equal lengths
     kinds = {"id": pa.string(), "input_ids": integers, "labels": integers}
     for batch in block.to_batches(max_chunksize=ENCODE_ROWS):
         rows = [
             encoded
             for row in batch.to_pylist()
-            for encoded in _encode(tokenizer, row["id"], row["messages"], max_length_tokens)
+            for encoded in _encode(renders, row["id"], row["messages"], max_length_tokens)
         ]
         yield pa.table(
             {name: pa.array([row[name] for row in rows], kinds.get(name, pa.int64())) for name in ENCODED}
@@ -170,7 +182,7 @@ def _encode_block(
 
 
 def _encode(
-    tokenizer: Any, id: str, messages: list[dict[str, Any]], max_length_tokens: int
+    chat: Chat, id: str, messages: list[dict[str, Any]], max_length_tokens: int
 ) -> list[dict[str, Any]]:
     """One row per sequence; a conversation whose turns can't share one has several, the first under the
     example's id.
@@ -180,7 +192,7 @@ def _encode(
             *messages[:-1],
             {**messages[-1], "train": True},
         ]  # a person's own {role, content}: the last one
-    found = encoding.encode(tokenizer, messages, max_length_tokens)
+    found = encoding.encode(chat, messages, max_length_tokens)
     if isinstance(found, str):
         row = {"id": id, "input_ids": [], "labels": [], "trained_tokens": 0, "no_target": 0, "too_long": 0}
         return [{**row, found: 1}]

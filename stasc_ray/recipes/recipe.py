@@ -126,7 +126,10 @@ def learnt(*texts: Text, train: bool = True) -> dict[str, Any]:
     """An assistant's message made of generated texts; loss falls on it if `train`. Targets are the generated
     ids.
     """
-    pieces = [{"text": text.text, "token_ids": list(text.token_ids), "train": train} for text in texts]
+    pieces = [
+        {"text": text.text, "token_ids": list(text.token_ids), "train": train, "cut": text.cut}
+        for text in texts
+    ]
     return {"role": "assistant", "pieces": pieces}
 
 

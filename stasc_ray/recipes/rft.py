@@ -9,7 +9,6 @@ from pydantic import PositiveInt
 
 from stasc_ray.config import Algorithm
 from stasc_ray.recipes.recipe import Ask, Example, Plan, Question, Recipe, learnt
-from stasc_ray.recipes.selection import capped
 from stasc_ray.recipes.trace import ANSWER, Text, roots
 from stasc_ray.tasks.prompts import initial_messages
 
@@ -23,8 +22,6 @@ class Rft(Algorithm):
     """Answers sampled per train question."""
     n_corrections: Literal[0] = 0
     """Nothing is corrected."""
-    max_examples_per_question: PositiveInt | None = None
-    """Kept answers per question at most; None keeps all."""
 
 
 async def turns(question: Question, ask: Ask, plan: Plan, given: Sequence[Text] | None = None) -> None:
@@ -40,7 +37,7 @@ def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -
         if answer.graded >= plan.section.threshold and answer.text not in seen:
             seen.add(answer.text)
             kept.append(Example(question["id"], (number,), "c", [*messages, learnt(answer)]))
-    return capped(kept, plan.section.max_examples_per_question, seed)
+    return kept
 
 
 RFT = Recipe(Rft, turns, examples, answers=(ANSWER,), chosen_by="r_y1", keeps=lambda _: "right answers")

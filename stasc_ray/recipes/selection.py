@@ -6,10 +6,12 @@ of rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from stasc_ray.config import hashing
-from stasc_ray.recipes.recipe import Example
+from stasc_ray.recipes.recipe import Example, Plan, Question, Recipe
+from stasc_ray.recipes.trace import Text
 
 Transition = Literal["c->c", "c->i", "i->c", "i->i"]
 TRANSITIONS: tuple[Transition, ...] = ("c->c", "c->i", "i->c", "i->i")
@@ -52,6 +54,31 @@ KEEPS = {
     "both_correct": "right corrections of right answers",
 }
 """What each keeps, in words."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A question's examples: those that are learnt, and why the others are not."""
+
+    kept: Sequence[Example]
+    cut: Sequence[Example]
+    """They would learn a text that was cut at `max_tokens` (`algorithm.keep_truncated`)."""
+    beyond_cap: Sequence[Example]
+    """More than `algorithm.max_examples_per_question`."""
+
+
+def choose(recipe: Recipe, question: Question, texts: Sequence[Text], plan: Plan, seed: int) -> Chosen:
+    """What a recipe learns from one graded trace. Target shares of classes come after this (`thin`)."""
+    found = list(recipe.examples(question, texts, plan, seed))
+    cut = [] if plan.section.keep_truncated else [one for one in found if _learns_cut_text(one)]
+    whole = [one for one in found if one not in cut]
+    kept = capped(whole, plan.section.max_examples_per_question, seed)
+    return Chosen(kept, cut, [one for one in whole if one not in kept])
+
+
+def _learns_cut_text(example: Example) -> bool:
+    pieces = [piece for message in example.messages for piece in message.get("pieces") or ()]
+    return any(piece["train"] and piece.get("cut") for piece in pieces)
 
 
 def capped(examples: Sequence[Example], most: int | None, seed: int) -> list[Example]:

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from stasc_ray.config import Algorithm
 from stasc_ray.recipes.recipe import Ask, Example, Plan, Question, Recipe, gather, learnt
-from stasc_ray.recipes.selection import FILTERS, KEEPS, TRANSITIONS, capped, transition
+from stasc_ray.recipes.selection import FILTERS, KEEPS, TRANSITIONS, transition
 from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text, corrections, roots
 from stasc_ray.tasks.prompts import correction_messages, initial_messages
 
@@ -29,8 +29,6 @@ class Stasc(Algorithm):
     pairing: Literal["own", "cross"] = "own"
     """`own`: a correction is judged against the answer it was written for; `cross`: against every answer of
     its question."""
-    max_examples_per_question: PositiveInt | None = None
-    """Kept corrections per question at most; None keeps all."""
     keep_correct_share: Annotated[float, Field(ge=0, le=1)] | None = None
     """Target share of correct-to-correct pairs among the kept, reached by dropping; None leaves it. Only with
     `non_decreasing`."""
@@ -101,7 +99,7 @@ def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -
             if own and keep(*rewards):
                 messages = [*asked, learnt(correction)]
                 kept.append(Example(question["id"], (j, number), transition(*rewards), messages))
-    return capped(kept, section.max_examples_per_question, seed)
+    return kept
 
 
 def shares(section: Stasc) -> Mapping[tuple[str, ...], float]:

@@ -20,6 +20,7 @@ class Text:
 
     turn: str
     text: str
+    """As generated, with its reasoning."""
     sample: int = 0
     parent: "Text | None" = None
     writer: str = BASE
@@ -29,8 +30,19 @@ class Text:
     reward: float | None = None
     grader_error: str | None = None
     logprob: float | None = None
+    answer_start: int = 0
     seconds: float = field(default=0.0, repr=False)
     """How long its request took; not kept on disk."""
+
+    @property
+    def answer(self) -> str:
+        """What follows the reasoning: what is graded, read and compared; "" if it was cut inside it."""
+        return self.text[self.answer_start :]
+
+    @property
+    def cut(self) -> bool:
+        """Whether it ended at `max_tokens` (or at the end of the context), not by its own end."""
+        return self.finish_reason == "length"
 
     @property
     def lineage(self) -> list["Text"]:
@@ -86,6 +98,7 @@ def write_texts(texts: Sequence[Text]) -> list[dict[str, Any]]:
             "reward": text.reward,
             "grader_error": text.grader_error,
             "logprob": text.logprob,
+            "answer_start": text.answer_start,
         }
         for text in ordered
     ]
@@ -142,8 +155,8 @@ def grade(
     """
     for text in texts:
         if text.turn in answers:
-            text.reward, text.grader_error = reward(text.text)
+            text.reward, text.grader_error = reward(text.answer)
     for text in texts:
         if text.turn in verdicts and text.parent and text.parent.reward is not None:
-            said = says_right(text.text)
+            said = says_right(text.answer)
             text.reward = float(said is not None and said == (text.parent.reward >= threshold))

@@ -62,7 +62,7 @@ async def turns(question: Question, ask: Ask, plan: Plan, given: Sequence[Text] 
 async def _judge(question: Question, ask: Ask, plan: Plan, answer: Text) -> None:
     """One verdict; a correction unless it says right. A verdict that can't be read counts as "wrong"."""
     (verdict,) = await ask(VERDICT_TURN, verdict_messages(question, answer, plan), parent=answer)
-    if plan.section.reads(verdict.text) is not True:
+    if plan.section.reads(verdict.answer) is not True:
         messages = second_messages(question, answer, verdict.text, plan)
         await ask(CORRECTION, messages, n=plan.n_corrections, parent=verdict)
 
@@ -72,7 +72,7 @@ async def _explore(question: Question, ask: Ask, plan: Plan, answer: Text) -> No
     asked, section = verdict_messages(question, answer, plan), plan.section
     sampled = section.n_verdicts if plan.iteration or section.verdicts == "sampled" else 0
     said = await ask(VERDICT_TURN, asked, n=sampled, parent=answer)
-    wrong = [one for one in said if section.reads(one.text) is False and section.correction_sees_verdict]
+    wrong = [one for one in said if section.reads(one.answer) is False and section.correction_sees_verdict]
     told = second_messages(question, answer, wrong[0].text if wrong else "", plan)
     await ask(CORRECTION, told, n=plan.n_corrections, parent=wrong[0] if wrong else answer)
 
@@ -98,7 +98,7 @@ def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -
     for j, answer in enumerate(roots(texts)):
         right, below = answer.graded >= section.threshold, [text for text in texts if text.root is answer]
         said = [text for text in below if text.turn == VERDICT_TURN]
-        verdicts = [learnt(text) for text in said if section.reads(text.text) is right]
+        verdicts = [learnt(text) for text in said if section.reads(text.answer) is right]
         if section.verdicts == "constructed" and not plan.iteration:
             phrase = section.says_right if right else section.says_wrong
             verdicts = [written(phrase)] * section.n_verdicts

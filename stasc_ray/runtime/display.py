@@ -31,6 +31,7 @@ COLUMNS: dict[str, str] = {
     "delta": "evaluation/test/delta",
     "i->c": "evaluation/test/i_to_c",
     "c->i": "evaluation/test/c_to_i",
+    "cut": "rollouts/truncated_share",
     "kept": "examples/kept",
     "loss": "finetune/loss_last",
     "LATEST": "publish/latest",

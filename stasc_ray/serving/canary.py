@@ -54,7 +54,7 @@ async def verify(engine: EngineHandle, canary: Canary | None, tolerance: float) 
     """
     probe = Request(config.Sampling(temperature=0.0, max_tokens=1), 1, 0)
     if canary is None:
-        await engine.generate(list(engine.tokenizer.encode("probe", add_special_tokens=False)), probe)
+        await engine.generate(list(engine.chat.tokenizer.encode("probe", add_special_tokens=False)), probe)
         return "answered a probe (this version has no canary)"
     differences: list[float] = []
     for prompt in canary["prompts"]:

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from stasc_ray.tasks.chat import hidden_tokens
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
@@ -22,14 +24,12 @@ class TextStream:
 
         self.sent = ""
         self._read = 0
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._backend = _backend(tokenizer)
+        self._stream = DecodeStream(skip_special_tokens=False)
+        self._backend, self._hidden = _backend(tokenizer), hidden_tokens(tokenizer)
         # One invalid byte makes its whole run of byte tokens unreadable, so a run is text only once it ended.
-        # Special tokens are skipped, so they end no run.
-        self._open: set[int | None] = set()
+        # Hidden tokens end no run.
+        self._open: set[int | None] = set(self._hidden)
         if self._backend:
-            added = self._backend.get_added_tokens_decoder()
-            self._open = {number for number, token in added.items() if token.special}
             self._open |= {self._backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
 
     def next_piece(self, token_ids: list[int]) -> str:
@@ -39,7 +39,8 @@ class TextStream:
             end -= 1
         if self._backend is None or end == self._read:
             return ""
-        piece = self._stream.step(self._backend, token_ids[self._read : end]) or ""
+        shown = [token for token in token_ids[self._read : end] if token not in self._hidden]
+        piece = (self._stream.step(self._backend, shown) if shown else None) or ""
         self._read, self.sent = end, self.sent + piece
         return piece
 

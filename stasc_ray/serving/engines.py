@@ -10,15 +10,13 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stasc_ray import config
 from stasc_ray.generation.samples import Adapter, Request, Sample
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving.decoding import TextStream
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from stasc_ray.tasks.chat import Chat
 
 
 class EngineDiedError(RuntimeError):
@@ -156,7 +154,7 @@ class EngineHandle:
         self,
         model: str,
         spec: EngineSpec,
-        tokenizer: "PreTrainedTokenizerBase",
+        chat: Chat,
         adapter: Adapter | None = None,
     ) -> None:
         import ray
@@ -170,7 +168,7 @@ class EngineHandle:
             node = ray.get_runtime_context().get_node_id()
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         self.model = model
-        self.tokenizer = tokenizer
+        self.chat = chat
         self.adapter = adapter
         self._actor: Any = ray.remote(EngineActor).options(**options).remote(model, spec)
         self._handles = [self]  # of this engine; the last one to go ends it

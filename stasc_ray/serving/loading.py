@@ -13,6 +13,7 @@ from stasc_ray.generation.samples import Adapter
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving import canary, published
 from stasc_ray.serving.engines import EngineDiedError, EngineHandle, EngineSpec
+from stasc_ray.tasks.chat import Chat
 
 
 @dataclass(eq=False)
@@ -102,7 +103,7 @@ class Loader:
         Raises:
             OSError, ValueError: this version must not be served.
         """
-        reference = loaded[0].engine.tokenizer if loaded else None
+        reference = loaded[0].engine.chat.tokenizer if loaded else None
         return await asyncio.to_thread(self._check, manifest, reference)
 
     def running(self, manifest: dict[str, Any], loaded: Sequence[Loaded]) -> EngineHandle | None:
@@ -115,7 +116,7 @@ class Loader:
         if running := self.running(manifest, loaded):
             return running.with_adapter(adapter)
         self.engine_starts += 1
-        return EngineHandle(model, self._spec, tokenizer, adapter)
+        return EngineHandle(model, self._spec, Chat.of(tokenizer, self._settings), adapter)
 
     def _weights(self, manifest: dict[str, Any]) -> tuple[str, Adapter | None]:
         """What an engine loads: the version's model; for LoRA the base model, and the adapter on it.

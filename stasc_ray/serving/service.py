@@ -113,7 +113,7 @@ class Service:
             async with self.versions.hold(request.version) as loaded:
                 started = {"id": request_id, "question": request.question, "model_version": loaded.version}
                 ask = Asker(
-                    loaded.engine.tokenizer,
+                    loaded.engine.chat,
                     _generate(loaded, emit and partial(emit, "start", started)),
                     sampling=asked.sampling,
                     identity=(asked.seed,),
@@ -233,7 +233,7 @@ class Service:
             "initial": max(text.root.seconds for text in texts),
             "correction": max(sum(text.seconds for text in one.lineage[1:]) for one in texts),
         }
-        changed = chosen.text.strip() != first.text.strip()  # as evaluation.metrics counts it
+        changed = chosen.answer.strip() != first.answer.strip()  # as evaluation.metrics counts it
         self._count(asked, seconds, usage, changed)
         if self.settings.serve.log_texts:
             shown = {

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-FORMAT = 2
-"""1: eight parallel columns of answers and corrections (until 0.1.0). 2: one flat list of texts per
-question."""
+FORMAT = 3
+"""1: eight parallel columns of answers and corrections. 2: one flat list of texts per question. 3: texts with
+`answer_start`."""
 
 STRINGS = pa.list_(pa.string())
 
@@ -32,13 +32,14 @@ TEXT = pa.struct(
         "sample": pa.int32(),  # position among the samples of one prompt
         "parent": pa.int32(),  # index of the text that it follows; -1: none
         "writer": pa.string(),  # which model wrote it: base, iteration_01, ...
-        "text": pa.string(),  # as generated, control tokens left out
+        "text": pa.string(),  # as generated, control tokens left out but for marks of reasoning
         "token_ids": pa.list_(pa.int32()),  # as generated, end of turn included
         "finish_reason": pa.string(),  # stop | length
         # of its prompt; 0 for the prompt's further samples, so that sums count it once
         "prompt_tokens": pa.int32(),
         "reward": pa.float64(),  # in [0, 1]; null: not graded
         "grader_error": pa.string(),  # the grader's failure; the reward is 0 then
+        "answer_start": pa.int32(),  # characters of reasoning before the answer; the length: cut inside it
         "logprob": pa.float64(),  # sum over its tokens at temperature 1; null unless a recipe asks for it
     }
 )
@@ -54,7 +55,9 @@ def trace_schema(questions: pa.Schema = QUESTION_SCHEMA) -> pa.Schema:
     return pa.schema([*questions, ("texts", TEXTS), ("error", pa.string())])
 
 
-PIECE = pa.struct({"text": pa.string(), "token_ids": pa.list_(pa.int32()), "train": pa.bool_()})
+PIECE = pa.struct(
+    {"text": pa.string(), "token_ids": pa.list_(pa.int32()), "train": pa.bool_(), "cut": pa.bool_()}
+)
 MESSAGE = pa.struct(
     {"role": pa.string(), "content": pa.string(), "train": pa.bool_(), "pieces": pa.list_(PIECE)}
 )

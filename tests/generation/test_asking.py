@@ -35,7 +35,7 @@ def asker(tokenizer, generate: ScriptedGenerate, **changes: Any) -> Asker:
         "writer": "iteration_03",
         "max_prompt_tokens": 4000,
     }
-    return Asker(tokenizer, generate, **{**given, **changes})
+    return Asker(chat.Chat(tokenizer), generate, **{**given, **changes})
 
 
 def ask(
@@ -72,9 +72,11 @@ def test_prompts_are_token_for_token_those_of_training(tokenizer, row):
     generate = ScriptedGenerate("Mar<|end|>lowe", "Goethe")
     ask(tokenizer, generate, row=row)
     initial, correction = (token_ids for token_ids, _ in generate.asked)
-    assert initial == chat.render(tokenizer, prompts.initial_messages(row, TEXTS), add_generation_prompt=True)
+    assert initial == chat.Chat(tokenizer).render(
+        prompts.initial_messages(row, TEXTS), add_generation_prompt=True
+    )
     trained = [*prompts.correction_messages(row, "Mar<|end|>lowe", TEXTS), prompts.assistant("Goethe")]
-    trained_ids = chat.render(tokenizer, trained, add_generation_prompt=False)
+    trained_ids = chat.Chat(tokenizer).render(trained, add_generation_prompt=False)
     assert trained_ids[: len(correction)] == correction
     assert tokenizer.decode(trained_ids[len(correction) :]).startswith("Goethe")
 
@@ -167,13 +169,17 @@ def test_a_prompt_that_is_too_long_names_limit_and_length_and_is_never_sent(toke
     with pytest.raises(PromptTooLongError, match=r"expected at most 50 tokens .*, found \d+; shorten"):
         ask(tokenizer, generate, max_prompt_tokens=50)
     assert not generate.asked
-    length = len(chat.render(tokenizer, prompts.initial_messages(ROW, TEXTS), add_generation_prompt=True))
+    length = len(
+        chat.Chat(tokenizer).render(prompts.initial_messages(ROW, TEXTS), add_generation_prompt=True)
+    )
     one = asker(tokenizer, generate, max_prompt_tokens=length)
     assert asyncio.run(one("answer", prompts.initial_messages(ROW, TEXTS)))[0].text == "a", "just fits"
 
 
 def test_of_several_corrections_the_one_that_fails_raises_its_own_error(tokenizer):
-    length = len(chat.render(tokenizer, prompts.initial_messages(ROW, TEXTS), add_generation_prompt=True))
+    length = len(
+        chat.Chat(tokenizer).render(prompts.initial_messages(ROW, TEXTS), add_generation_prompt=True)
+    )
     with pytest.raises(PromptTooLongError, match=f"at most {length} tokens"):
         ask(tokenizer, ScriptedGenerate("a", "a"), samples=2, max_prompt_tokens=length)
 

@@ -37,8 +37,8 @@ def engine() -> Iterator[Engine]:
 
 
 def _prompt(engine: Engine, question: str) -> list[int]:
-    return chat.render(
-        engine.tokenizer, prompts.initial_messages({"question": question}, TEXTS), add_generation_prompt=True
+    return chat.Chat(engine.tokenizer).render(
+        prompts.initial_messages({"question": question}, TEXTS), add_generation_prompt=True
     )
 
 

@@ -22,6 +22,7 @@ from stasc_ray.recipes.trace import Text, write_texts
 from stasc_ray.runtime import model_folder
 from stasc_ray.store.rows import trace_schema
 from stasc_ray.tasks import sandbox
+from stasc_ray.tasks.chat import Chat
 
 WARM = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 48}
 
@@ -95,7 +96,8 @@ class ScriptedActor(rollouts.RolloutActor):
 
     def __init__(self, job: rollouts.Job, *texts: str) -> None:
         self.job, self.recipe, self.requests = job, recipe_of(job.settings.algorithm.recipe), []
-        self.engine: Any = SimpleNamespace(tokenizer=model_folder.load_tokenizer(job.model))
+        self.chat = Chat(model_folder.load_tokenizer(job.model))
+        self.engine: Any = SimpleNamespace()
         self.texts, self.engine_start_s, self.node = texts, 0.0, "here"
 
     def generate(self, token_ids: list[int], request: Request, _: object) -> Any:

@@ -17,20 +17,21 @@ from stasc_ray.serving.monitor import Monitor
 from stasc_ray.serving.routers.replica import Replica
 from stasc_ray.serving.service import Service
 from stasc_ray.tasks import sandbox
+from stasc_ray.tasks.chat import Chat
 
 
 class ScriptedEngine:
     """Answers `first`, then `second`; a question may ask it to be slow, or to die."""
 
     def __init__(self, deaths: int = 0) -> None:
-        self.tokenizer = model_folder.load_tokenizer(str(sandbox.model_path()))
+        self.chat = Chat(model_folder.load_tokenizer(str(sandbox.model_path())))
         self.deaths, self.finished, self.aborted = deaths, 0, 0
 
     def release(self) -> None:
         """Nothing to end."""
 
     async def generate(self, token_ids, request, on_text=None) -> Sample:
-        prompt = self.tokenizer.decode(token_ids)
+        prompt = self.chat.tokenizer.decode(token_ids)
         if self.deaths:
             self.deaths -= 1
             raise EngineDiedError("killed")

@@ -114,7 +114,7 @@ def greedy(run: store.RunFolder, version: str, question: str) -> tuple[str, str]
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
         def write(messages) -> str:
-            ids = torch.tensor([chat.render(tokenizer, messages, add_generation_prompt=True)])
+            ids = torch.tensor([chat.Chat(tokenizer).render(messages, add_generation_prompt=True)])
             found = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False
             )

@@ -11,7 +11,7 @@ from stasc_ray.config import Prompts
 from stasc_ray.learning.encoding import IGNORED, Encoded, encode, pack, pack_lengths, stack, stack_lengths
 from stasc_ray.recipes.recipe import learnt, written
 from stasc_ray.recipes.trace import Text
-from stasc_ray.tasks.chat import Message, content, render
+from stasc_ray.tasks.chat import Chat, Message, content
 from stasc_ray.tasks.prompts import correction_messages, initial_messages, user
 
 QUESTION = {"id": "q1", "question": "Which river?", "choices": [], "documents": []}
@@ -34,7 +34,7 @@ def conversation(
 
 
 def sequences(tokenizer: Any, messages: list[Message]) -> list[Encoded]:
-    found = encode(tokenizer, messages, 4096)
+    found = encode(Chat(tokenizer), messages, 4096)
     assert not isinstance(found, str)
     return found
 
@@ -57,7 +57,9 @@ def test_only_the_correction_and_its_end_of_turn_are_trained(name: str):
     tokenizer = tokenizer_of(name)
     example = encoded(name)
     trained = example["labels"] != IGNORED
-    prompt = render(tokenizer, correction_messages(QUESTION, "Rhine", Prompts()), add_generation_prompt=True)
+    prompt = Chat(tokenizer).render(
+        correction_messages(QUESTION, "Rhine", Prompts()), add_generation_prompt=True
+    )
     assert example["input_ids"][: len(prompt)].tolist() == prompt
     assert trained.tolist() == [False] * len(prompt) + [True] * (len(trained) - len(prompt))
     assert np.array_equal(example["labels"][trained], example["input_ids"][trained])
@@ -79,14 +81,14 @@ def test_awkward_corrections_end_with_the_end_of_turn(name: str, correction: str
 @all_families
 @pytest.mark.parametrize("correction", ["", " \n"])
 def test_an_empty_correction_has_no_target(name: str, correction: str):
-    assert encode(tokenizer_of(name), conversation(correction), 4096) == "no_target"
+    assert encode(Chat(tokenizer_of(name)), conversation(correction), 4096) == "no_target"
 
 
 @all_families
 def test_one_token_more_than_allowed_is_too_long(name: str):
     length = len(encoded(name)["input_ids"])
-    assert encode(tokenizer_of(name), conversation(), length - 1) == "too_long"
-    assert encode(tokenizer_of(name), conversation(), length) != "too_long"
+    assert encode(Chat(tokenizer_of(name)), conversation(), length - 1) == "too_long"
+    assert encode(Chat(tokenizer_of(name)), conversation(), length) != "too_long"
 
 
 def with_template(template: str, eos: str | None = "<|im_end|>"):
@@ -99,7 +101,7 @@ def with_template(template: str, eos: str | None = "<|im_end|>"):
 def test_a_template_that_rewrites_earlier_turns_is_named():
     template = "{{ '<|im_start|>n=' ~ messages | length }}" + CHATML
     with pytest.raises(ValueError, match="chat template: expected the prompt's tokens to begin"):
-        encode(with_template(template), conversation(), 4096)
+        encode(Chat(with_template(template)), conversation(), 4096)
 
 
 @pytest.mark.parametrize("correction", [CORRECTION, CORRECTION + "\n"])
@@ -115,12 +117,12 @@ def test_a_template_that_ends_turns_by_what_they_say_is_named():
     odd = CHATML.replace("'<|im_end|>\\n'", "('<|im_end|>' if message.content | length < 5 else '')")
     assert odd != CHATML
     with pytest.raises(ValueError, match="expected every assistant turn to end alike"):
-        encode(with_template(odd), conversation(), 4096)
+        encode(Chat(with_template(odd)), conversation(), 4096)
 
 
 def test_no_end_of_turn_and_no_eos_token_is_an_error():
     with pytest.raises(ValueError, match="never learns to stop"):
-        encode(with_template(CHATML.replace("<|im_end|>", ""), eos=None), conversation(), 4096)
+        encode(Chat(with_template(CHATML.replace("<|im_end|>", ""), eos=None)), conversation(), 4096)
 
 
 def test_text_that_the_template_writes_before_the_answer_is_no_end_of_turn():
@@ -139,15 +141,15 @@ def test_text_that_the_template_writes_before_the_answer_is_no_end_of_turn():
 def test_a_template_that_drops_the_answer_is_named():
     template = CHATML.replace("message.content", "('' if message.role == 'assistant' else message.content)")
     with pytest.raises(ValueError, match="found that it is left out"):
-        encode(with_template(template), conversation(), 4096)
+        encode(Chat(with_template(template)), conversation(), 4096)
 
 
 def test_what_is_trained_must_be_there_and_the_assistants():
     asked = conversation()[:-1]
     with pytest.raises(ValueError, match=r"expected assistant messages to train on.*found none of"):
-        encode(tokenizer_of("chatml"), asked, 4096)
+        encode(Chat(tokenizer_of("chatml")), asked, 4096)
     with pytest.raises(ValueError, match="found one of role 'user'"):
-        encode(tokenizer_of("chatml"), [*asked[:-1], {**asked[-1], "train": True}], 4096)
+        encode(Chat(tokenizer_of("chatml")), [*asked[:-1], {**asked[-1], "train": True}], 4096)
 
 
 # --- generated texts, several trained turns, pieces
@@ -174,7 +176,7 @@ def test_the_target_is_the_generated_ids_as_they_are(name: str):
     assert one(tokenizer_of(name), [*asked, learnt(text)])["input_ids"].tolist() == (
         encoded(name)["input_ids"].tolist()
     )
-    tokenizer, prompt = tokenizer_of(name), render(tokenizer_of(name), asked, add_generation_prompt=True)
+    tokenizer, prompt = tokenizer_of(name), Chat(tokenizer_of(name)).render(asked, add_generation_prompt=True)
     ids = [*one_by_one(tokenizer, "Danube"), text.token_ids[-1]]
     assert ids[:-1] != tokenizer.encode("Danube", add_special_tokens=False), "not the canonical ones"
     example = one(tokenizer, [*asked, learnt(Text("answer", "Danube", token_ids=ids))])
@@ -182,11 +184,11 @@ def test_the_target_is_the_generated_ids_as_they_are(name: str):
 
 
 @all_families
-def test_an_answer_that_was_cut_off_gets_one_end_of_turn(name: str):
+def test_an_answer_that_was_cut_off_has_no_end_of_turn(name: str):
     asked = conversation()[:-1]
     text = generated(name, asked, CORRECTION)
     cut = Text("answer", CORRECTION, token_ids=text.token_ids[:-1], finish_reason="length")
-    assert targets(one(tokenizer_of(name), [*asked, learnt(cut)])) == list(text.token_ids)
+    assert targets(one(tokenizer_of(name), [*asked, learnt(cut)])) == list(text.token_ids[:-1])
     assert targets(one(tokenizer_of(name), [*asked, learnt(text)])) == list(text.token_ids)
 
 
@@ -213,8 +215,8 @@ def test_two_trained_turns_share_one_sequence(name: str):
     first = generated(name, asked, "It is the Rhine.")
     second = generated(name, [*asked, learnt(first), user(prompts.correction)], CORRECTION)
     example = one(tokenizer, two_turns(first, second))
-    prompt = render(tokenizer, asked, add_generation_prompt=True)
-    later = render(tokenizer, two_turns(first, second)[:-1], add_generation_prompt=True)
+    prompt = Chat(tokenizer).render(asked, add_generation_prompt=True)
+    later = Chat(tokenizer).render(two_turns(first, second)[:-1], add_generation_prompt=True)
     ids, labels = example["input_ids"].tolist(), example["labels"].tolist()
     assert ids == later + list(second.token_ids)
     between = len(later) - len(prompt) - len(first.token_ids)
@@ -237,7 +239,7 @@ def test_ids_that_are_not_canonical_get_a_sequence_for_each_turn(name: str):
     second = generated(name, [*asked, learnt(first), user(prompts.correction)], CORRECTION)
     found = sequences(tokenizer, two_turns(first, second))
     assert [targets(example) for example in found] == [list(first.token_ids), list(second.token_ids)]
-    later = render(tokenizer, two_turns(first, second)[:-1], add_generation_prompt=True)
+    later = Chat(tokenizer).render(two_turns(first, second)[:-1], add_generation_prompt=True)
     assert found[1]["input_ids"].tolist() == later + list(second.token_ids)
 
 
@@ -279,7 +281,7 @@ def test_a_piece_that_another_follows_loses_its_end_of_turn(name: str):
         "pieces": [*learnt(verdict, train=False)["pieces"], *learnt(answer)["pieces"]],
     }
     example = one(tokenizer_of(name), [*asked, message])
-    prompt = render(tokenizer_of(name), asked, add_generation_prompt=True)
+    prompt = Chat(tokenizer_of(name)).render(asked, add_generation_prompt=True)
     assert example["input_ids"].tolist() == [*prompt, *verdict.token_ids[:-1], *answer.token_ids]
     assert targets(example) == list(answer.token_ids)
 
@@ -290,7 +292,7 @@ def test_a_trained_turn_without_text_is_passed_over(name: str):
     asked = initial_messages(QUESTION, Prompts(preset="sandbox"))
     second = generated(name, [*asked, learnt(first), user("?")], "Danube")
     assert targets(one(tokenizer_of(name), two_turns(first, second))) == list(second.token_ids)
-    assert encode(tokenizer_of(name), two_turns(first, first), 4096) == "no_target"
+    assert encode(Chat(tokenizer_of(name)), two_turns(first, first), 4096) == "no_target"
 
 
 def test_packing_is_first_fit_decreasing_and_keeps_each_example_once():

@@ -56,7 +56,7 @@ def test_what_a_recipe_keeps_comes_back_with_the_generated_ids(tmp_path: Path) -
     )
     counts, found = selected(tmp_path, rows, given)
     assert [(one["id"], one["messages"][-1]["pieces"]) for one in found] == [
-        (f"q1/{place}", [{"text": text, "token_ids": [3, 2], "train": True}])
+        (f"q1/{place}", [{"text": text, "token_ids": [3, 2], "train": True, "cut": False}])
         for place, text in (("0/1", "a0c1"), ("1/2", "a1c0"), ("1/3", "a1c1"))
     ]
     assert (counts["kept"], counts["questions_with_examples"], counts["attempts"]) == (3, 1, 5)

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 from stasc_ray import config
 from stasc_ray.learning import batches, checkpoints, encoding, export, finetune, train_loop
 from stasc_ray.recipes import section_of
+from stasc_ray.tasks.chat import Chat
 
 CPU = torch.device("cpu")
 
@@ -70,7 +71,7 @@ def encode(rows: list[dict[str, Any]], max_length_tokens: int = 512) -> batches.
         sequence
         for row in rows
         for sequence in finetune._encode(
-            tokenizer_of("chatml"), row["id"], row["messages"], max_length_tokens
+            Chat(tokenizer_of("chatml")), row["id"], row["messages"], max_length_tokens
         )
     ]
     return batches.collect([pa.Table.from_pylist(encoded[:3]), pa.Table.from_pylist(encoded[3:])])
@@ -199,7 +200,7 @@ def test_a_conversation_of_several_sequences_keeps_their_ids_apart():
     first = {"role": "assistant", "pieces": [{"text": "Rhine", "token_ids": ids, "train": True}]}
     asked = [{"role": "user", "content": "Which river?"}]
     second = {"role": "assistant", "content": "Danube", "train": True}
-    found = finetune._encode(tokenizer, "q1/0", [*asked, first, *asked, second], 512)
+    found = finetune._encode(Chat(tokenizer), "q1/0", [*asked, first, *asked, second], 512)
     assert [row["id"] for row in found] == ["q1/0", "q1/0#1"]
     assert [row["trained_tokens"] for row in found] == [6, len(tokenizer.encode("Danube")) + 1]
     plain = [
@@ -208,7 +209,7 @@ def test_a_conversation_of_several_sequences_keeps_their_ids_apart():
         *asked,
         {"role": "assistant", "content": "Danube"},
     ]
-    (row,) = finetune._encode(tokenizer, "mine", plain, 512)
+    (row,) = finetune._encode(Chat(tokenizer), "mine", plain, 512)
     assert row["trained_tokens"] == found[1]["trained_tokens"]
 
 

@@ -50,7 +50,7 @@ class RenderingAsk:
         parent: Text | None = None,
         logprob: bool = False,
     ) -> list[Text]:
-        self.prompts.append(chat.render(self.tokenizer, messages, add_generation_prompt=True))
+        self.prompts.append(chat.Chat(self.tokenizer).render(messages, add_generation_prompt=True))
         self.texts.append(Text(turn, parent=parent, **self.left.pop(0)))
         return self.texts[-1:]
 
@@ -83,7 +83,7 @@ def test_prompts_and_labels_are_those_of_the_record(name: str):
     for text, reward in zip(ask.texts, (0.0, 1.0), strict=True):
         text.reward = reward
     (example,) = STASC.examples(question, ask.texts, default, 0)
-    (found,) = encode(tokenizer, example.messages, 8192)
+    (found,) = encode(chat.Chat(tokenizer), example.messages, 8192)
     assert not isinstance(found, str)
     assert_recorded(found["input_ids"].tolist(), case["input_ids"])
     assert found["labels"].tolist() == [IGNORED] * len(corrected) + case["target"]
@@ -99,7 +99,7 @@ def test_a_text_without_ids_gets_the_recorded_target(name: str):
     ask.texts[0].reward, ask.texts[1].reward = 0.0, 1.0
     (example,) = STASC.examples(question, ask.texts, plan(preset=case["preset"]), 0)
     last = {"role": "assistant", "content": case["correction"], "train": True}
-    (found,) = encode(tokenizer, [*example.messages[:-1], last], 8192)
+    (found,) = encode(chat.Chat(tokenizer), [*example.messages[:-1], last], 8192)
     assert not isinstance(found, str)
     assert_recorded(found["input_ids"].tolist(), case["input_ids"])
     assert found["labels"][found["labels"] != IGNORED].tolist() == case["target"]

@@ -111,10 +111,10 @@ def test_critique_and_correction_are_learnt_in_one_sequence(name: str):
     at = [place for place, message in enumerate(example.messages) if message.get("pieces")]
     for place, text in zip(at, texts[1:], strict=True):  # the ids that a model gives
         plain = [{"role": one["role"], "content": chat.content(one)} for one in example.messages[:place]]
-        (target,) = encode(tokenizer, [*plain, written(text.text)], 4096)
+        (target,) = encode(chat.Chat(tokenizer), [*plain, written(text.text)], 4096)
         text.token_ids = target["labels"][target["labels"] != IGNORED].tolist()  # type: ignore[index]
     (example,) = CRITIQUE.examples(QUESTION, texts, of, 0)
-    (sequence,) = encode(tokenizer, example.messages, 4096)
+    (sequence,) = encode(chat.Chat(tokenizer), example.messages, 4096)
     trained = sequence["labels"][sequence["labels"] != IGNORED].tolist()  # type: ignore[index]
     assert trained == [*texts[1].token_ids, *texts[2].token_ids]
 
@@ -205,7 +205,7 @@ class GreedyAsk:
     ) -> list[Text]:
         import torch
 
-        ids = torch.tensor([chat.render(self.tokenizer, messages, add_generation_prompt=True)])
+        ids = torch.tensor([chat.Chat(self.tokenizer).render(messages, add_generation_prompt=True)])
         mask = torch.ones_like(ids)
         found = self.model.generate(ids, attention_mask=mask, max_new_tokens=64, do_sample=False)
         text = self.tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)

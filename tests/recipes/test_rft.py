@@ -46,13 +46,6 @@ def test_the_threshold_says_what_is_right():
     assert learnt(kept(answered([0.4, 0.5, 0.6]), threshold=0.5)) == ["a1", "a2"]
 
 
-def test_a_cap_keeps_the_same_ones_again():
-    texts = answered([1] * 8)
-    some = learnt(kept(texts, max_examples_per_question=3))
-    assert len(some) == 3 and some == learnt(kept(texts, max_examples_per_question=3)) == sorted(some)
-    assert len({tuple(learnt(kept(texts, seed, max_examples_per_question=3))) for seed in range(20)}) > 1
-
-
 def test_a_failed_trace_and_an_ungraded_answer_have_no_examples():
     (ungraded,) = answered([1])
     ungraded.reward = None

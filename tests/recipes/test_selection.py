@@ -4,9 +4,12 @@ import random
 from collections import Counter
 
 import pytest
+from harness.traces import QUESTION, answered, plan
 
 from stasc_ray.recipes.recipe import Example
-from stasc_ray.recipes.selection import TRANSITIONS, capped, keep_probabilities, thin, uniform
+from stasc_ray.recipes.rft import RFT
+from stasc_ray.recipes.selection import TRANSITIONS, capped, choose, keep_probabilities, thin, uniform
+from stasc_ray.recipes.stasc import STASC
 
 
 def examples(number: int, question: str = "q1", kind: str = "i->c") -> list[Example]:
@@ -75,3 +78,36 @@ def test_thinning_reaches_the_share_whatever_the_order(correct, other, share):
     assert after["c->c"] == correct or after["i->c"] == other  # one side is untouched
     shuffled = random.Random(0).sample(kept, len(kept))
     assert sorted(one.id for one in thin(shuffled, probabilities, seed=3)) == sorted(one.id for one in left)
+
+
+def chosen(texts, seed=0, **section):
+    of = plan({"recipe": "rft", **section})
+    return choose(RFT, QUESTION, texts, of, seed)
+
+
+def test_a_text_that_was_cut_is_not_learnt_unless_the_config_says_so():
+    texts = answered([1, 1, 0])
+    texts[1].finish_reason = "length"
+    found = chosen(texts)
+    assert [one.id for one in found.kept] == ["q1/0"] and [one.id for one in found.cut] == ["q1/1"]
+    assert len(chosen(texts, keep_truncated=True).kept) == 2
+
+
+def test_a_cut_text_in_the_prompt_alone_is_no_reason_to_leave_an_example_out():
+    texts = answered([0], [[1]])
+    texts[0].finish_reason = "length"
+    assert len(choose(STASC, QUESTION, texts, plan(), 0).kept) == 1
+    texts[1].finish_reason = "length"
+    assert not choose(STASC, QUESTION, texts, plan(), 0).kept
+
+
+def test_the_cap_counts_whole_texts_and_keeps_the_same_ones_again():
+    texts = answered([1] * 8)
+    texts[0].finish_reason = "length"
+    found = chosen(texts, max_examples_per_question=3)
+    assert (len(found.kept), len(found.cut), len(found.beyond_cap)) == (3, 1, 4)
+    assert found == chosen(texts, max_examples_per_question=3)
+    kinds = {
+        tuple(one.id for one in chosen(texts, seed, max_examples_per_question=3).kept) for seed in range(20)
+    }
+    assert len(kinds) > 1

@@ -78,7 +78,9 @@ def test_the_loss_falls_on_the_generated_ids_of_the_correction_alone():
     (example,) = kept(answered([0], [[1]]))
     assert example.messages[:-1] == correction_messages(QUESTION, "a0", plan().prompts)
     assert not any(message.get("train") or message.get("pieces") for message in example.messages[:-1])
-    assert example.messages[-1]["pieces"] == [{"text": "a0c0", "token_ids": [3, 2], "train": True}]
+    assert example.messages[-1]["pieces"] == [
+        {"text": "a0c0", "token_ids": [3, 2], "train": True, "cut": False}
+    ]
 
 
 def test_turns_ask_for_answers_and_then_for_corrections_of_each():

@@ -26,7 +26,7 @@ def test_a_table_in_a_log_file_is_not_folded(capsys: pytest.CaptureFixture[str])
         shown.table([row, {"iteration": 2}])
     header, first, second = capsys.readouterr().out.splitlines()
     assert "test r(Y2)" in header and "LATEST" in header
-    assert first.split() == ["1", "0.250", "-", "-", "0.500", "-", "-", "-", "1234", "-", "moved"]
+    assert first.split() == ["1", "0.250", "-", "-", "0.500", "-", "-", "-", "-", "1234", "-", "moved"]
     assert second.split()[0] == "2"
 
 

@@ -73,7 +73,9 @@ class Judge(ScriptedEngine):
         self.verdict = verdict
 
     async def generate(self, token_ids, request, on_text=None) -> Sample:
-        if not self.tokenizer.decode(token_ids).endswith(f"{Verdict().verdict_prompt}<|end|><|assistant|>"):
+        if not self.chat.tokenizer.decode(token_ids).endswith(
+            f"{Verdict().verdict_prompt}<|end|><|assistant|>"
+        ):
             return await super().generate(token_ids, request, on_text)
         if on_text:
             on_text(self.verdict)

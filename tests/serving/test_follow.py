@@ -58,7 +58,7 @@ def local_ray():
 async def answer(followed: follow.Versions) -> str:
     messages = prompts.initial_messages({"question": "47+385+12"}, config.Prompts(preset="sandbox"))
     async with followed.hold(None) as loaded:
-        token_ids = chat.render(loaded.engine.tokenizer, messages, add_generation_prompt=True)
+        token_ids = chat.Chat(loaded.engine.chat.tokenizer).render(messages, add_generation_prompt=True)
         return (await loaded.engine.generate(token_ids, GREEDY)).text
 
 
@@ -172,7 +172,7 @@ def greedy(model: Path) -> str:
 
     tokenizer = model_folder.load_tokenizer(str(model))
     messages = prompts.initial_messages({"question": "47+385+12"}, config.Prompts(preset="sandbox"))
-    ids = torch.tensor([chat.render(tokenizer, messages, add_generation_prompt=True)])
+    ids = torch.tensor([chat.Chat(tokenizer).render(messages, add_generation_prompt=True)])
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     found = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
     return str(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from stasc_ray.learning.examples import Selecting
 from stasc_ray.recipes import RECIPES, recipe_of, section_of
 from stasc_ray.recipes.recipe import Example, train_plan
 from stasc_ray.recipes.trace import ANSWER, Text, grade
+from stasc_ray.tasks.chat import Chat
 
 QUESTION = {
     "question": "Which river is longer? <|im_end|>",
@@ -69,6 +69,7 @@ class Recorder:
 
     def __init__(self, family: str) -> None:
         self.tokenizer, self.end = tokenizer_of(family), FAMILIES[family].end_of_turn
+        self.chat = Chat(self.tokenizer)
         self.asked: dict[tuple[int, ...], set[tuple[int, ...]]] = defaultdict(set)
         self.turns: dict[tuple[int, ...], str] = {}
 
@@ -99,7 +100,7 @@ class RecordingActor(rollouts.RolloutActor):
 
     def __init__(self, job: rollouts.Job, recorder: Recorder) -> None:
         self.job, self.recipe, self.recorder = job, recipe_of(job.settings.algorithm.recipe), recorder
-        self.engine: Any = SimpleNamespace(tokenizer=recorder.tokenizer)
+        self.chat = Chat.of(recorder.tokenizer, job.settings)
 
     def generate(self, token_ids: list[int], request: Request, _: object) -> Any:
         found: asyncio.Future[list[Sample]] = asyncio.get_running_loop().create_future()
@@ -132,7 +133,7 @@ def examples_of(case: str, texts: Sequence[Text]) -> list[Example]:
 
 def trained_turns(tokenizer: Any, example: Example) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(prompt, target) of every stretch of trained tokens."""
-    sequences, found = encode(tokenizer, example.messages, 8192), []
+    sequences, found = encode(Chat(tokenizer), example.messages, 8192), []
     assert not isinstance(sequences, str)
     for sequence in sequences:
         ids, trained = sequence["input_ids"].tolist(), (sequence["labels"] != IGNORED).tolist()

@@ -8,7 +8,7 @@ import pytest
 from harness.chat_templates import FAMILIES, tokenizer_of
 
 from stasc_ray.config import Demonstration, Prompts
-from stasc_ray.tasks.chat import Message, control_tokens, render
+from stasc_ray.tasks.chat import Chat, Message
 from stasc_ray.tasks.prompts import assistant, correction_messages, initial_messages
 
 QUESTION = {"id": "q1", "question": "Which river?", "answers": ["Danube"], "choices": [], "documents": []}
@@ -119,8 +119,8 @@ def test_the_prompt_is_a_prefix_of_training_for_awkward_answers(name: str, initi
 def check_prefix(name: str, prompts: Prompts, initial: str, correction: str):
     tokenizer = tokenizer_of(name)
     row = {**QUESTION, "documents": ["It is blue."]}
-    prompt = render(tokenizer, correction_messages(row, initial, prompts), add_generation_prompt=True)
-    trained = render(tokenizer, training(row, initial, correction, prompts), add_generation_prompt=False)
+    prompt = Chat(tokenizer).render(correction_messages(row, initial, prompts), add_generation_prompt=True)
+    trained = Chat(tokenizer).render(training(row, initial, correction, prompts), add_generation_prompt=False)
     assert trained[: len(prompt)] == prompt
     assert len(trained) > len(prompt)
 
@@ -135,7 +135,7 @@ def test_harmless_text_gives_the_ids_of_apply_chat_template(name: str):
         (training(QUESTION, "Rhine", "Danube", prompts), False),
     ):
         plain = tokenizer.apply_chat_template(messages, add_generation_prompt=ask, return_dict=False)
-        assert render(tokenizer, messages, add_generation_prompt=ask) == plain
+        assert Chat(tokenizer).render(messages, add_generation_prompt=ask) == plain
 
 
 @all_families
@@ -145,9 +145,11 @@ def test_control_strings_in_contents_stay_text(name: str, injection: str):
     prompts = few_shot()
     harmless = {**QUESTION, "documents": ["blue"]}
     row = {**QUESTION, "question": f"Which {injection} river?", "documents": [injection]}
-    asked = render(tokenizer, correction_messages(row, injection, prompts), add_generation_prompt=True)
-    trained = render(tokenizer, training(row, injection, injection, prompts), add_generation_prompt=False)
-    expected = render(tokenizer, training(harmless, "x", "x", prompts), add_generation_prompt=False)
+    asked = Chat(tokenizer).render(correction_messages(row, injection, prompts), add_generation_prompt=True)
+    trained = Chat(tokenizer).render(
+        training(row, injection, injection, prompts), add_generation_prompt=False
+    )
+    expected = Chat(tokenizer).render(training(harmless, "x", "x", prompts), add_generation_prompt=False)
     assert controls(tokenizer, trained) == controls(tokenizer, expected)
     assert trained[: len(asked)] == asked
     decoded = str(tokenizer.decode(trained)).replace("\u200b", "")
@@ -173,12 +175,16 @@ def test_random_mixtures_of_markup_stay_text_and_keep_the_prefix(name: str):
     tokenizer = tokenizer_of(name)
     generator = random.Random(name)
     prompts = few_shot()
-    expected = render(tokenizer, training(QUESTION, "x", "x", prompts), add_generation_prompt=False)
+    expected = Chat(tokenizer).render(training(QUESTION, "x", "x", prompts), add_generation_prompt=False)
     for _ in range(50):
         question, initial, correction = ("".join(generator.choices(FRAGMENTS, k=8)) for _ in range(3))
         row = {"question": question}
-        prompt = render(tokenizer, correction_messages(row, initial, prompts), add_generation_prompt=True)
-        whole = render(tokenizer, training(row, initial, correction, prompts), add_generation_prompt=False)
+        prompt = Chat(tokenizer).render(
+            correction_messages(row, initial, prompts), add_generation_prompt=True
+        )
+        whole = Chat(tokenizer).render(
+            training(row, initial, correction, prompts), add_generation_prompt=False
+        )
         assert whole[: len(prompt)] == prompt, (question, initial, correction)
         assert controls(tokenizer, whole) == controls(tokenizer, expected), (question, initial, correction)
 
@@ -202,23 +208,25 @@ def test_plain_text_markers_of_the_template_cannot_be_forged(name: str):
     tokenizer = tokenizer_of(name)
     prompts = Prompts(preset="sandbox")
     row = {**QUESTION, "question": " ".join(FAMILIES[name].markers) or "none"}
-    decoded = tokenizer.decode(render(tokenizer, initial_messages(row, prompts), add_generation_prompt=True))
+    decoded = tokenizer.decode(
+        Chat(tokenizer).render(initial_messages(row, prompts), add_generation_prompt=True)
+    )
     plain = tokenizer.decode(
-        render(tokenizer, initial_messages(QUESTION, prompts), add_generation_prompt=True)
+        Chat(tokenizer).render(initial_messages(QUESTION, prompts), add_generation_prompt=True)
     )
     for marker in FAMILIES[name].markers:
         assert decoded.count(marker) == plain.count(marker)
 
 
 def controls(tokenizer, ids: list[int]) -> list[int]:
-    return [token_id for token_id in ids if token_id in control_tokens(tokenizer)]
+    return [token_id for token_id in ids if token_id in Chat(tokenizer).control_tokens]
 
 
 @all_families
 def test_system_text_reaches_every_template_once(name: str):
     tokenizer = tokenizer_of(name)
     messages = initial_messages(QUESTION, few_shot())
-    decoded = tokenizer.decode(render(tokenizer, messages, add_generation_prompt=True))
+    decoded = tokenizer.decode(Chat(tokenizer).render(messages, add_generation_prompt=True))
     assert decoded.count("Be brief.") == 1
     assert ("Be brief.\n\n2 + 2?" in decoded) is not FAMILIES[name].has_system
     assert messages[0]["role"] == "system", "rendering leaves the messages as they are"
@@ -227,12 +235,14 @@ def test_system_text_reaches_every_template_once(name: str):
 def test_only_tokens_that_steer_a_conversation_are_control_tokens():
     tokenizer = copy.deepcopy(tokenizer_of("chatml"))
     tokenizer.add_tokens(["<table>", "covid", "\n\n", "<|fim|>"])
-    assert set(control_tokens(tokenizer).values()) == {*FAMILIES["chatml"].tokens, "<|fim|>"}
+    assert set(Chat(tokenizer).control_tokens.values()) == {*FAMILIES["chatml"].tokens, "<|fim|>"}
 
 
 @all_families
 def test_rendering_leaves_the_tokenizer_as_it_is(name: str):
     tokenizer = tokenizer_of(name)
     before = tokenizer.backend_tokenizer.to_str()
-    render(tokenizer, initial_messages({"question": INJECTIONS[0]}, few_shot()), add_generation_prompt=True)
+    Chat(tokenizer).render(
+        initial_messages({"question": INJECTIONS[0]}, few_shot()), add_generation_prompt=True
+    )
     assert tokenizer.backend_tokenizer.to_str() == before

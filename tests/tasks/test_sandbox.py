@@ -141,7 +141,7 @@ def test_every_control_token_is_one_token_and_never_comes_from_text(tokenizer: A
     assert [tokenizer.encode(string) for string in strings] == [[256], [257], [258], [259], [260]]
     for string in strings:
         messages = [{"role": "user", "content": f"a{string}b"}]
-        ids = chat.render(tokenizer, messages, add_generation_prompt=False)
+        ids = chat.Chat(tokenizer).render(messages, add_generation_prompt=False)
         assert ids == [259, *f"a{string}b".encode(), 257]
 
 
@@ -151,7 +151,7 @@ def test_a_conversation_renders_to_one_control_token_per_turn_and_its_end(tokeni
         {"role": "user", "content": "<|end|>"},
         {"role": "assistant", "content": "a"},
     ]
-    ids = chat.render(tokenizer, messages, add_generation_prompt=False)
+    ids = chat.Chat(tokenizer).render(messages, add_generation_prompt=False)
     end, system, user, assistant = range(257, 261)
     assert ids == [system, ord("s"), end, user, *b"<|end|>", end, assistant, ord("a"), end]
     assert tokenizer.eos_token_id == end
@@ -182,7 +182,7 @@ def sample(model: Any, tokenizer: Any, conversations: list[list[dict[str, str]]]
     """One sampled answer per conversation with plain transformers, all in one batch padded on the left."""
     import torch
 
-    rows = [chat.render(tokenizer, messages, add_generation_prompt=True) for messages in conversations]
+    rows = [chat.Chat(tokenizer).render(messages, add_generation_prompt=True) for messages in conversations]
     longest = max(map(len, rows))
     padded = torch.tensor([[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows])  # (B, T)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])

@@ -1,0 +1,44 @@
+"""Where the reasoning in a text ends and its answer begins, as models of several families write it. Pure.
+
+Blocks have an opening and a closing mark (`<think>`, Qwen3, DeepSeek-R1, GLM-4.5, Nemotron 3; `[THINK]`,
+Magistral; `<|channel>`, Gemma 4; `<seed:think>`, Seed-OSS; `<thought>`, EXAONE Deep). Channels have a header
+before each message (gpt-oss's `<|channel|>final<|message|>`, Muse's `to=user<|message|>`).
+"""
+
+import re
+
+BLOCKS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel>", "<channel|>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<thought>", "</thought>"),
+)
+HEADER_END = "<|message|>"
+CHANNEL_TOKENS = ("<|start|>", "<|channel|>", HEADER_END, "<|end|>", "<|eom|>")
+"""Control tokens that are part of a text with channels."""
+_HEADER = re.compile(r"(?:<\|channel\|>|(?:^|\s)to=)(\w+)[^<]*<\|message\|>")
+_TO_THE_USER = ("final", "user")
+
+
+def answer_start(text: str, *, opened: bool = False) -> int:
+    """How many characters come before the answer: 0 without reasoning, `len(text)` if it was cut inside it.
+
+    Args:
+        text: as generated.
+        opened: the prompt opened the reasoning, so that it goes on until it is closed.
+    """
+    headers = list(_HEADER.finditer(text))
+    if headers:
+        return headers[-1].end() if headers[-1].group(1) in _TO_THE_USER else len(text)
+    closed = max(text.rfind(end) + len(end) if end in text else 0 for _, end in BLOCKS)
+    reopened = any(text.rfind(start) >= closed for start, _ in BLOCKS if start in text)
+    return len(text) if reopened or (opened and not closed) else closed
+
+
+def opening(prompt: str) -> str:
+    """What opens the reasoning at the end of a rendered prompt; "" if nothing does."""
+    starts = [prompt.rfind(start) for start, _ in BLOCKS if start in prompt]
+    if not starts or answer_start(prompt) < len(prompt):
+        return ""
+    return prompt[max(starts) :]
