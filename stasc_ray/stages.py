@@ -15,17 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import config
+import pyarrow.parquet as pq
+
+from stasc_ray import config, rehearsal
 from stasc_ray.evaluation import measuring
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.generation.collect import collect
 from stasc_ray.learning import examples, finetune
 from stasc_ray.recipes import chosen_by, recipe_of
+from stasc_ray.runtime import model_folder
 from stasc_ray.runtime.display import Bar, Display
 from stasc_ray.store import RunFolder, iteration_name, now, tracking
 from stasc_ray.store.files import move_into_place
 from stasc_ray.tasks import questions, rewards, sandbox
 from stasc_ray.tasks.questions import SPLITS
+
+REHEARSED = 20
+"""Questions of each split whose references are graded before a run."""
 
 
 class NothingKeptError(RuntimeError):
@@ -84,6 +90,43 @@ def prepare_questions(run: Run) -> None:
         f"questions: {', '.join(f'{count} {split}' for split, count in counts.items())}; "
         f"{loaded.dropped_duplicates} duplicates dropped, {skipped} bad rows skipped"
     )
+
+
+def rehearse(run: Run) -> None:
+    """One question of each split through everything with made-up texts, before the first engine starts.
+
+    Raises:
+        ValueError: what would fail later (`rehearsal.rehearse`).
+    """
+    import ray
+
+    if run.folder.committed(run.folder.stage(0, "rollouts")):
+        return
+    files = {split: str(run.folder.questions / f"{split}.parquet") for split in run.splits}
+    # in a worker, which has loaded the tokenizer before: the driver stays light
+    problem, notes = ray.get(
+        ray.remote(num_cpus=1)(_rehearse).remote(run.settings, base_model(run.settings), files)
+    )
+    if problem:
+        raise ValueError(problem)
+    for note in notes:
+        run.display.note(f"  {note}")
+
+
+def _rehearse(settings: config.Config, model: str, files: Mapping[str, str]) -> tuple[str | None, list[str]]:
+    """What is wrong, and what a person should know."""
+    tokenizer = model_folder.load_tokenizer(
+        model,
+        revision=model_folder.revision(model, settings.model),
+        trust_remote_code=settings.model.trust_remote_code,
+    )
+    rows = {
+        split: next(pq.ParquetFile(file).iter_batches(REHEARSED)).to_pylist() for split, file in files.items()
+    }
+    try:
+        return None, rehearsal.rehearse(settings, tokenizer, rows)
+    except ValueError as error:
+        return str(error), []
 
 
 def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:

@@ -148,6 +148,9 @@ class Prompts(Section):
     """How lettered choices are put after the question text, when it has any."""
     answer_marker: str = "Final Answer:"
     """Text before the final answer; the last occurrence counts when grading `after_marker`."""
+    marker_unasked: bool = False
+    """Whether the model writes the marker although no prompt asks for it; else a run that grades by it is
+    refused."""
     initial_demonstrations: tuple[Demonstration, ...] = ()
     """Few-shot examples in the initial turn's prompt."""
     correction_demonstrations: tuple[Demonstration, ...] = ()
@@ -183,6 +186,9 @@ class Reward(Section):
     """`in_accuracy`, `exact_match`, `f1`, `math`, `choice`, or a dotted path `package.module:function`."""
     scope: Literal["whole_text", "after_marker"] = "whole_text"
     """Grade the whole generation, or what follows the last `prompts.answer_marker`."""
+    example: str | None = None
+    """How a right answer is written, with `{answer}` for the reference; None: bare, or after the marker. A
+    run first tries whether the reward pays it."""
     timeout_s: PositiveFloat = 5.0
     """Seconds one answer may take to grade before it counts as a grader error (reward 0); used by `math`."""
 
