@@ -188,6 +188,8 @@ def fine_tune(run: Run, iteration: int) -> None:
         f"{summary['start_s']:.0f} s "
         "of encoding and of starting workers in the place of engines"
     )
+    if summary["packing_note"]:
+        run.display.note(f"{iteration_name(iteration)}: {summary['packing_note']}")
     shutil.rmtree(state, ignore_errors=True)
 
 
