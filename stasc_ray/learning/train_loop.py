@@ -86,7 +86,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         "trained_tokens": int(sum(examples.trained[batch].sum() for batch in plan)),
         "workers": world,
         "packing_note": passes.note,
-        "tokens_per_s": tokens / train_s,
+        "tokens_per_s": tokens / max(train_s, 1e-9),
         "train_s": train_s,
         "resumed_from_step": resumed_from,
         "loop_started": loop_started,
@@ -139,7 +139,8 @@ def _train(
         tokens += int(examples.lengths[batch].sum())
         if rank == 0:
             _write_progress(job, step + 1, steps, losses[-1])
-        if (step + 1) % finetune.checkpoint_every_n_steps == 0 and step + 1 < steps:
+        # also after the last step: an export that runs out of memory repeats no training
+        if (step + 1) % finetune.checkpoint_every_n_steps == 0 or step + 1 == steps:
             if job.lease:
                 job.lease.check()
             checkpoints.report(model, optimizer, losses, steps, rank)

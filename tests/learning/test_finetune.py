@@ -429,12 +429,29 @@ def test_a_second_call_continues_from_the_last_checkpoint(
     cluster: Any, base: str, one_worker: tuple[dict[str, Any], Path]
 ):
     again = run(cluster, base, one_worker[1], make_examples(30))
-    assert again["resumed_from_step"] == 6
+    assert again["resumed_from_step"] == 8
     assert again["losses"] == pytest.approx(one_worker[0]["losses"], abs=1e-6)
     with pytest.raises(
         ValueError, match="expected a fine-tune of 1 steps, its checkpoint belongs to one of 8"
     ):
         run(cluster, base, one_worker[1], make_examples(3))
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_an_export_that_fails_is_repeated_without_its_training(
+    cluster: Any, base: str, one_worker: tuple[dict[str, Any], Path], tmp_path: Path
+):
+    (tmp_path / "model").write_text("in the way")
+    with pytest.raises(RuntimeError, match="The same command continues from the last checkpoint"):
+        run(cluster, base, tmp_path, make_examples(30), max_failures=0)
+    (tmp_path / "model").unlink()
+    found = run(cluster, base, tmp_path, make_examples(30), max_failures=0)
+    assert found["resumed_from_step"] == found["steps"] == 8
+    assert found["losses"] == pytest.approx(one_worker[0]["losses"], abs=1e-6)
+    ids = tokenizer_of("chatml").encode("What is 3 + 4?")
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(at / "model") for at in (tmp_path, one_worker[1]))
+    assert torch.equal(logits(ours, ids), logits(theirs, ids))
 
 
 @pytest.mark.slow
