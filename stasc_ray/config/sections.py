@@ -347,8 +347,8 @@ class Finetune(Section):
     max_length_tokens: PositiveInt = 2048
     """Length of one packed sequence (on CUDA); a longer example is left out and counted."""
     packing: bool = True
-    """Several examples in one forward pass: on CUDA in one sequence, on CPUs side by side; the loss is the
-    same."""
+    """Several examples in one forward pass: on CUDA in one sequence if the model keeps them apart (measured
+    before step 1); else side by side. The loss is the same."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
