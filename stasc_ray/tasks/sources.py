@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from stasc_ray.tasks.columns import Paths, as_paths, top_level
+
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
@@ -33,7 +35,7 @@ class Record(NamedTuple):
 
 def records(
     source: str,
-    required: Sequence[str],
+    required: Sequence[Paths],
     optional: Sequence[str],
     labels: Collection[str | None],
     hub_config: str | None,
@@ -42,7 +44,8 @@ def records(
 
     Args:
         source: file, folder, glob, fsspec URL or Hub dataset id.
-        required: columns that a Parquet file or Hub dataset must have; the caller checks JSONL row by row.
+        required: columns that a Parquet file or Hub dataset must have, of several paths at least one; the
+            caller checks JSONL row by row.
         optional: further columns to read where they exist; all others are never loaded.
         labels: splits to load from a Hub dataset, None for all of them; files always give every row.
         hub_config: configuration name of a Hub dataset.
@@ -123,7 +126,7 @@ def _label(values: Mapping[str, Any]) -> str | None:
 
 
 def _json_records(
-    filesystem: Any, path: str, required: Sequence[str], optional: Sequence[str]
+    filesystem: Any, path: str, required: Sequence[Paths], optional: Sequence[str]
 ) -> Iterator[Record]:
     number = 0
     try:
@@ -148,7 +151,7 @@ def _json_record(place: str, line: bytes) -> Record:
 
 
 def _parquet_records(
-    filesystem: Any, path: str, required: Sequence[str], optional: Sequence[str]
+    filesystem: Any, path: str, required: Sequence[Paths], optional: Sequence[str]
 ) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
@@ -169,20 +172,21 @@ def _parquet_records(
 
 
 def _pick_columns(
-    place: str, found: Sequence[str], required: Sequence[str], optional: Sequence[str]
+    place: str, found: Sequence[str], required: Sequence[Paths], optional: Sequence[str]
 ) -> list[str]:
-    missing = [name for name in required if name not in found]
+    missing = [word for word in required if all(top_level(path, found) is None for path in as_paths(word))]
     if missing:
         raise ValueError(
             f"{place}: expected column {', '.join(map(repr, missing))}, found {', '.join(map(repr, found))}: "
             "set questions.preset or questions.columns"
         )
-    return [name for name in dict.fromkeys([*required, *optional]) if name in found]
+    names = (top_level(path, found) for word in [*required, *optional] for path in as_paths(word))
+    return [name for name in dict.fromkeys(names) if name is not None]
 
 
 def hub_records(
     source: str,
-    required: Sequence[str],
+    required: Sequence[Paths],
     optional: Sequence[str],
     labels: Collection[str | None],
     hub_config: str | None,
