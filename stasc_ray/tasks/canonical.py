@@ -99,10 +99,20 @@ def _references(values: Mapping[str, Any], columns: Columns) -> list[Any]:
 
 
 def _decoded(text: str) -> Any:
-    """A list of texts that was written as text; numbers alone, such as `[1, 2]`, are an answer."""
-    if not text.lstrip().startswith("["):
+    """A list of texts that was written as text; numbers alone, such as `[1, 2]`, are an answer.
+
+    Raises:
+        ValueError: an object or an array that was written as text.
+    """
+    if not text.lstrip().startswith(("[", "{", "array([")):
         return text
     found = written_value(text)
+    if isinstance(found, Mapping) or text.lstrip().startswith("array(["):
+        raise ValueError(
+            f"answers: expected text or a list, found {text[:80]!r}, which was something else before it was "
+            "written as text: name a key of an object by a path, such as 'answers.text', or set "
+            "questions.columns.decode_lists = false if this is the answer"
+        )
     if found is text or any(not isinstance(part, (str, int, float, type(None))) for part in found):
         return text
     return found if not found or any(isinstance(part, str) for part in found) else text

@@ -13,7 +13,9 @@ from typing import Any, Literal, NamedTuple
 from stasc_ray.config import Columns, Questions, dataset, hashing
 from stasc_ray.tasks.canonical import Row, canonical_row
 from stasc_ray.tasks.columns import MISSING, Paths, as_paths, find
-from stasc_ray.tasks.sources import Record, records
+from stasc_ray.tasks.json_rows import rows_path
+from stasc_ray.tasks.record import Record
+from stasc_ray.tasks.sources import records
 from stasc_ray.tasks.values import normalize
 
 SplitName = Literal["train", "dev", "test"]
@@ -160,14 +162,20 @@ def _read(
                 _check_repeated_id(seen, label, row, record.place)
         except ValueError as error:
             if questions.on_bad_row == "fail":
-                advice = 'Repair the row, or set questions.on_bad_row = "skip" to leave such rows out.'
-                raise ValueError(f"{record.place}: {error}. {advice}") from None
+                raise ValueError(f"{record.place}: {error}{_advice(record, columns)}") from None
             counts.bad_rows[record.place] = str(error)
             continue
         for label in wanted:
             pools[label].append(row)
     _check_source(source, pools, labels_found, unseen, questions, counts)
     return pools
+
+
+def _advice(record: Record, columns: Columns) -> str:
+    inside = rows_path(record.values, columns.question)
+    if inside and columns.rows is None:
+        return f". There are questions inside the row: set questions.columns.rows = {inside!r}"
+    return '. Repair the row, or set questions.on_bad_row = "skip" to leave such rows out.'
 
 
 def _records(
@@ -178,7 +186,7 @@ def _records(
         optional = [
             path for word in (columns.id, columns.choices, columns.documents) for path in as_paths(word)
         ]
-        yield from records(source, required, optional, labels, questions.hub_config)
+        yield from records(source, required, optional, labels, questions.hub_config, columns.rows)
         return
     from stasc_ray.tasks import sandbox
 
