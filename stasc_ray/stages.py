@@ -110,9 +110,7 @@ def rehearse(run: Run) -> None:
         return
     files = {split: str(run.folder.questions / f"{split}.parquet") for split in run.splits}
     # in a worker, which has loaded the tokenizer before: the driver stays light
-    problem, notes = ray.get(
-        ray.remote(num_cpus=1)(_rehearse).remote(run.settings, run.model(0), files)
-    )
+    problem, notes = ray.get(ray.remote(num_cpus=1)(_rehearse).remote(run.settings, run.model(0), files))
     if problem:
         raise ValueError(problem)
     for note in notes:
