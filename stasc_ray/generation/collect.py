@@ -10,14 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import config
 from stasc_ray.generation import rollouts, unit_files
-from stasc_ray.recipes.trace import ANSWER
+from stasc_ray.recipes.trace import cut_advice
 from stasc_ray.runtime.display import Display
 from stasc_ray.store import files
-
-TRUNCATED_ADVICE = 0.1
-"""Share of a turn's texts that were cut above which a person is told to raise `max_tokens`."""
 
 
 def collect(
@@ -66,9 +62,9 @@ def collect(
             f"{what}: {again} of {len(units)} units were begun again, since a process or node was lost"
         )
     by_turn, texts, cut = (_by_turn((*earlier, *fresh), key) for key in ("tokens", "texts", "truncated"))
-    for turn in sorted(cut):
-        if cut[turn] > TRUNCATED_ADVICE * texts[turn]:
-            display.note(_advice(turn, cut[turn], texts[turn], job.settings.sampling))
+    for turn in sorted(texts):
+        if advice := cut_advice(turn, cut[turn] / texts[turn], job.settings.sampling):
+            display.note(f"  {advice}")
     messages = collections.Counter(
         text for summary in (*earlier, *fresh) for text in summary["messages"] if text
     )
@@ -94,15 +90,6 @@ def _by_turn(summaries: Sequence[Mapping[str, Any]], key: str) -> "collections.C
     for summary in summaries:
         total.update(json.loads(summary[key]))
     return total
-
-
-def _advice(turn: str, cut: int, texts: int, sampling: config.SamplingPerTurn) -> str:
-    name = "initial" if turn == ANSWER else "correction"
-    limit = getattr(sampling, name).max_tokens
-    return (
-        f"  {cut / texts:.0%} of the {turn}s ({cut:,} of {texts:,}) were cut at sampling.{name}.max_tokens = "
-        f"{limit}: raise it, or ask for shorter texts. What was cut is not learnt (algorithm.keep_truncated)"
-    )
 
 
 def _check_errors(counts: Mapping[str, int], messages: Sequence[str], job: rollouts.Job) -> None:
