@@ -249,11 +249,10 @@ class Reward(Section):
     """`in_accuracy`, `exact_match`, `f1`, `math`, `choice`, `squad_em`, `squad_f1`, or a dotted path
     `package.module:function`."""
     scope: Literal["whole_text", "after_marker"] = "whole_text"
-    """Grade the whole generation, or what follows the last `prompts.answer_marker`."""
+    """Grade the whole generation, or the line (or box) that follows the last `prompts.answer_marker`."""
     example: str | None = None
     """How a right answer is written, with `{answer}` for the reference; None: bare, or after the marker. A
     run first tries whether the reward pays it."""
-    """Grade the whole generation, or the line (or box) that follows the last `prompts.answer_marker`."""
     max_answer_words: PositiveInt | None = None
     """Graded texts of more words have reward 0: long ones please `in_accuracy` easily; unset: no limit."""
     timeout_s: PositiveFloat = 5.0

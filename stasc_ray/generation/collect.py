@@ -22,13 +22,14 @@ def collect(
     """Run what is missing of a pass and add up its units, those of earlier attempts included.
 
     Returns:
-        questions, errors, grader_errors, prompt_tokens; TURN_tokens of each turn, and generated_tokens, their
-        sum; TURN_truncated, the share of a turn's texts that were cut at `max_tokens`; truncated and
-        truncated_share, their number and share in all; tokens_per_s, engine_start_s, duration_s,
-        resumed_questions, units_done_again, engine_nodes, messages.
+        questions, errors, graded, grader_errors, prompt_tokens; TURN_tokens of each turn, and
+        generated_tokens, their sum; TURN_truncated, the share of a turn's texts that were cut at
+        `max_tokens`; truncated and truncated_share, their number and share in all; tokens_per_s,
+        engine_start_s, duration_s, resumed_questions, units_done_again, engine_nodes, messages.
 
     Raises:
-        RuntimeError: more questions failed than `engine.max_error_fraction` allows.
+        RuntimeError: more questions failed than `engine.max_error_fraction` allows, or more answers could not
+            be graded than `reward.max_error_fraction` allows.
     """
     started = time.monotonic()
     destination = Path(job.destination)
@@ -46,7 +47,7 @@ def collect(
             bar.advance(summary["questions"], f"{tokens / max(time.monotonic() - first, 1):,.0f} tokens/s")
     duration_s = time.monotonic() - started
     start_s = max((summary["engine_start_s"] for summary in fresh), default=0.0)
-    names = ("questions", "errors", "grader_errors", "prompt_tokens")
+    names = ("questions", "errors", "graded", "grader_errors", "prompt_tokens")
     counts = {name: sum(summary[name] for summary in (*earlier, *fresh)) for name in names}
     if counts["questions"] != total:
         raise RuntimeError(
@@ -65,10 +66,8 @@ def collect(
     for turn in sorted(texts):
         if advice := cut_advice(turn, cut[turn] / texts[turn], job.settings.sampling):
             display.note(f"  {advice}")
-    messages = collections.Counter(
-        text for summary in (*earlier, *fresh) for text in summary["messages"] if text
-    )
-    _check_errors(counts, [text for text, _ in messages.most_common(3)], job)
+    _check_errors(counts, _commonest((*earlier, *fresh), "messages"), job)
+    _check_grader_errors(counts, _commonest((*earlier, *fresh), "grader_messages"), job)
     return {
         **counts,
         **{f"{turn}_tokens": count for turn, count in sorted(by_turn.items())},
@@ -90,6 +89,23 @@ def _by_turn(summaries: Sequence[Mapping[str, Any]], key: str) -> "collections.C
     for summary in summaries:
         total.update(json.loads(summary[key]))
     return total
+
+
+def _commonest(summaries: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    found = collections.Counter(text for summary in summaries for text in summary[key] if text)
+    return [text for text, _ in found.most_common(3)]
+
+
+def _check_grader_errors(counts: Mapping[str, int], messages: Sequence[str], job: rollouts.Job) -> None:
+    reward = job.settings.reward
+    if counts["grader_errors"] > reward.max_error_fraction * counts["graded"]:
+        lines = "\n".join(f"  {text}" for text in messages)
+        raise RuntimeError(
+            f"reward {reward.name!r}: expected at most reward.max_error_fraction = "
+            f"{reward.max_error_fraction:g} of the answers to fail, found {counts['grader_errors']} of "
+            f"{counts['graded']}. The commonest errors:\n{lines}\nCorrect the reward and delete "
+            f"{job.destination} to generate and grade again, or allow more with reward.max_error_fraction"
+        )
 
 
 def _check_errors(counts: Mapping[str, int], messages: Sequence[str], job: rollouts.Job) -> None:
