@@ -79,6 +79,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     train_s = time.time() - loop_started
     state = checkpoints.gather(model)
     del optimizer, model  # frees the GPU for the canary
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # which looks at what is free for other processes
     if rank == 0:
         export.export(state, job, [examples.read(index) for index in plan[0][:CANARY_PROMPTS]], device)
     return {

@@ -36,9 +36,10 @@ def check_model(path: str) -> None:
         "a tokenizer": ["tokenizer.json", "tokenizer.model", "vocab.json"],
     }.items():
         if not any(any(folder.glob(pattern)) for pattern in patterns):
+            advice = "; name the .gguf file itself" if any(folder.glob("*.gguf")) else ""
             raise FileNotFoundError(
                 f"model.path: expected {what} in {path} (one of {', '.join(patterns)}), found "
-                f"{', '.join(sorted(file.name for file in folder.iterdir())) or 'an empty folder'}"
+                f"{', '.join(sorted(file.name for file in folder.iterdir())) or 'an empty folder'}{advice}"
             )
     settings = folder / "tokenizer_config.json"
     if not any(folder.glob("chat_template*")) and '"chat_template"' not in (

@@ -198,6 +198,8 @@ def test_what_is_no_gguf_file_is_refused_before_anything_starts(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"begin with b'GGUF' .*, found b'vers'"):
         model_folder.check_model(str(tmp_path / "pointer.gguf"))
     model_folder.check_model(str(write_gguf(llama(), tmp_path / "a.gguf")))
+    with pytest.raises(FileNotFoundError, match=r"found a.gguf, pointer.gguf; name the .gguf file itself"):
+        model_folder.check_model(str(tmp_path))
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
