@@ -245,6 +245,7 @@ def test_smollm2_converts_to_what_transformers_reads(tmp_path: Path) -> None:
     gguf.convert(file, tmp_path / "model")
     folder = str(tmp_path / "model")
     model_folder.check_model(folder)
+    model_folder.check_trainable(folder)
     tokenizer = model_folder.load_tokenizer(folder)
     assert model_folder.stop_token_ids(folder, tokenizer) == [2]
     ours = AutoModelForCausalLM.from_pretrained(folder)
