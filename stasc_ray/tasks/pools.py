@@ -13,7 +13,7 @@ from stasc_ray.config import hashing
 from stasc_ray.tasks.canonical import Row
 from stasc_ray.tasks.values import normalize
 
-_MEMORY_BYTES = 1 << 25
+_MEMORY_BYTES = 1 << 23
 """Rows that wait in memory before they are written."""
 _FIELDS = ("id", "question", "answers", "documents", "choices")
 
