@@ -88,7 +88,7 @@ def read(
             bad_rows.add(record.place, str(error))
             continue
         for pool in wanted:
-            pool.add(packed, record.place)
+            pool.add(packed, record.where, record.number)
     _check_labels(source, pools, labels_found, bad_rows)
     for name in sorted(unseen):
         raise ValueError(
@@ -137,7 +137,7 @@ def _records(
     for split in filter(None, labels):
         limit = getattr(questions, split).limit
         for number, row in enumerate(sandbox.questions(split, limit, seed), start=1):
-            yield Record(f"sandbox [{split}], row {number}", split, row)
+            yield Record(f"sandbox [{split}], row", number, split, row)
 
 
 def _check_labels(
