@@ -48,6 +48,22 @@ class LoadedQuestions:
     retrieved: int = 0
     """Questions that got their documents from `corpus`."""
 
+    def notes(self) -> list[str]:
+        """What a person should know of the rows, a sentence each; empty if there is nothing."""
+        lines = []
+        if self.train_equal or self.train_near:
+            kept = 'kept (questions.on_near_duplicate = "drop" leaves them out)'
+            lines.append(
+                f"{self.train_equal} train questions are in dev or test but for case, punctuation and "
+                f"articles, {self.train_near} more are near one there: "
+                f"{'left out' if self.near_dropped else kept}. {self.near_examples[0]}"
+            )
+        if self.bad_row_examples:
+            lines.append(f"the first bad row skipped: {self.bad_row_examples[0]}")
+        if self.retrieved:
+            lines.append(f"{self.retrieved} got their documents from the corpus")
+        return lines
+
 
 class _Place(NamedTuple):
     """Where the questions of a split are drawn from; splits with the same place share its questions."""

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -344,6 +345,11 @@ def test_train_questions_near_test_are_counted_and_dropped(
     kept = load_questions(Questions.model_validate(fields), 0, ("train", "test"))
     assert (kept.train_equal, kept.train_near) == expected
     assert len(kept.rows) == 4 and len(kept.near_examples) == sum(expected)
+    if sum(expected):
+        counts = f"^{expected[0]} train questions are in .* {expected[1]} more are near .* kept .*Prague"
+        assert re.search(counts, "\n".join(kept.notes()))
+    else:
+        assert not kept.notes()
     dropped = load_questions(
         Questions.model_validate({**fields, "on_near_duplicate": "drop"}), 0, ("train", "test")
     )
