@@ -112,7 +112,12 @@ def load_questions(questions: Questions, seed: int, splits: Sequence[SplitName] 
                 counts.duplicates += pool.duplicates
         ambiguous = _ambiguous_ids(pools.values())
         chosen = _choose(questions, places, pools, seed, counts)
-    rows = [_place_row(row, split, ambiguous) for split in SPLITS for row in chosen.pop(split, ())]
+    rows: list[Row] = []
+    for split in SPLITS:
+        for row in chosen.get(split, ()):  # in place: a million rows are not there twice
+            row["id"] = f"{split}/{row['id']}" if row["id"] in ambiguous else row["id"]
+            row["split"] = split
+            rows.append(row)
     if len({row["id"] for row in rows}) < len(rows):
         raise ValueError(
             "questions: ids like 'train/x' clash with the split name put before an id that two splits use"
@@ -253,8 +258,3 @@ def _ambiguous_ids(pools: Collection[Pool]) -> set[str]:
     if len(pools) < 2:
         return set()
     return {identity for pool in pools for _, key, identity in pool if first.setdefault(identity, key) != key}
-
-
-def _place_row(row: Row, split: str, ambiguous: set[str]) -> Row:
-    identity = f"{split}/{row['id']}" if row["id"] in ambiguous else row["id"]
-    return {**row, "id": identity, "split": split}

@@ -324,6 +324,18 @@ def test_every_way_to_name_the_second_choice(key: Any) -> None:
     assert canonical({"question": "q", "choices": XY, "answers": key})["answers"] == ["B"]
 
 
+def test_commonsense_qa_as_published() -> None:
+    choices = [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}]
+    row = {
+        "answerKey": "B",
+        "id": "1",
+        "question": {"question_concept": "c", "stem": "q", "choices": choices},
+    }
+    columns = {"question": "question.stem", "choices": "question.choices", "answers": "answerKey"}
+    found = canonical(row, "commonsense_qa", **columns)
+    assert (found["question"], found["choices"], found["answers"]) == ("q", XY, ["B"])
+
+
 @pytest.mark.parametrize(
     ("choices", "key", "word", "expected"),
     [
