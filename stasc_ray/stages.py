@@ -91,11 +91,14 @@ def prepare_questions(run: Run) -> None:
     counts = {split: len(split_rows) for split, split_rows in by_split.items()}
     skipped = loaded.skipped_bad_rows + len(loaded.rows) - len(rows)
     dropped = {"dropped_duplicates": loaded.dropped_duplicates, "skipped_bad_rows": skipped}
+    dropped |= {"train_equal": loaded.train_equal, "train_near": loaded.train_near}
     _commit(run, folder, "questions", 0, {**counts, **dropped})
     run.display.note(
         f"questions: {', '.join(f'{count} {split}' for split, count in counts.items())}; "
         f"{loaded.dropped_duplicates} duplicates dropped, {skipped} bad rows skipped"
     )
+    for line in loaded.notes():
+        run.display.note(f"questions: {line}")
 
 
 def rehearse(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""The `stasc` command: run | evaluate | report | config | serve | ask | keys | submit | jobs.
+"""The `stasc` command: run | evaluate | report | config | datasets | serve | ask | keys | submit | jobs.
 
 stasc run jobs/configs/demo.toml
 """
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stasc_ray.cli import serve, submit
+from stasc_ray.cli import datasets, serve, submit
 from stasc_ray.cli.errors import errors_for_people
 
 app = typer.Typer(
@@ -76,7 +76,7 @@ def evaluate(
         ),
     ],
     preset: Annotated[
-        str, typer.Option(help="Columns: canonical, nq_open, gsm8k, math500, commonsense_qa.")
+        str, typer.Option(help="A dataset's columns, prompts and reward: one that `stasc datasets` lists.")
     ] = "canonical",
     config_file: Annotated[
         Path | None, typer.Option("--config", help="TOML file for prompts, reward, engine, sampling.")
@@ -197,6 +197,7 @@ def conclusion(found: dict[str, Any]) -> str:
     )
 
 
+app.command("datasets")(datasets.datasets)
 app.command("serve")(serve.serve)
 app.command("ask")(serve.ask)
 app.add_typer(serve.keys_app, name="keys")

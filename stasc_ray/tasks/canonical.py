@@ -53,14 +53,16 @@ def _lacks_one(values: Mapping[str, Any], word: Paths) -> bool:
 
 def _present(values: Mapping[str, Any], word: Paths | None) -> list[Any]:
     """What the paths of a column word find, without those that find nothing."""
+    if isinstance(word, str) and word.isidentifier():  # as in most files
+        return [values[word]] if word in values else []
     found = [find(values, path) for path in as_paths(word)]
     return [value for value in found if value is not MISSING]
 
 
 def _joined(values: Mapping[str, Any], word: Paths | None, between: str) -> str:
     """The texts that the paths find as one text; a path with `[]` gives all of its elements."""
-    if isinstance(word, str) and word in values:  # as in most files
-        return as_text(values[word], word)
+    if isinstance(word, str) and (word in values or word.isidentifier()):  # as in most files
+        return as_text(values.get(word), word)
     texts: list[str] = []
     for path in as_paths(word):
         value = find(values, path)
@@ -72,7 +74,7 @@ def _joined(values: Mapping[str, Any], word: Paths | None, between: str) -> str:
 
 
 def _choices(values: Mapping[str, Any], columns: Columns) -> Choices:
-    if columns.choices:
+    if columns.choices and _present(values, columns.choices):
         found = [find(values, path) for path in as_paths(columns.choices)]
         if any(value is not MISSING and value is not None for value in found):
             return choices_of(found, columns.choices)

@@ -203,7 +203,8 @@ def _indexed(text: str, choices: Choices, first: int) -> str:
 def _fitting(text: str, choices: Choices, choice_key: str) -> set[str]:
     """Letters of the choices that a text names, in any of the ways that `choice_key` allows."""
     count = len(choices.texts)
-    named = choices.labels or list(LETTERS[:count])
+    lettered = any(label.isalpha() for label in choices.labels)
+    named = choices.labels if lettered else list(LETTERS[:count])
     marked = _KEY.fullmatch(text)
     found: set[str] = set()
     if choice_key != "text":

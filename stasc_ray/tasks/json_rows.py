@@ -45,17 +45,17 @@ def json_rows(handle: IO[bytes], path: str, question: Paths, rows: str | None) -
         if whole is not None:
             yield from _held(whole, path, question, rows)
             return
+    where = f"{path}, line"
     for number, line in itertools.chain(begin, lines):
-        place = f"{path}, line {number}"
         try:  # bytes, line by line: one line with a broken encoding must not hide where it is
             values = _parse(line.removeprefix(codecs.BOM_UTF8).decode())
         except (ValueError, RecursionError) as error:
-            yield unreadable(place, f"expected one JSON object per line in UTF-8: {error}")
+            yield unreadable(where, number, f"expected one JSON object per line in UTF-8: {error}")
             continue
         if rows is None and isinstance(values, dict):
-            yield record(place, values)
+            yield record(where, number, values)
         else:
-            yield from _value_records(place, values, rows, "one JSON object per line")
+            yield from _value_records(where, number, values, rows, "one JSON object per line")
 
 
 def _plain(line: bytes) -> bytes:
@@ -72,18 +72,19 @@ def _object(text: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _value_records(place: str, values: Any, rows: str | None, expected: str) -> Iterator[Record]:
+def _value_records(where: str, number: int, values: Any, rows: str | None, expected: str) -> Iterator[Record]:
     if not isinstance(values, dict):
         kind = type(values).__name__
-        yield unreadable(place, f"expected {expected}, found {'an' if kind[0] in 'aeiou' else 'a'} {kind}")
+        article = "an" if kind[0] in "aeiou" else "a"
+        yield unreadable(where, number, f"expected {expected}, found {article} {kind}")
     elif rows is None:
-        yield record(place, values)
+        yield record(where, number, values)
     else:
         try:
-            for number, row in enumerate(inner_rows(values, rows), start=1):
-                yield record(f"{place}, row {number}", row)
+            for count, row in enumerate(inner_rows(values, rows), start=1):
+                yield record(f"{where} {number}, row", count, row)
         except ValueError as error:
-            yield unreadable(place, str(error))
+            yield unreadable(where, number, str(error))
 
 
 def _array(chunks: Iterable[bytes], path: str, rows: str | None) -> Iterator[Record]:
@@ -92,7 +93,7 @@ def _array(chunks: Iterable[bytes], path: str, rows: str | None) -> Iterator[Rec
     number = 0
     try:
         for number, value in enumerate(values, start=1):
-            yield from _value_records(f"{path}, element {number}", value, rows, "an array of JSON objects")
+            yield from _value_records(f"{path}, element", number, value, rows, "an array of JSON objects")
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected a JSON array, could not read it after element {number}: {error}"
@@ -141,7 +142,7 @@ def _held(values: dict[str, Any], path: str, question: Paths, rows: str | None) 
         lists = [name for name, item in values.items() if _first_object(item) is not None]
         inner = f"{lists[0]}[]" if len(lists) == 1 and not _has(values, question) else None
     if inner is None:
-        yield record(f"{path}, line 1", values)
+        yield record(f"{path}, line", 1, values)
         return
     if rows is None and len(re.findall(r"\[\]|\*", inner)) > 1:
         raise ValueError(
@@ -149,7 +150,7 @@ def _held(values: dict[str, Any], path: str, question: Paths, rows: str | None) 
             f"questions.columns.rows = {inner!r}"
         )
     for number, row in enumerate(inner_rows(values, inner), start=1):
-        yield record(f"{path}, {inner} row {number}", row)
+        yield record(f"{path}, {inner} row", number, row)
 
 
 def rows_path(values: Mapping[str, Any], question: Paths, depth: int = 0) -> str | None:

@@ -13,7 +13,7 @@ from stasc_ray.config import hashing
 from stasc_ray.tasks.canonical import Row
 from stasc_ray.tasks.values import normalize
 
-_MEMORY_BYTES = 1 << 25
+_MEMORY_BYTES = 1 << 23
 """Rows that wait in memory before they are written."""
 _FIELDS = ("id", "question", "answers", "documents", "choices")
 
@@ -58,9 +58,9 @@ class Pool:
         self._waiting: dict[int, bytes] = {}
         self._waiting_bytes = 0
         self._ids: dict[str, int] = {}
-        # per id: hash of the row, and its place as text without its number, and number
-        self._hashes, self._place_texts, self._place_numbers = array("q"), array("I"), array("Q")
-        self._texts: dict[str, int] = {}
+        # per id: hash of the row, and its record's `where` (an index into _files) and `number`
+        self._hashes, self._wheres, self._numbers = array("q"), array("I"), array("Q")
+        self._files: dict[str, int] = {}
         self._slots: dict[bytes, int] = {}
         # per slot, which is a question
         self._kept: list[str] = []
@@ -91,16 +91,15 @@ class Pool:
                 f"repeated id: {packed.identity!r} belongs to another question at {self._place(number)}"
             )
 
-    def add(self, packed: Packed, place: str) -> None:
-        """Take a row that `check` let pass; `place` ends with the number of its row."""
+    def add(self, packed: Packed, where: str, number: int) -> None:
+        """Take a row that `check` let pass; `where` and `number` are its record's."""
         if packed.identity in self._ids:
             self.duplicates += 1
             return
         self._ids[packed.identity] = len(self._hashes)
         self._hashes.append(hash(packed.content))
-        text, _, number = place.rpartition(" ")
-        self._place_texts.append(self._texts.setdefault(text, len(self._texts)))
-        self._place_numbers.append(int(number))
+        self._wheres.append(self._files.setdefault(where, len(self._files)))
+        self._numbers.append(number)
         slot = self._slots.setdefault(packed.key, len(self._kept))
         if slot == len(self._kept):
             self._kept.append(packed.identity)
@@ -140,5 +139,5 @@ class Pool:
             self._waiting, self._waiting_bytes = {}, 0
 
     def _place(self, number: int) -> str:
-        text = next(t for t, index in self._texts.items() if index == self._place_texts[number])
-        return f"{text} {self._place_numbers[number]}"
+        where = next(name for name, index in self._files.items() if index == self._wheres[number])
+        return f"{where} {self._numbers[number]}"

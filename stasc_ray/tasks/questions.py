@@ -48,6 +48,22 @@ class LoadedQuestions:
     retrieved: int = 0
     """Questions that got their documents from `corpus`."""
 
+    def notes(self) -> list[str]:
+        """What a person should know of the rows, a sentence each; empty if there is nothing."""
+        lines = []
+        if self.train_equal or self.train_near:
+            kept = 'kept (questions.on_near_duplicate = "drop" leaves them out)'
+            lines.append(
+                f"{self.train_equal} train questions are in dev or test but for case, punctuation and "
+                f"articles, {self.train_near} more are near one there: "
+                f"{'left out' if self.near_dropped else kept}. {self.near_examples[0]}"
+            )
+        if self.bad_row_examples:
+            lines.append(f"the first bad row skipped: {self.bad_row_examples[0]}")
+        if self.retrieved:
+            lines.append(f"{self.retrieved} got their documents from the corpus")
+        return lines
+
 
 class _Place(NamedTuple):
     """Where the questions of a split are drawn from; splits with the same place share its questions."""
@@ -96,7 +112,12 @@ def load_questions(questions: Questions, seed: int, splits: Sequence[SplitName] 
                 counts.duplicates += pool.duplicates
         ambiguous = _ambiguous_ids(pools.values())
         chosen = _choose(questions, places, pools, seed, counts)
-    rows = [_place_row(row, split, ambiguous) for split in SPLITS for row in chosen.pop(split, ())]
+    rows: list[Row] = []
+    for split in SPLITS:
+        for row in chosen.get(split, ()):  # in place: a million rows are not there twice
+            row["id"] = f"{split}/{row['id']}" if row["id"] in ambiguous else row["id"]
+            row["split"] = split
+            rows.append(row)
     if len({row["id"] for row in rows}) < len(rows):
         raise ValueError(
             "questions: ids like 'train/x' clash with the split name put before an id that two splits use"
@@ -237,8 +258,3 @@ def _ambiguous_ids(pools: Collection[Pool]) -> set[str]:
     if len(pools) < 2:
         return set()
     return {identity for pool in pools for _, key, identity in pool if first.setdefault(identity, key) != key}
-
-
-def _place_row(row: Row, split: str, ambiguous: set[str]) -> Row:
-    identity = f"{split}/{row['id']}" if row["id"] in ambiguous else row["id"]
-    return {**row, "id": identity, "split": split}

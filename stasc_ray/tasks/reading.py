@@ -5,7 +5,7 @@ temporary files.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,13 +69,14 @@ def read(
     columns = Columns(**dataset("canonical")["columns"]) if source == SANDBOX else questions.columns
     choices_required = source != SANDBOX and _choices_required(questions)
     pools: dict[str | None, Pool] = {label: Pool() for label in labels}
-    labels_found: set[str | None] = set()
+    dealt: dict[str | None, list[Pool]] = {}
     unseen = _written_columns(questions) if source != SANDBOX else set()
     for record in _records(source, labels, questions, columns, seed):
-        labels_found.add(record.label)
+        if record.label not in dealt:
+            dealt[record.label] = [pools[label] for label in labels if label in (None, record.label)]
         if unseen:
             unseen -= {name for name in unseen if _has(record.values, getattr(columns, name))}
-        wanted = [pools[label] for label in labels if label is None or label == record.label]
+        wanted = dealt[record.label]
         if not wanted and record.problem is None:
             continue
         try:
@@ -88,8 +89,8 @@ def read(
             bad_rows.add(record.place, str(error))
             continue
         for pool in wanted:
-            pool.add(packed, record.place)
-    _check_labels(source, pools, labels_found, bad_rows)
+            pool.add(packed, record.where, record.number)
+    _check_labels(source, pools, dealt, bad_rows)
     for name in sorted(unseen):
         raise ValueError(
             f"questions.columns.{name}: expected column {getattr(columns, name)!r} in {source}, found it in "
@@ -137,11 +138,11 @@ def _records(
     for split in filter(None, labels):
         limit = getattr(questions, split).limit
         for number, row in enumerate(sandbox.questions(split, limit, seed), start=1):
-            yield Record(f"sandbox [{split}], row {number}", split, row)
+            yield Record(f"sandbox [{split}], row", number, split, row)
 
 
 def _check_labels(
-    source: str, pools: Mapping[str | None, Pool], labels_found: set[str | None], bad_rows: BadRows
+    source: str, pools: Mapping[str | None, Pool], labels_found: Iterable[str | None], bad_rows: BadRows
 ) -> None:
     """What shows only after the last row: a split with nothing in it."""
     for label, pool in pools.items():

@@ -9,8 +9,10 @@ SPLIT_COLUMN = "split"
 class Record(NamedTuple):
     """One raw row, or the reason why a row could not be read."""
 
-    place: str
-    """File and 1-based line or row number, for messages."""
+    where: str
+    """File and what `number` counts: `a.jsonl, line`."""
+    number: int
+    """Counted from 1."""
     label: str | None
     """Split of a Hub dataset, or the value of the file's `split` column; None without one."""
     values: Mapping[str, Any]
@@ -18,13 +20,18 @@ class Record(NamedTuple):
     problem: str | None = None
     """Why the row could not be read."""
 
+    @property
+    def place(self) -> str:
+        """Where the row stands, for messages: `a.jsonl, line 3`."""
+        return f"{self.where} {self.number}"
 
-def record(place: str, values: Mapping[str, Any]) -> Record:
+
+def record(where: str, number: int, values: Mapping[str, Any]) -> Record:
     """A row of a file, whose `split` column says its split."""
     label = values.get(SPLIT_COLUMN)
-    return Record(place, None if label is None else str(label), values)
+    return Record(where, number, None if label is None else str(label), values)
 
 
-def unreadable(place: str, problem: str) -> Record:
+def unreadable(where: str, number: int, problem: str) -> Record:
     """A row that could not be read."""
-    return Record(place, None, {}, f"unreadable: {problem}")
+    return Record(where, number, None, {}, f"unreadable: {problem}")

@@ -171,4 +171,4 @@ def hub_records(
         for batch in dataset.select_columns(names).with_format("arrow").iter(BATCH_ROWS):
             for values in plain_rows(batch):
                 number += 1
-                yield Record(f"{source} [{label}], row {number}", str(label), values)
+                yield Record(f"{source} [{label}], row", number, str(label), values)

@@ -39,17 +39,18 @@ def csv_rows(handle: IO[bytes], path: str, tabs: bool, required: Sequence[Paths]
             pick_columns(path, names, required, ())
         number = reader.line_num
         for fields in reader:
-            place, number = f"{path}, line {number + 1}", reader.line_num
+            line, number = number + 1, reader.line_num
             if not fields:
                 continue
             if len(fields) != len(names):
                 yield unreadable(
-                    place,
+                    f"{path}, line",
+                    line,
                     f"expected {len(names)} values as in the first line, found {len(fields)} (text with a "
                     f"{delimiter!r}, a quote or a line break stands between quotes)",
                 )
             else:
-                yield record(place, dict(zip(names, fields, strict=True)))
+                yield record(f"{path}, line", line, dict(zip(names, fields, strict=True)))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: expected text in UTF-8, found something else after line {number}: {error}. Save it "
@@ -90,7 +91,7 @@ def parquet_rows(
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names):
             for values in plain_rows(batch):
                 number += 1
-                yield record(f"{path}, row {number}", values)
+                yield record(f"{path}, row", number, values)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(
             f"{path}: expected a Parquet file, could not read it after row {number}: {error}"

@@ -1,7 +1,11 @@
 """Questions from files of every shape: mapping, bad rows, splits without overlap, seeded choice, the real
 data sets."""
 
+import itertools
 import json
+import os
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +14,7 @@ from typing import Any
 import pytest
 
 from stasc_ray.config import Questions
+from stasc_ray.tasks.nearness import Neighbours, words
 from stasc_ray.tasks.questions import LoadedQuestions, load_questions
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -270,6 +275,247 @@ def test_sandbox() -> None:
     assert len({row["question"] for row in loaded.rows}) == 60
     mixed = load_questions(Questions.model_validate({**splits, "dev": {"source": "sandbox", "limit": 4}}), 3)
     assert len(by_split(mixed)["dev"]) == 4
+
+
+# --- what makes two questions the same
+
+
+def rows_of(tmp_path: Path, rows: list[dict[str, Any]], **fields: Any) -> list[dict[str, Any]]:
+    return load_test(write_lines(tmp_path / "rows.jsonl", rows), **fields).rows
+
+
+@pytest.mark.parametrize(
+    ("field", "one", "other"),
+    [
+        ("documents", ["Tom had 5 apples and ate 2."], ["Ann had 9 apples and ate 1."]),
+        ("choices", ["3", "8"], ["8", "3"]),
+    ],
+)
+def test_documents_and_choices_make_another_question(
+    tmp_path: Path, field: str, one: Any, other: Any
+) -> None:
+    answers = {"answers": 0 if field == "choices" else "3"}
+    rows = [{"question": "How many apples?", field: value, **answers} for value in (one, other, one)]
+    loaded = load_test(write_lines(tmp_path / "rows.jsonl", rows))
+    assert (len(loaded.rows), loaded.dropped_duplicates) == (2, 1)
+    assert {tuple(row[field]) for row in loaded.rows} == {tuple(one), tuple(other)}
+
+
+def test_references_of_the_same_question_are_joined_whatever_the_order(tmp_path: Path) -> None:
+    rows = [{"question": "who?", "answers": names} for names in (["Bob"], ["Bob Smith"], ["Bob", "Al"])]
+    loaded = [
+        load_test(write_lines(tmp_path / "rows.jsonl", list(order))) for order in itertools.permutations(rows)
+    ]
+    assert all(one == loaded[0] for one in loaded)
+    assert [row["answers"] for row in loaded[0].rows] == [["Al", "Bob", "Bob Smith"]]
+    assert loaded[0].dropped_duplicates == 2
+    ids = {row["id"] for one in rows for row in rows_of(tmp_path, [one])}
+    assert loaded[0].rows[0]["id"] == min(ids)
+    same = [{"question": text, "answers": ["b", "a"]} for text in ("Who?", "who? ")]
+    assert rows_of(tmp_path, same)[0]["answers"] == ["b", "a"]
+
+
+def test_a_repeated_id_names_the_first_place(tmp_path: Path) -> None:
+    rows = [{"id": n, "question": f"q{n}", "answers": "a"} for n in range(50)]
+    source = write_lines(tmp_path / "rows.jsonl", [*rows, {"id": 31, "question": "other", "answers": "a"}])
+    with pytest.raises(ValueError, match=r"line 51: repeated id: '31' belongs to .*rows.jsonl, line 32"):
+        load_test(source)
+
+
+# --- train against dev and test
+
+MEASURED = "What is the name of the river that flows through the old city of Prague"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("what's the name", (0, 0)),
+        ("What is name of the river, that flows through old city of PRAGUE!?", (1, 0)),
+        ("What is the name of the river that flows through the old city of Vienna", (0, 1)),
+        ("What is the name of the river that flows through the new city of Vienna", (0, 0)),
+    ],
+)
+def test_train_questions_near_test_are_counted_and_dropped(
+    tmp_path: Path, text: str, expected: tuple[int, int]
+) -> None:
+    train = write_lines(tmp_path / "train.jsonl", [{"question": text, "answers": "x"}, *plain("y")])
+    test = write_lines(tmp_path / "test.jsonl", [{"question": MEASURED, "answers": "Vltava"}, *plain("z")])
+    fields: dict[str, Any] = {"train": {"source": train}, "test": {"source": test}, "near_duplicates": 0.75}
+    kept = load_questions(Questions.model_validate(fields), 0, ("train", "test"))
+    assert (kept.train_equal, kept.train_near) == expected
+    assert len(kept.rows) == 4 and len(kept.near_examples) == sum(expected)
+    if sum(expected):
+        counts = f"^{expected[0]} train questions are in .* {expected[1]} more are near .* kept .*Prague"
+        assert re.search(counts, "\n".join(kept.notes()))
+    else:
+        assert not kept.notes()
+    dropped = load_questions(
+        Questions.model_validate({**fields, "on_near_duplicate": "drop"}), 0, ("train", "test")
+    )
+    assert (dropped.train_equal, dropped.train_near) == expected and dropped.near_dropped
+    assert dropped.rows == [row for row in kept.rows if row["question"] != text or not sum(expected)]
+
+
+def test_a_limit_is_filled_with_questions_that_are_not_near(tmp_path: Path) -> None:
+    train = write_lines(tmp_path / "train.jsonl", [*numbers(0, 20), *plain("A!", "B!", "C!", "D!")])
+    test = write_lines(tmp_path / "test.jsonl", plain("a", "b", "c", "d"))
+    fields: dict[str, Any] = {"train": {"source": train, "limit": 20}, "test": {"source": test}}
+    fields["on_near_duplicate"] = "drop"
+    loaded = load_questions(Questions.model_validate(fields), 0, ("train", "test"))
+    assert len(by_split(loaded)["train"]) == 20 and loaded.train_equal >= 1
+    write_lines(tmp_path / "train.jsonl", plain("A!", "B!"))
+    with pytest.raises(ValueError, match=r"found none left .* in test already, and 2 are too near"):
+        load_questions(Questions.model_validate(fields), 0, ("train", "test"))
+
+
+@pytest.mark.parametrize("text", ["What is 5 - 3?", "What is 5 + 3?", "What is 5 * 3?", "What is -5 3?"])
+def test_signs_make_another_sum(text: str) -> None:
+    others = {"What is 5 - 3?", "What is 5 + 3?", "What is 5 * 3?", "What is -5 3?"} - {text}
+    assert all(words(other) != words(text) for other in others)
+    assert words("a well-known 'Thing', and/or 3.5") == words("Well known thing and or the 3.5!")
+
+
+def test_nearness_finds_what_comparing_all_pairs_finds() -> None:
+    draw = random.Random(0)
+
+    def text() -> list[str]:
+        return [draw.choice("abcdefgh") * 2 for _ in range(draw.randint(1, 14))]
+
+    def row(parts: list[str], documents: list[str]) -> dict[str, Any]:
+        return {"id": "x", "question": " ".join(parts), "documents": documents, "choices": []}
+
+    bases = [text() for _ in range(300)]
+    measured = [row(parts, draw.choice([[], ["one"], ["two"]])) for parts in bases]
+    hits = 0
+    for threshold in (0.3, 0.5, 0.8, 1.0):
+        neighbours = Neighbours(measured, threshold)
+        for _ in range(150):
+            parts = list(draw.choice(bases))
+            parts[draw.randrange(len(parts))] = draw.choice("abcdefgh") * 2
+            asked = row(parts, draw.choice([[], ["one"], ["two"]]))
+            expected = any(
+                jaccard(asked, other) >= threshold
+                and (
+                    not asked["documents"]
+                    or not other["documents"]
+                    or asked["documents"] == other["documents"]
+                )
+                for other in measured
+            )
+            assert (neighbours.nearest(asked) is not None) == expected
+            hits += expected
+    assert 100 < hits < 550
+
+
+def jaccard(left: dict[str, Any], right: dict[str, Any]) -> float:
+    sets = []
+    for row in (left, right):
+        parts = row["question"].split()
+        sets.append({tuple(parts[n : n + 3]) for n in range(max(1, len(parts) - 2))})
+    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+# --- documents from a corpus
+
+CORPUS = [
+    {
+        "title": "Vltava",
+        "text": "The Vltava is the longest river in the Czech Republic and flows through Prague.",
+    },
+    {"title": "Danube", "text": "The Danube flows through Vienna, Bratislava, Budapest and Belgrade."},
+    {"title": "Mont Blanc", "text": "Mont Blanc is the highest mountain in the Alps."},
+    {"title": "Empty", "text": " "},
+]
+
+
+def test_documents_come_from_a_corpus(tmp_path: Path) -> None:
+    corpus = write_lines(tmp_path / "corpus.jsonl", CORPUS)
+    questions = [
+        {"question": "Which river flows through Vienna?", "answers": "Danube"},
+        {
+            "question": "Which mountain of the Alps is highest?",
+            "answers": "Mont Blanc",
+            "documents": ["mine"],
+        },
+        {"question": "Zzyzx?", "answers": "none"},
+    ]
+    source = write_lines(tmp_path / "rows.jsonl", questions)
+    fields: dict[str, Any] = {"corpus": corpus, "corpus_text": ["title", "text"], "top_k": 2}
+    loaded = load_test(source, **fields)
+    documents = {row["answers"][0]: row["documents"] for row in loaded.rows}
+    assert (
+        documents["Danube"][0] == "Danube The Danube flows through Vienna, Bratislava, Budapest and Belgrade."
+    )
+    assert len(documents["Danube"]) == 2 and documents["Mont Blanc"] == ["mine"] and documents["none"] == []
+    assert loaded.retrieved == 1
+    assert {row["id"] for row in loaded.rows} == {row["id"] for row in load_test(source).rows}
+    assert load_test(source, **{**fields, "top_k": 50}).retrieved == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "questions.corpus: expected documents in .*corpus.jsonl, found none"),
+        ([{"text": ""}], "expected documents in .*, found none"),
+        ([{"body": "x"}], r"line 1: expected column 'text', found only 'body' \(questions.corpus_text\)"),
+        (["{"], "line 1: unreadable"),
+    ],
+)
+def test_a_corpus_that_is_none_is_refused_first(tmp_path: Path, lines: list[Any], message: str) -> None:
+    corpus = write_lines(tmp_path / "corpus.jsonl", lines)
+    with pytest.raises(ValueError, match=message):
+        load_test(str(tmp_path / "missing.jsonl"), corpus=corpus)
+    with pytest.raises(FileNotFoundError, match=r"questions.corpus: .* found nothing at"):
+        load_test(str(tmp_path / "missing.jsonl"), corpus=str(tmp_path / "no.jsonl"))
+
+
+def test_a_corpus_without_bm25s_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "bm25s.py").write_text("raise ImportError('not installed')\n")
+    corpus = write_lines(tmp_path / "corpus.jsonl", CORPUS)
+    script = (
+        "from stasc_ray.config import Questions; from stasc_ray.tasks.questions import load_questions;"
+        f"load_questions(Questions(corpus={corpus!r}), 0)"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[2])])
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert "pip install 'stasc-ray[bm25]'" in result.stderr
+
+
+# --- many questions
+
+MEMORY_SCRIPT = """
+import json, pathlib, resource, sys
+from stasc_ray.config import Questions
+from stasc_ray.tasks.questions import load_questions
+folder = pathlib.Path(sys.argv[1])
+def peak(count):
+    with open(folder / f"{count}.jsonl", "w") as file:
+        for n in range(count):
+            row = {"question": f"What does number {n} of {count} do?", "answers": [str(n)], "documents": ["x" * 999]}
+            print(json.dumps(row), file=file)
+    splits = {"train": {"source": str(folder / f"{count}.jsonl"), "limit": 100}, "dev": {"limit": 10}, "test": {"limit": 10}}
+    loaded = load_questions(Questions.model_validate(splits), 0)
+    assert len(loaded.rows) == 120
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+first = peak(15_000)
+print((peak(45_000) - first) / 30_000)
+"""
+
+
+def test_the_memory_of_a_question_does_not_grow_with_its_documents(tmp_path: Path) -> None:
+    """A million questions stay under a gigabyte: below 600 bytes each, whose documents alone have 999."""
+    root = str(Path(__file__).resolve().parents[2])
+    result = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        check=True,
+    )
+    assert float(result.stdout) < 600
 
 
 # --- the real data sets

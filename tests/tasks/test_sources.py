@@ -434,3 +434,22 @@ def test_hub_id_without_datasets_says_what_to_install(tmp_path: Path) -> None:
         check=False,
     )
     assert "pip install 'stasc-ray[hub]'" in result.stderr
+
+
+def test_the_published_configuration_and_splits_are_filled_in() -> None:
+    hub = {"source": "openai/gsm8k"}
+    questions = Questions.model_validate({"preset": "gsm8k", "train": hub, "test": hub, "dev": {"limit": 9}})
+    assert (questions.hub_config, questions.train.split, questions.test.split) == ("main", "train", "test")
+    assert Questions.model_validate(questions.model_dump(mode="json")) == questions
+    own = {"train": {**hub, "split": None}, "test": {**hub, "split": "x"}, "hub_config": "socratic"}
+    questions = Questions.model_validate({"preset": "gsm8k", **own})
+    assert (questions.hub_config, questions.train.split, questions.test.split) == ("socratic", None, "x")
+    questions = Questions.model_validate({"preset": "gsm8k", "test": {"source": "a.jsonl"}})
+    assert (questions.hub_config, questions.test.split) == (None, None)
+
+
+def test_a_dataset_that_does_not_ship_is_named_with_those_that_do() -> None:
+    with pytest.raises(ValueError, match=r"questions.preset: did you mean 'nq_open'\? .*Found 'nq_opne'"):
+        Questions.model_validate({"preset": "nq_opne"})
+    with pytest.raises(ValueError, match=r"expected one of .*gsm8k.*`stasc datasets`"):
+        Questions.model_validate({"preset": "0"})
