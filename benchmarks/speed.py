@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from benchmarks import baselines
 from stasc_ray import config, store
 from stasc_ray.generation import rollouts, unit_files
-from stasc_ray.learning import train_loop
+from stasc_ray.learning import packing
 from stasc_ray.recipes import section_of, trace
 from stasc_ray.recipes.recipe import written
 from stasc_ray.runtime import capacity, ray_session
@@ -151,7 +151,7 @@ class Bench:
             "n_corrections": N_CORRECTIONS,
             "batch_size": self.settings.finetune.batch_size,
             "max_length_tokens": self.settings.finetune.max_length_tokens,
-            "capacity": train_loop.CPU_CAPACITY_TOKENS,  # a GPU would pack
+            "capacity": packing.CPU_CAPACITY_TOKENS,  # a GPU would pack
             "folder": str(self.folder),
             "examples": str(self.folder / "examples.jsonl"),
             "on_cuda": False,

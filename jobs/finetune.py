@@ -52,7 +52,7 @@ def main(
             built = state / f"model.{lease.number:04d}"
             job = FinetuneJob.of(
                 settings,
-                stages.base_model(settings),
+                stages.base_model(settings, state),
                 output=built,
                 storage=state,
                 iteration=1,

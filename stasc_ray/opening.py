@@ -13,7 +13,7 @@ from pathlib import Path
 from stasc_ray import config, store
 from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.policies import policy
-from stasc_ray.runtime import model_folder, preflight, ray_session
+from stasc_ray.runtime import gguf, model_folder, preflight, ray_session
 from stasc_ray.runtime.display import Display
 from stasc_ray.stages import Run, base_model
 from stasc_ray.store import tracking
@@ -101,16 +101,45 @@ def look_at_cluster(
     """Refuse a cluster or a model that can't work; note what is waited for.
 
     Raises:
-        ValueError, RuntimeError: as `preflight.check`; or the tokenizer has no chat template.
+        ValueError, RuntimeError: as `preflight.check` and `gguf.convert`; or the tokenizer has no chat
+            template.
     """
     import ray
 
-    model = base_model(settings)
+    model = base_model(settings, folder)
+    convert_gguf(settings.model.path, Path(model), display)
     for lack in preflight.check(settings, folder, model, cuda, generation=generation, training=training):
         display.note(lack)
     load = ray.remote(num_cpus=1)(_try_tokenizer)  # in a worker: the driver stays light
     if problem := ray.get(load.remote(model, settings.model)):
         raise ValueError(problem)
+
+
+def convert_gguf(source: str, folder: Path, display: Display) -> None:
+    """Convert a model that is a GGUF file, unless an earlier attempt did.
+
+    Raises:
+        ValueError: as `gguf.convert`.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not gguf.is_gguf(source) or folder.is_dir():
+        return
+    # In a worker, since the driver stays light; on the driver's node, where the file was found.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    convert = ray.remote(num_cpus=0)(_try_convert).options(scheduling_strategy=here)
+    note, problem = ray.get(convert.remote(str(Path(source).resolve()), str(folder)))
+    if problem:
+        raise ValueError(problem)
+    display.note(note)
+
+
+def _try_convert(source: str, folder: str) -> tuple[str, str | None]:
+    try:
+        return gguf.convert(Path(source), Path(folder)), None
+    except ValueError as error:
+        return "", str(error)
 
 
 def describe(settings: config.Config, folder: Path, cuda: bool, start_s: float) -> str:

@@ -15,17 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import config
+import pyarrow.parquet as pq
+
+from stasc_ray import config, rehearsal
 from stasc_ray.evaluation import measuring
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.generation.collect import collect
 from stasc_ray.learning import examples, finetune
 from stasc_ray.recipes import chosen_by, recipe_of
+from stasc_ray.runtime import gguf, model_folder
 from stasc_ray.runtime.display import Bar, Display
 from stasc_ray.store import RunFolder, iteration_name, now, tracking
 from stasc_ray.store.files import move_into_place
 from stasc_ray.tasks import questions, rewards, sandbox
 from stasc_ray.tasks.questions import SPLITS
+
+REHEARSED = 20
+"""Questions of each split whose references are graded before a run."""
 
 
 class NothingKeptError(RuntimeError):
@@ -46,7 +52,7 @@ class Run:
         """Path (or Hub id) of the model after `iteration`; 0 is M0."""
         if iteration > 0:
             return str(self.folder.stage(iteration, "model"))
-        return base_model(self.settings)
+        return base_model(self.settings, self.folder.path)
 
     @property
     def splits(self) -> tuple[questions.SplitName, ...]:
@@ -54,8 +60,14 @@ class Run:
         return SPLITS if self.settings.algorithm.iterations else ("test",)
 
 
-def base_model(settings: config.Config) -> str:
-    """Path or Hub id of M0."""
+def base_model(settings: config.Config, run_folder: Path | None = None) -> str:
+    """Path or Hub id of M0.
+
+    Args:
+        run_folder: where a GGUF file is converted to a model folder; None gives the file itself.
+    """
+    if run_folder and gguf.is_gguf(settings.model.path):
+        return str(RunFolder(run_folder).stage(0, "model"))
     return str(sandbox.model_path()) if settings.model.path == "sandbox" else settings.model.path
 
 
@@ -84,6 +96,41 @@ def prepare_questions(run: Run) -> None:
         f"questions: {', '.join(f'{count} {split}' for split, count in counts.items())}; "
         f"{loaded.dropped_duplicates} duplicates dropped, {skipped} bad rows skipped"
     )
+
+
+def rehearse(run: Run) -> None:
+    """One question of each split through everything with made-up texts, before the first engine starts.
+
+    Raises:
+        ValueError: what would fail later (`rehearsal.rehearse`).
+    """
+    import ray
+
+    if run.folder.committed(run.folder.stage(0, "rollouts")):
+        return
+    files = {split: str(run.folder.questions / f"{split}.parquet") for split in run.splits}
+    # in a worker, which has loaded the tokenizer before: the driver stays light
+    problem, notes = ray.get(ray.remote(num_cpus=1)(_rehearse).remote(run.settings, run.model(0), files))
+    if problem:
+        raise ValueError(problem)
+    for note in notes:
+        run.display.note(f"  {note}")
+
+
+def _rehearse(settings: config.Config, model: str, files: Mapping[str, str]) -> tuple[str | None, list[str]]:
+    """What is wrong, and what a person should know."""
+    tokenizer = model_folder.load_tokenizer(
+        model,
+        revision=model_folder.revision(model, settings.model),
+        trust_remote_code=settings.model.trust_remote_code,
+    )
+    rows = {
+        split: next(pq.ParquetFile(file).iter_batches(REHEARSED)).to_pylist() for split, file in files.items()
+    }
+    try:
+        return None, rehearsal.rehearse(settings, tokenizer, rows)
+    except ValueError as error:
+        return str(error), []
 
 
 def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
@@ -181,6 +228,8 @@ def fine_tune(run: Run, iteration: int) -> None:
         f"{summary['start_s']:.0f} s "
         "of encoding and of starting workers in the place of engines"
     )
+    if summary["packing_note"]:
+        run.display.note(f"{iteration_name(iteration)}: {summary['packing_note']}")
     shutil.rmtree(state, ignore_errors=True)
 
 
@@ -228,7 +277,7 @@ def publish(run: Run, iteration: int) -> None:
         manifest = {
             "version": version,
             "iteration": iteration,
-            "model": str(model.relative_to(folder.path)) if iteration else run.model(0),
+            "model": str(model.relative_to(folder.path)) if iteration or model.is_dir() else run.model(0),
             "recipe": run.settings.algorithm.recipe,
             # Who wrote what was measured and chosen by; the endpoint asks the version itself for both.
             "answers": iteration_name(0 if fixed else iteration),

@@ -4,12 +4,13 @@ Reads TOML files and dotted overrides (`finetune.learning_rate=1e-5`), is writte
 folder. Importable without Ray, torch, vLLM or transformers. Humans write TOML, machines write JSON.
 """
 
+import difflib
 import tomllib
 from collections.abc import Mapping
 from datetime import date
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +26,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 IsoDate = Annotated[str, AfterValidator(lambda text: date.fromisoformat(text).isoformat())]
-DATASETS = Literal["canonical", "nq_open", "gsm8k", "math500", "commonsense_qa"]
+ColumnPath = str | tuple[str, ...]
 
 
 class Section(BaseModel):
@@ -55,27 +56,72 @@ class Model(Section):
 
 
 class Columns(Section):
-    """Which columns of the source hold what."""
+    """Which columns of the source hold what. A column is a path, `answer.aliases` or `paragraphs[].text`, or
+    a list of paths.
+    """
 
-    question: str = "question"
-    """Column with the question text."""
-    answers: str = "answers"
-    """Column with the reference answer, a list of them, or (with choices) the index or label of the right
-    choice."""
-    id: str | None = None
+    question: ColumnPath = "question"
+    """Column with the question text; the texts of several are joined with a space."""
+    answers: ColumnPath = "answers"
+    """Column with the reference answer, a list of them, or (with choices) the index, label, letter or text of
+    the right choice."""
+    id: ColumnPath | None = None
     """Column with a unique id; without one the id is a hash of question and answers."""
-    choices: str | None = None
-    """Column with the list of choices of a multiple-choice question."""
-    documents: str | None = None
-    """Column with the list of documents an open-book question may use."""
+    choices: ColumnPath | None = None
+    """Column with the choices of a multiple-choice question: a list, {label, text}, an object by letter, or
+    `A) x B) y`; several columns are one choice each."""
+    documents: ColumnPath | None = None
+    """Column with the list of documents an open-book question may use: texts, {title, text}, or [title,
+    sentences]."""
     answer_pattern: str | None = None
     """Regular expression whose first group is the answer inside the answers column (GSM8K:
     `####\\s*(.+)`)."""
+    choice_key: Literal["any", "index", "index_from_1", "letter", "text"] = "any"
+    """What the answers column names a choice by; `any`: what fits one choice only. A row that fits several is
+    a bad row."""
+    no_answer: str | None = None
+    """Reference of a question that has none, such as `unanswerable`; None: it is a bad row."""
+    one_answer: bool = False
+    """Whether a row with several different references is a bad row: they may be the parts of one answer."""
+    decode_lists: bool = True
+    """Whether a list of texts that was written as text (`["a", "b"]`) is a list of references; `[1, 2]` stays
+    text."""
+    rows: str | None = None
+    """Path of the rows inside the objects of a JSON file: `data[].paragraphs[].qas[]`; `*` takes every value
+    of an object."""
+
+
+DATASETS: tuple[str, ...] = tuple(
+    sorted(
+        file.name.removesuffix(".toml")
+        for file in resources.files("stasc_ray.config").joinpath("datasets").iterdir()
+        if file.name.endswith(".toml")
+    )
+)
+"""Names of the shipped datasets: of the files in datasets/."""
 
 
 @cache
 def dataset(name: str) -> dict[str, Any]:
-    """A shipped dataset's file `datasets/NAME.toml`: `columns`, and `suits`, the overrides that suit it."""
+    """A shipped dataset's file `datasets/NAME.toml`.
+
+    It holds `columns`, and `suits`, the overrides that suit it, and may hold `title`, `licence`, `source` (a
+    URL that documents the shape), `hub` = {id, config} and `splits` = {train, dev, test} as published.
+
+    Raises:
+        ValueError: no such dataset ships.
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=3)
+        hint = (
+            f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else f"expected one of {', '.join(DATASETS)}."
+        )
+        raise ValueError(
+            f"questions.preset: {hint} `stasc datasets` lists what ships; for other data leave the preset "
+            f"out and name the columns under questions.columns. Found {name!r}"
+        )
     file = resources.files("stasc_ray.config") / "datasets" / f"{name}.toml"
     return tomllib.loads(file.read_text(encoding="utf-8"))
 
@@ -87,7 +133,8 @@ class Split(Section):
     """JSONL or Parquet file, folder, glob or fsspec URL, a Hub dataset id, or `sandbox`. None: carved from
     train's source."""
     split: str | None = None
-    """Split name in a Hub dataset, or value of a `split` column in a file; None takes every row."""
+    """Split name in a Hub dataset, or value of a `split` column in a file; None: the published split where
+    the source is the preset's Hub dataset, else every row."""
     limit: PositiveInt | None = None
     """Number of questions to take, chosen by seed; None takes all. Required for a split that is carved from
     train's source."""
@@ -96,8 +143,8 @@ class Split(Section):
 class Questions(Section):
     """The questions: where they are, how to read them, how to split them."""
 
-    preset: DATASETS = "canonical"
-    """Column names of a known dataset; `columns` overrides single fields."""
+    preset: str = "canonical"
+    """Columns of a known dataset (`stasc datasets` lists them); `columns` overrides single fields."""
     columns: Columns = Columns()
     """Column mapping, filled from the preset where not given."""
     hub_config: str | None = None
@@ -113,11 +160,27 @@ class Questions(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_columns(cls, values: Any) -> Any:
+    def _fill_from_preset(cls, values: Any) -> Any:
         preset = values.get("preset", "canonical") if isinstance(values, dict) else None
-        if preset in get_args(DATASETS) and isinstance(values.get("columns", {}), Mapping):
-            values = {**values, "columns": {**dataset(preset)["columns"], **values.get("columns", {})}}
-        return values
+        if not isinstance(preset, str):
+            return values
+        known = dataset(preset)
+        if isinstance(values.get("columns", {}), Mapping):
+            values = {**values, "columns": {**known["columns"], **values.get("columns", {})}}
+        return _fill_from_hub(values, known)
+
+
+def _fill_from_hub(values: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Configuration and split names as published, where a split's source is the preset's Hub dataset."""
+    hub = known.get("hub", {})
+    found = dict(values)
+    for name, published in known.get("splits", {}).items():
+        split = values.get(name)
+        if isinstance(split, Mapping) and split.get("source") == hub.get("id", ...):
+            found[name] = {"split": published, **split}
+            if hub.get("config") is not None:
+                found.setdefault("hub_config", hub["config"])
+    return found
 
 
 class Demonstration(Section):
@@ -148,6 +211,9 @@ class Prompts(Section):
     """How lettered choices are put after the question text, when it has any."""
     answer_marker: str = "Final Answer:"
     """Text before the final answer; the last occurrence counts when grading `after_marker`."""
+    marker_unasked: bool = False
+    """Whether the model writes the marker although no prompt asks for it; else a run that grades by it is
+    refused."""
     initial_demonstrations: tuple[Demonstration, ...] = ()
     """Few-shot examples in the initial turn's prompt."""
     correction_demonstrations: tuple[Demonstration, ...] = ()
@@ -183,6 +249,9 @@ class Reward(Section):
     """`in_accuracy`, `exact_match`, `f1`, `math`, `choice`, or a dotted path `package.module:function`."""
     scope: Literal["whole_text", "after_marker"] = "whole_text"
     """Grade the whole generation, or what follows the last `prompts.answer_marker`."""
+    example: str | None = None
+    """How a right answer is written, with `{answer}` for the reference; None: bare, or after the marker. A
+    run first tries whether the reward pays it."""
     timeout_s: PositiveFloat = 5.0
     """Seconds one answer may take to grade before it counts as a grader error (reward 0); used by `math`."""
 
@@ -285,7 +354,7 @@ class Algorithm(Section):
     """Kept examples per question at most; None keeps all."""
     keep_truncated: bool = False
     """Whether texts that were cut at `max_tokens` are learnt too, without an end of turn."""
-    threshold: float = 1.0
+    threshold: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
     """t: the reward from which an answer counts as correct."""
 
     @property
@@ -341,8 +410,8 @@ class Finetune(Section):
     max_length_tokens: PositiveInt = 2048
     """Length of one packed sequence (on CUDA); a longer example is left out and counted."""
     packing: bool = True
-    """Several examples in one forward pass: on CUDA in one sequence, on CPUs side by side; the loss is the
-    same."""
+    """Several examples in one forward pass: on CUDA in one sequence if the model keeps them apart (measured
+    before step 1); else side by side. The loss is the same."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -99,7 +99,8 @@ def finetune(examples: "Dataset", job: FinetuneJob) -> dict[str, Any]:
     Returns:
         loss_first, loss_last (nats per trained token), losses (per step), steps, trained_tokens, tokens_per_s
         (all tokens through the model), train_s, duration_s, start_s, workers (at the end), resumed_from_step,
-        left_out_no_target, left_out_too_long.
+        packing_note (why examples are not packed, if CUDA and the config would), left_out_no_target,
+        left_out_too_long.
 
     Raises:
         ValueError: no example can be trained on, or `storage` belongs to another fine-tune.

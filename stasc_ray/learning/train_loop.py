@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray import config, store
-from stasc_ray.learning import batches, checkpoints, encoding, export
+from stasc_ray.learning import batches, checkpoints, encoding, export, packing
 from stasc_ray.learning.objectives import OBJECTIVES
 from stasc_ray.runtime import ray_session
 from stasc_ray.runtime.capacity import trainer_threads
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from stasc_ray.learning.finetune import FinetuneJob
 
 CANARY_PROMPTS = 4
-CPU_CAPACITY_TOKENS = 1024
-"""Measured: 32 examples of 96 tokens take 149 ms a step; with 4096, 141 ms; packed into sequences of 512
-tokens, 238 ms."""
 Forward = Callable[[Mapping[str, Any]], "torch.Tensor"]  # packed or stacked examples -> their summed loss
 
 
@@ -42,9 +39,9 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         config: {"job": FinetuneJob}; Ray Train wants a dictionary.
 
     Returns:
-        losses, workers, tokens_per_s, train_s, resumed_from_step, loop_started; or one of not_finite, refused
-        with a message. Those two are returned, not raised, because Ray Train would run a raised error
-        `max_failures` times again.
+        losses, workers, packing_note, tokens_per_s, train_s, resumed_from_step, loop_started; or one of
+        not_finite, refused with a message. Those two are returned, not raised, because Ray Train would run a
+        raised error `max_failures` times again.
     """
     import torch
     from ray import train
@@ -65,16 +62,18 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     _prepare_process(context.get_local_world_size())
     shard: Any = train.get_dataset_shard("examples")
     examples = batches.collect(list(shard.iter_batches(batch_size=None, batch_format="pyarrow")))
-    model = build_model(job, device, world)
-    optimizer = make_optimizer(model, job.finetune)
     plan = batches.schedule(examples, job.finetune, f"{job.seed}/{job.iteration}")
+    model, layers = load_model(job)
+    passes = choose_passes(model, layers, job, examples, plan[0], device, world)
+    model = place(model, layers, job, device, world)
+    optimizer = make_optimizer(model, job.finetune)
     losses, steps_before = checkpoints.resume(model, optimizer, len(plan))
     if steps_before != len(plan):
         found = f"expected a fine-tune of {len(plan)} steps, its checkpoint belongs to one of {steps_before}"
         return {"refused": f"{storage}: {found}; delete the folder"}
     resumed_from, loop_started = len(losses), time.time()
     try:
-        tokens = _train(model, optimizer, examples, plan, job, losses, device)
+        tokens = _train(model, optimizer, examples, plan, passes, job, losses, device)
     except FloatingPointError as error:
         return {"not_finite": str(error)}
     train_s = time.time() - loop_started
@@ -86,7 +85,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         "losses": losses,
         "trained_tokens": int(sum(examples.trained[batch].sum() for batch in plan)),
         "workers": world,
-        "tokens_per_s": tokens / train_s,
+        "packing_note": passes.note,
+        "tokens_per_s": tokens / max(train_s, 1e-9),
         "train_s": train_s,
         "resumed_from_step": resumed_from,
         "loop_started": loop_started,
@@ -109,6 +109,7 @@ def _train(
     optimizer: Any,
     examples: batches.Examples,
     plan: Sequence["np.ndarray"],
+    passes: packing.Passes,
     job: "FinetuneJob",
     losses: list[float],
     device: Any,
@@ -125,39 +126,25 @@ def _train(
     finetune, context = job.finetune, train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     forward = make_forward(model, job, device, world)
-    steps, capacity, tokens = len(plan), _capacity(finetune, device), 0
+    steps, tokens = len(plan), 0
     for step in range(len(losses), steps):
         batch = plan[step]
         torch.manual_seed(hash((job.seed, job.iteration, step, rank)))  # dropout; resumes exactly
         rate = finetune.learning_rate * learning_rate_factor(step, steps, finetune)
-        shares = batches.deal(batch, examples.lengths, world, capacity, stacked=_stacks(device))
-        losses.append(backward(model, forward, examples, shares, rank, device))
+        shares = batches.deal(batch, examples.lengths, world, passes.capacity, stacked=passes.stacked)
+        losses.append(backward(forward, examples, shares, rank, device, stacked=passes.stacked))
         norm = update(model, optimizer, rate, finetune.max_grad_norm)
         if not (math.isfinite(losses[-1]) and math.isfinite(norm)):
             raise FloatingPointError(_not_finite(losses, norm, steps, rate))
         tokens += int(examples.lengths[batch].sum())
         if rank == 0:
             _write_progress(job, step + 1, steps, losses[-1])
-        if (step + 1) % finetune.checkpoint_every_n_steps == 0 and step + 1 < steps:
+        # also after the last step: an export that runs out of memory repeats no training
+        if (step + 1) % finetune.checkpoint_every_n_steps == 0 or step + 1 == steps:
             if job.lease:
                 job.lease.check()
             checkpoints.report(model, optimizer, losses, steps, rank)
     return tokens
-
-
-def _capacity(finetune: config.Finetune, device: Any) -> int:
-    """Tokens of one forward pass; 0: one example each."""
-    if not finetune.packing:
-        return 0
-    longest = finetune.max_length_tokens
-    return longest if device.type == "cuda" else CPU_CAPACITY_TOKENS
-
-
-def _stacks(device: Any) -> bool:
-    """On CPUs the T x T mask of a packed sequence costs more than the filling of stacked ones (see
-    CPU_CAPACITY_TOKENS).
-    """
-    return device.type == "cpu"
 
 
 # --- the model and its optimizer
@@ -174,9 +161,9 @@ def _prepare_process(local_workers: int) -> None:
     logging.set_verbosity_error()
 
 
-def build_model(job: "FinetuneJob", device: Any, world: int) -> "torch.nn.Module":
-    """M0 or the current model in float32, with its adapter if LoRA trains, sharded with FSDP2 if workers
-    share it.
+def load_model(job: "FinetuneJob") -> tuple[Any, set[str]]:
+    """M0 or the current model in float32 on the host, with its adapter if LoRA trains; and the class names of
+    its layers.
 
     Each worker loads the whole model into host memory before its shard goes to the device.
     """
@@ -187,15 +174,39 @@ def build_model(job: "FinetuneJob", device: Any, world: int) -> "torch.nn.Module
     model: Any = export.load_base(job)
     if finetune.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    layers: set[str] = set(model._no_split_modules or ())  # the decoder layer's class name
+    layers: set[str] = set(model._no_split_modules or ())
     if finetune.method == "lora":
         model = export.with_adapter(model, job, trainable=True)
-    model.train()
+    return model.train(), layers
+
+
+def choose_passes(
+    model: Any,
+    layers: set[str],
+    job: "FinetuneJob",
+    examples: batches.Examples,
+    first_batch: "np.ndarray",
+    device: Any,
+    world: int,
+) -> packing.Passes:
+    """How examples share forward passes; where they would be packed, two real ones are measured before.
+
+    A resumed fine-tune measures again, with the same weights and examples, so it goes on as it began.
+    """
+    finetune, on_cuda = job.finetune, job.on_cuda
+    leak = None
+    if packing.passes(finetune, on_cuda, None).packed:
+        rows = [examples.read(index) for index in sorted(set(first_batch.tolist()))[:2]]
+        leak = packing.measure(model, layers, rows, device, world)
+    return packing.passes(finetune, on_cuda, leak)
+
+
+def place(model: Any, layers: set[str], job: "FinetuneJob", device: Any, world: int) -> "torch.nn.Module":
+    """The model on its device, sharded with FSDP2 if workers share it."""
     if world == 1:
         return model.to(device)
-    return _shard(
-        model, layers, device, world, compute_dtype(finetune, device), finetune.sharding == "hybrid"
-    )
+    dtype = compute_dtype(job.finetune, device)
+    return _shard(model, layers, device, world, dtype, job.finetune.sharding == "hybrid")
 
 
 def _shard(model: Any, layers: set[str], device: Any, world: int, dtype: Any, hybrid: bool) -> Any:
@@ -264,14 +275,17 @@ def learning_rate_factor(step: int, steps: int, finetune: config.Finetune) -> fl
 
 
 def backward(
-    model: Any,
     forward: Forward,
     examples: batches.Examples,
     shares: list[list[list[int]]],
     rank: int,
     device: Any,
+    *,
+    stacked: bool,
 ) -> float:
-    """Gradients of the global batch; returns its mean loss per trained token, in nats."""
+    """Gradients of the global batch, whose `shares` are `batches.deal`'s; returns its mean loss per trained
+    token, in nats.
+    """
     import torch
     import torch.distributed as dist
 
@@ -283,7 +297,7 @@ def backward(
         # A worker that has run out still takes part in FSDP's collectives, with a loss of zero.
         group, weight = (mine[turn], 1.0) if turn < len(mine) else (everything[:1], 0.0)
         rows = [examples.read(index) for index in group]
-        joined = encoding.stack(rows) if _stacks(device) else encoding.concatenate(rows)
+        joined = encoding.stack(rows) if stacked else encoding.concatenate(rows)
         loss = forward(joined) * weight
         (loss * world / trained).backward()  # FSDP2 averages gradients over the workers; the loss is a sum
         summed += loss.detach()

@@ -5,17 +5,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray import config
+from stasc_ray.runtime import gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def check_model(path: str) -> None:
-    """Refuse a local folder that cannot work, before any worker starts; a Hub id is left to the Hub.
+    """Refuse a local folder or GGUF file that cannot work, before any worker starts; a Hub id is left to the
+    Hub.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without config, weights or tokenizer.
+        ValueError, ModuleNotFoundError: as `gguf.check_file`.
     """
+    if gguf.is_gguf(path):
+        gguf.check_file(path)
+        return
     folder = Path(path)
     if not folder.is_dir():
         if path.startswith((".", "/", "~")) or path.count("/") > 1:

@@ -2,22 +2,19 @@
 
 import json
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 from stasc_ray.config import Columns, hashing
+from stasc_ray.tasks.choice_columns import Choices, choices_of, letter_of
+from stasc_ray.tasks.columns import MISSING, Paths, as_paths, find, written_value
+from stasc_ray.tasks.documents import documents_of
+from stasc_ray.tasks.values import as_list, as_text, normalize
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Row = dict[str, Any]
-
-
-def normalize(question: str) -> str:
-    """The text by which two questions count as the same: composed Unicode, case folded, white space
-    collapsed.
-    """
-    return " ".join(unicodedata.normalize("NFC", question).casefold().split())
+_NO_CHOICES = Choices([], [])
+_WITH_UNIT = re.compile(r"([-+]?\d[\d,]*(?:\.\d+)?)\s*\((?!mod\b)[^\W\d][^()]*\)")
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def canonical_row(values: Mapping[str, Any], columns: Columns) -> Row:
@@ -28,67 +25,113 @@ def canonical_row(values: Mapping[str, Any], columns: Columns) -> Row:
     Raises:
         ValueError: what is wrong with the row.
     """
-    question = _text(values.get(columns.question), columns.question)
-    if not question:
+    question = " ".join(filter(None, _texts(values, columns.question)))
+    if not question or any(find(values, path) is MISSING for path in as_paths(columns.question)):
         raise ValueError(f"no question: expected text in {_found(values, columns.question)}")
-    choices, labels = _choices(values.get(columns.choices), columns.choices) if columns.choices else ([], [])
-    answers = _answers(values, columns, choices, labels)
-    documents = _as_list(values.get(columns.documents)) if columns.documents else []
-    documents = [text for text in (_text(document, columns.documents) for document in documents) if text]
-    identity = _text(values.get(columns.id), columns.id) if columns.id else ""
+    choices = _NO_CHOICES
+    if columns.choices:
+        found = [find(values, path) for path in as_paths(columns.choices)]
+        if any(value is not MISSING and value is not None for value in found):
+            choices = choices_of(found, columns.choices)
+    answers = _answers(values, columns, choices)
+    documents = documents_of(_present(values, columns.documents), columns.documents)
+    identity = "-".join(filter(None, _texts(values, columns.id))) if columns.id else ""
     return {
-        "id": identity or _content_hash([question, answers, choices, documents]),
+        "id": identity or _content_hash([question, answers, choices.texts, documents]),
         "question": question,
-        "answers": answers,
+        "answers": _with_plain_numbers(answers) if not choices.texts else answers,
         "documents": documents,
-        "choices": choices,
+        "choices": choices.texts,
     }
 
 
-def _answers(
-    values: Mapping[str, Any], columns: Columns, choices: Sequence[str], labels: Sequence[str]
-) -> list[str]:
-    raw = [answer for answer in _as_list(values.get(columns.answers)) if _text(answer, columns.answers)]
+def _present(values: Mapping[str, Any], word: Paths | None) -> list[Any]:
+    """What the paths of a column word find, without those that find nothing."""
+    found = [find(values, path) for path in as_paths(word)]
+    return [value for value in found if value is not MISSING]
+
+
+def _texts(values: Mapping[str, Any], word: Paths | None) -> list[str]:
+    """One text per path; a path with `[]` gives all of its elements."""
+    texts: list[str] = []
+    for path in as_paths(word):
+        value = find(values, path)
+        if value is MISSING:
+            continue
+        if "[]" in path and isinstance(value, list):
+            texts += [as_text(part, path) for part in value]
+        else:
+            texts.append(as_text(value, path))
+    return texts
+
+
+def _answers(values: Mapping[str, Any], columns: Columns, choices: Choices) -> list[str]:
+    raw = _references(values, columns)
+    if not raw and columns.no_answer and _present(values, columns.answers):
+        return [columns.no_answer]
     if columns.answer_pattern:
-        raw = [_match(columns.answer_pattern, _text(answer)) for answer in raw]
-    answers = [_letter(answer, choices, labels) if choices else _text(answer) for answer in raw]
+        raw = [_match(columns.answer_pattern, as_text(answer)) for answer in raw]
+    if choices.texts:
+        answers = [letter_of(answer, choices, columns.choice_key) for answer in raw]
+    else:
+        answers = [as_text(answer) for answer in raw]
     if not answers:
         raise ValueError(f"no answer: expected text, a number or a list in {_found(values, columns.answers)}")
+    if columns.one_answer and len({normalize(answer) for answer in answers}) > 1:
+        raise ValueError(
+            f"answers: expected one answer (questions.columns.one_answer), found {len(answers)}: {answers}"
+        )
     return list(dict.fromkeys(answers))
 
 
-def _found(values: Mapping[str, Any], column: str) -> str:
-    if column not in values:
-        return (
-            f"column {column!r}, found only {', '.join(map(repr, values)) or 'no column'} (questions.columns)"
+def _references(values: Mapping[str, Any], columns: Columns) -> list[Any]:
+    """What the answers column gives, as a flat list without empty elements."""
+    raw: list[Any] = []
+    for path in as_paths(columns.answers):
+        value = find(values, path)
+        if isinstance(value, str) and columns.decode_lists:
+            value = _decoded(value)
+        elements = as_list(None if value is MISSING else value)
+        if "[]" in path:  # a list of lists: each element's own
+            elements = [part for element in elements for part in as_list(element)]
+        raw += [element for element in elements if as_text(element, path)]
+    return raw
+
+
+def _decoded(text: str) -> Any:
+    """A list of texts that was written as text; numbers alone, such as `[1, 2]`, are an answer.
+
+    Raises:
+        ValueError: an object or an array that was written as text.
+    """
+    if not text.lstrip().startswith(("[", "{", "array([")):
+        return text
+    found = written_value(text)
+    if isinstance(found, Mapping) or text.lstrip().startswith("array(["):
+        raise ValueError(
+            f"answers: expected text or a list, found {text[:80]!r}, which was something else before it was "
+            "written as text: name a key of an object by a path, such as 'answers.text', or set "
+            "questions.columns.decode_lists = false if this is the answer"
         )
-    return f"column {column!r}, found {repr(values[column])[:80]}"
+    if found is text or any(not isinstance(part, (str, int, float, type(None))) for part in found):
+        return text
+    return found if not found or any(isinstance(part, str) for part in found) else text
 
 
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _with_plain_numbers(answers: list[str]) -> list[str]:
+    """`9 (apples)` also as `9`: no answer repeats the brackets."""
+    numbers = [match.group(1) for match in map(_WITH_UNIT.fullmatch, answers) if match]
+    return list(dict.fromkeys([*answers, *numbers])) if numbers else answers
 
 
-def _text(value: Any, column: str | None = None) -> str:
-    """Text or number as text without white space around it; None and NaN are empty."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            # half a surrogate pair, which JSON can spell but no file can store
-            raise ValueError(f"column {column!r}: expected valid Unicode, found {error}") from error
-        return value.strip()
-    if value is None or value != value:
-        return ""
-    if isinstance(value, float) and value.is_integer():  # 3.0 is what Parquet writers make of a nullable 3
-        return str(int(value))
-    if isinstance(value, (int, float, Decimal)):
-        return str(value)
-    raise ValueError(
-        f"column {column!r}: expected text, a number or a list of them, found {repr(value)[:80]}"
-    )
+def _found(values: Mapping[str, Any], word: Paths) -> str:
+    paths = as_paths(word)
+    shown = f"column {', '.join(map(repr, paths))}"
+    found = [value for value in (find(values, path) for path in paths) if value is not MISSING]
+    if not found:
+        names = ", ".join(map(repr, values)) or "no column"
+        return f"{shown}, found only {names} (questions.columns)"
+    return f"{shown}, found {', '.join(repr(value)[:80] for value in found)}"
 
 
 def _match(pattern: str, answer: str) -> str:
@@ -100,46 +143,6 @@ def _match(pattern: str, answer: str) -> str:
     return found
 
 
-def _choices(value: Any, column: str) -> tuple[list[str], list[str]]:
-    """Texts and labels of the choices: a list of texts, or {"label": [...], "text": [...]} as the Hub stores
-    them.
-    """
-    labelled = isinstance(value, Mapping)
-    texts = [_text(choice, column) for choice in _as_list(value.get("text") if labelled else value)]
-    labels = [_text(label, column) for label in _as_list(value.get("label"))] if labelled else []
-    if labelled and len(labels) != len(texts):
-        raise ValueError(
-            f"choices: expected one label per text, found {len(labels)} labels and {len(texts)} texts"
-        )
-    if (texts or labelled) and not (2 <= len(texts) <= len(LETTERS) and all(texts)):
-        raise ValueError(f"choices: expected 2 to {len(LETTERS)} texts, none empty, found {texts}")
-    return texts, labels
-
-
-def _letter(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> str:
-    """The letter of the right choice, given by its label, 0-based index (a number), letter or full text."""
-    text = _text(answer)
-    if text in labels:
-        return LETTERS[labels.index(text)]
-    if not isinstance(answer, str):
-        if not text.isdecimal() or int(text) >= len(choices):
-            raise ValueError(f"answer: expected an index from 0 to {len(choices) - 1}, found {text}")
-        return LETTERS[int(text)]
-    matches = [
-        letter
-        for letter, choice in zip(LETTERS, choices, strict=False)
-        if normalize(choice) == normalize(text)
-    ]
-    if not labels and text.upper() in LETTERS[: len(choices)] and len(text) == 1:
-        matches.append(text.upper())
-    if len(set(matches)) != 1:
-        problem = (
-            f"found {text!r}, which fits {' and '.join(sorted(set(matches))) or 'none'} of {list(choices)}"
-        )
-        raise ValueError(f"answer: expected the index, label, letter or text of one choice, {problem}")
-    return matches[0]
-
-
 def _content_hash(content: Sequence[Any]) -> str:
     """Twenty hexadecimal digits that depend on the content only, so that equal ids mean equal rows."""
-    return hashing.digest(json.dumps(content, ensure_ascii=False), 10).hex()
+    return hashing.digest(_to_json(content), 10).hex()

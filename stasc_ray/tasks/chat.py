@@ -123,7 +123,8 @@ class Chat:
         )
         if first == second:
             raise ValueError(
-                "chat template: expected the assistant's text in the conversation, found that it is left out"
+                "chat template: expected the assistant's text in the conversation, found that it is left "
+                "out; use a text model (image models want lists of parts), or another chat_template.jinja"
             )
         pairs = zip(reversed(first), reversed(second), strict=False)
         same = next(i for i, (a, b) in enumerate(pairs) if a != b)

@@ -11,13 +11,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from stasc_ray.config import Columns, Questions, dataset, hashing
-from stasc_ray.tasks.canonical import Row, canonical_row, normalize
-from stasc_ray.tasks.sources import Record, records
+from stasc_ray.tasks.canonical import Row, canonical_row
+from stasc_ray.tasks.columns import MISSING, Paths, as_paths, find
+from stasc_ray.tasks.json_rows import rows_path
+from stasc_ray.tasks.record import Record
+from stasc_ray.tasks.sources import records
+from stasc_ray.tasks.values import normalize
 
 SplitName = Literal["train", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
 KEPT_FIRST: tuple[SplitName, ...] = ("test", "dev", "train")
 SANDBOX = "sandbox"
+OWN_COLUMNS = ("canonical", SANDBOX)
+"""Presets whose columns a source may have or not."""
 BAD_ROW_EXAMPLES = 3
 
 
@@ -133,16 +139,16 @@ def _read(
     """Parse a source once and deal its rows to the wanted labels (None takes every row)."""
     columns = Columns(**dataset("canonical")["columns"]) if source == SANDBOX else questions.columns
     named = (
-        questions.preset == "commonsense_qa" or columns.choices != dataset("canonical")["columns"]["choices"]
+        questions.preset not in OWN_COLUMNS or columns.choices != dataset("canonical")["columns"]["choices"]
     )
     choices_required = source != SANDBOX and columns.choices is not None and named
     pools: dict[str | None, list[Row]] = {label: [] for label in labels}
     seen: dict[tuple[str | None, str], tuple[Row, str]] = {}
     labels_found: set[str | None] = set()
-    names_found: set[str] = set()
+    unseen = _written_columns(questions)
     for record in _records(source, labels, questions, columns, seed):
         labels_found.add(record.label)
-        names_found.update(record.values)
+        unseen -= {field for field in unseen if _has(record.values, getattr(columns, field))}
         wanted = [label for label in labels if label in (None, record.label)]
         if not wanted and record.problem is None:
             continue
@@ -156,24 +162,31 @@ def _read(
                 _check_repeated_id(seen, label, row, record.place)
         except ValueError as error:
             if questions.on_bad_row == "fail":
-                advice = 'Repair the row, or set questions.on_bad_row = "skip" to leave such rows out.'
-                raise ValueError(f"{record.place}: {error}. {advice}") from None
+                raise ValueError(f"{record.place}: {error}{_advice(record, columns)}") from None
             counts.bad_rows[record.place] = str(error)
             continue
         for label in wanted:
             pools[label].append(row)
-    _check_source(source, pools, labels_found, names_found, questions, counts)
+    _check_source(source, pools, labels_found, unseen, questions, counts)
     return pools
+
+
+def _advice(record: Record, columns: Columns) -> str:
+    inside = rows_path(record.values, columns.question)
+    if inside and columns.rows is None:
+        return f". There are questions inside the row: set questions.columns.rows = {inside!r}"
+    return '. Repair the row, or set questions.on_bad_row = "skip" to leave such rows out.'
 
 
 def _records(
     source: str, labels: Sequence[str | None], questions: Questions, columns: Columns, seed: int
 ) -> Iterator[Record]:
     if source != SANDBOX:
-        optional = [name for name in (columns.id, columns.choices, columns.documents) if name]
-        yield from records(
-            source, [columns.question, columns.answers], optional, labels, questions.hub_config
-        )
+        required: list[Paths] = [*as_paths(columns.question), columns.answers]
+        optional = [
+            path for word in (columns.id, columns.choices, columns.documents) for path in as_paths(word)
+        ]
+        yield from records(source, required, optional, labels, questions.hub_config, columns.rows)
         return
     from stasc_ray.tasks import sandbox
 
@@ -194,7 +207,7 @@ def _check_source(
     source: str,
     pools: Mapping[str | None, list[Row]],
     labels_found: set[str | None],
-    names_found: set[str],
+    unseen: set[str],
     questions: Questions,
     counts: _Counts,
 ) -> None:
@@ -209,14 +222,25 @@ def _check_source(
                 f"questions: expected {what} in {source}, found {found} ({len(counts.bad_rows)} bad "
                 f"rows{bad})"
             )
-    for field in ("id", "documents"):
-        # a preset's column may be missing, one that somebody wrote down may not
-        name = getattr(questions.columns, field)
-        written = name != dataset(questions.preset)["columns"].get(field)
-        if name and written and name not in names_found and source != SANDBOX:
-            raise ValueError(
-                f"questions.columns.{field}: expected column {name!r} in {source}, found it in no row"
-            )
+    for field in sorted(unseen) if source != SANDBOX else ():
+        raise ValueError(
+            f"questions.columns.{field}: expected column {getattr(questions.columns, field)!r} in {source}, "
+            "found it in no row"
+        )
+
+
+def _written_columns(questions: Questions) -> set[str]:
+    """Optional columns that somebody wrote down: a preset's may be missing, these may not."""
+    known = dataset(questions.preset)["columns"]
+    return {
+        field
+        for field in ("id", "documents")
+        if as_paths(getattr(questions.columns, field)) not in ((), as_paths(known.get(field)))
+    }
+
+
+def _has(values: Mapping[str, Any], word: Paths) -> bool:
+    return any(find(values, path) is not MISSING for path in as_paths(word))
 
 
 def _drop_duplicates(rows: Iterable[Row], counts: _Counts) -> dict[str, Row]:

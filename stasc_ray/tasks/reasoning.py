@@ -36,6 +36,20 @@ def answer_start(text: str, *, opened: bool = False) -> int:
     return len(text) if reopened or (opened and not closed) else closed
 
 
+def shaped(answer: str, template: str, opened: str) -> str:
+    """An answer as a model with this chat template writes it after the least reasoning.
+
+    Args:
+        opened: what the prompt opened the reasoning with; "" if it did not.
+    """
+    if "<|channel|>final" in template:
+        return f"<|channel|>final<|message|>{answer}"
+    if "to=self<|message|>" in template:
+        return f" to=user<|message|>{answer}"
+    ends = [end for start, end in BLOCKS if start in opened]
+    return f"{ends[0]}\n\n{answer}" if ends else answer
+
+
 def opening(prompt: str) -> str:
     """What opens the reasoning at the end of a rendered prompt; "" if nothing does."""
     starts = [prompt.rfind(start) for start, _ in BLOCKS if start in prompt]

@@ -1,55 +1,51 @@
-"""Where raw question rows come from: JSONL and Parquet through fsspec, and datasets of the Hugging Face Hub.
+"""Where raw question rows come from: JSON, CSV and Parquet files through fsspec, and datasets of the Hugging
+Face Hub.
 
 Reads files, folders, globs, fsspec URLs and Hub ids; writes nothing. What the columns mean is decided in
-`questions`.
+`canonical`.
 """
 
-import json
 import re
-import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
+
+from stasc_ray.tasks.columns import Paths
+from stasc_ray.tasks.json_rows import json_rows
+from stasc_ray.tasks.opened import COMPRESSION_SUFFIXES, opened
+from stasc_ray.tasks.record import SPLIT_COLUMN, Record
+from stasc_ray.tasks.table_rows import BATCH_ROWS, csv_rows, parquet_rows, pick_columns, plain_rows
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+CSV_SUFFIXES = (".csv", ".tsv")
 PARQUET_SUFFIXES = (".parquet", ".pq")
-COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+NO_DATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+"""Files that `datasets` puts beside data."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-SPLIT_COLUMN = "split"
-
-
-class Record(NamedTuple):
-    """One raw row, or the reason why a row could not be read."""
-
-    place: str
-    """File and 1-based line or row number, for messages."""
-    label: str | None
-    """Split of a Hub dataset, or the value of the file's `split` column; None without one."""
-    values: Mapping[str, Any]
-    """Column name to value; empty when the row could not be read."""
-    problem: str | None = None
-    """Why the row could not be read."""
 
 
 def records(
     source: str,
-    required: Sequence[str],
-    optional: Sequence[str],
+    required: Sequence[Paths],
+    optional: Sequence[Paths],
     labels: Collection[str | None],
     hub_config: str | None,
+    rows: str | None = None,
 ) -> Iterator[Record]:
     """Yield the rows of a source, file by file in the order of their names.
 
     Args:
         source: file, folder, glob, fsspec URL or Hub dataset id.
-        required: columns that a Parquet file or Hub dataset must have; the caller checks JSONL row by row.
-        optional: further columns to read where they exist; all others are never loaded.
+        required: columns that a table must have, the question first, of several paths at least one; the
+            caller checks JSON row by row.
+        optional: further columns to read if they exist; of Parquet and the Hub no others are loaded.
         labels: splits to load from a Hub dataset, None for all of them; files always give every row.
         hub_config: configuration name of a Hub dataset.
+        rows: path of the rows inside the objects of JSON files.
 
     Raises:
         FileNotFoundError: nothing at `source`.
-        ValueError: a file that is neither JSONL nor Parquet, is damaged, or lacks a required column.
+        ValueError: a file that is not what its name says, is damaged, or lacks a required column.
         ImportError: a Hub id without the `datasets` package, or a URL without its fsspec driver.
     """
     found = _find_files(source)
@@ -58,8 +54,14 @@ def records(
         return
     filesystem, paths = found
     for path in paths:
-        read = _json_records if _data_suffix(path) in JSON_SUFFIXES else _parquet_records
-        yield from read(filesystem, path, required, [*optional, SPLIT_COLUMN])
+        suffix, compression = _data_suffix(path)
+        with opened(filesystem, path, suffix, compression) as handle:
+            if suffix in JSON_SUFFIXES:
+                yield from json_rows(handle, path, required[0], rows)
+            elif suffix in CSV_SUFFIXES:
+                yield from csv_rows(handle, path, suffix == ".tsv", required)
+            else:
+                yield from parquet_rows(handle, path, required, [*optional, SPLIT_COLUMN])
 
 
 def _find_files(source: str) -> tuple[Any, list[str]] | None:
@@ -68,7 +70,7 @@ def _find_files(source: str) -> tuple[Any, list[str]] | None:
 
     filesystem, path = url_to_fs(source)
     if filesystem.isfile(path):
-        if _data_suffix(path) is None:
+        if not _data_suffix(path)[0]:
             raise ValueError(f"questions: expected {_expected_files()}, found {source}")
         return filesystem, [path]
     if filesystem.isdir(path):
@@ -78,16 +80,18 @@ def _find_files(source: str) -> tuple[Any, list[str]] | None:
         folders = [
             _files_under(filesystem, name) for name, info in matches.items() if info["type"] == "directory"
         ]
-        paths = [name for name, info in matches.items() if info["type"] == "file" and _data_suffix(name)]
+        paths = [name for name, info in matches.items() if info["type"] == "file" and _is_data(name)]
         paths = sorted({*paths, *(name for names in folders for name in names)})
-    elif HUB_ID.fullmatch(source) and _data_suffix(source) is None:
+    elif HUB_ID.fullmatch(source) and not _data_suffix(source)[0]:
         return None
     else:
         raise FileNotFoundError(
             f"questions: expected a file, folder or glob, found nothing at {source} (read as {path})"
         )
     if not paths:
-        raise FileNotFoundError(f"questions: expected {_expected_files()} in {source}, found none")
+        arrow = any(name.endswith(".arrow") for name in filesystem.find(path))
+        advice = ": it holds Arrow files of `datasets`, write them with `to_parquet`" if arrow else ""
+        raise FileNotFoundError(f"questions: expected {_expected_files()} in {source}, found none{advice}")
     return filesystem, paths
 
 
@@ -96,94 +100,37 @@ def _files_under(filesystem: Any, folder: str) -> list[str]:
     paths = []
     for path in filesystem.find(folder):
         parts = PurePosixPath(path[len(folder) :]).parts
-        if _data_suffix(path) and not any(part.startswith((".", "_")) for part in parts):
+        if _is_data(path) and not any(part.startswith((".", "_")) for part in parts):
             paths.append(path)
     return sorted(paths)
 
 
-def _data_suffix(path: str) -> str | None:
-    """`.jsonl` of `a.jsonl.gz` and of `https://host/a.jsonl?download=true`; None when it is no data file's
-    suffix.
+def _data_suffix(path: str) -> tuple[str, str | None]:
+    """`.jsonl` and `gzip` of `a.jsonl.gz` and of `https://host/a.jsonl.gz?download=true`; an empty suffix if
+    it is no data file's.
     """
     pure = PurePosixPath(path.partition("?")[0].lower())
-    suffix = PurePosixPath(pure.stem).suffix if pure.suffix in COMPRESSION_SUFFIXES else pure.suffix
-    if suffix in JSON_SUFFIXES or (pure.suffix in PARQUET_SUFFIXES):
-        return suffix
-    return None
+    compression = COMPRESSION_SUFFIXES.get(pure.suffix)
+    suffix = PurePosixPath(pure.stem).suffix if compression else pure.suffix
+    if suffix in JSON_SUFFIXES + CSV_SUFFIXES or (suffix in PARQUET_SUFFIXES and not compression):
+        return suffix, compression
+    return "", compression
+
+
+def _is_data(path: str) -> bool:
+    return bool(_data_suffix(path)[0]) and PurePosixPath(path).name not in NO_DATA
 
 
 def _expected_files() -> str:
-    json_lines, parquet = ", ".join(JSON_SUFFIXES), ", ".join(PARQUET_SUFFIXES)
-    return f"JSON lines ({json_lines}, also compressed) or Parquet ({parquet}) files"
-
-
-def _label(values: Mapping[str, Any]) -> str | None:
-    value = values.get(SPLIT_COLUMN)
-    return None if value is None else str(value)
-
-
-def _json_records(
-    filesystem: Any, path: str, required: Sequence[str], optional: Sequence[str]
-) -> Iterator[Record]:
-    number = 0
-    try:
-        with filesystem.open(path, "rb", compression="infer") as handle:
-            for number, line in enumerate(handle, start=1):
-                if line.strip():
-                    yield _json_record(f"{path}, line {number}", line)
-    except (EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: the compressed file is damaged after line {number}: {error}") from error
-
-
-def _json_record(place: str, line: bytes) -> Record:
-    try:  # bytes, line by line: one line with a broken encoding must not hide where it is
-        values = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        return Record(place, None, {}, f"unreadable: expected one JSON object per line in UTF-8: {error}")
-    if not isinstance(values, dict):
-        return Record(
-            place, None, {}, f"unreadable: expected one JSON object per line, found a {type(values).__name__}"
-        )
-    return Record(place, _label(values), values)
-
-
-def _parquet_records(
-    filesystem: Any, path: str, required: Sequence[str], optional: Sequence[str]
-) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    with filesystem.open(path, "rb") as handle:
-        try:
-            file = pyarrow.parquet.ParquetFile(handle)
-            names = _pick_columns(path, file.schema_arrow.names, required, optional)
-            for batch in file.iter_batches(batch_size=4096, columns=names):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Record(f"{path}, row {number}", _label(values), values)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(
-                f"{path}: expected a Parquet file, could not read it after row {number}: {error}"
-            ) from error
-
-
-def _pick_columns(
-    place: str, found: Sequence[str], required: Sequence[str], optional: Sequence[str]
-) -> list[str]:
-    missing = [name for name in required if name not in found]
-    if missing:
-        raise ValueError(
-            f"{place}: expected column {', '.join(map(repr, missing))}, found {', '.join(map(repr, found))}: "
-            "set questions.preset or questions.columns"
-        )
-    return [name for name in dict.fromkeys([*required, *optional]) if name in found]
+    texts, packed = ", ".join(JSON_SUFFIXES + CSV_SUFFIXES), ", ".join(COMPRESSION_SUFFIXES)
+    parquet = ", ".join(PARQUET_SUFFIXES)
+    return f"JSON lines, JSON, CSV ({texts}, also with {packed}) or Parquet ({parquet}) files"
 
 
 def hub_records(
     source: str,
-    required: Sequence[str],
-    optional: Sequence[str],
+    required: Sequence[Paths],
+    optional: Sequence[Paths],
     labels: Collection[str | None],
     hub_config: str | None,
 ) -> Iterator[Record]:
@@ -219,6 +166,9 @@ def hub_records(
             f"splits {', '.join(wanted) or 'all'}): {error}"
         ) from error
     for label, dataset in loaded.items():
-        names = _pick_columns(f"{source} [{label}]", dataset.column_names, required, optional)
-        for number, values in enumerate(dataset.select_columns(names), start=1):
-            yield Record(f"{source} [{label}], row {number}", str(label), values)
+        names = pick_columns(f"{source} [{label}]", dataset.column_names, required, optional)
+        number = 0
+        for batch in dataset.select_columns(names).with_format("arrow").iter(BATCH_ROWS):
+            for values in plain_rows(batch):
+                number += 1
+                yield Record(f"{source} [{label}], row {number}", str(label), values)

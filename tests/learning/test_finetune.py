@@ -96,18 +96,27 @@ def make_job(base: str, tmp_path: Path, **values: Any) -> finetune.FinetuneJob:
 
 
 def train_here(job: finetune.FinetuneJob, examples: batches.Examples) -> tuple[list[float], torch.nn.Module]:
-    """The loop of one worker without Ray: losses and the trained model."""
+    """The loop of one worker without Ray: losses and the trained model. With `job.on_cuda` examples are packed
+    as there.
+    """
     values = job.finetune
-    model = train_loop.build_model(job, CPU, world=1)
+    plan = batches.schedule(examples, values, "0/1")
+    model, layers = train_loop.load_model(job)
+    passes = train_loop.choose_passes(model, layers, job, examples, plan[0], CPU, world=1)
+    model: Any = train_loop.place(model, layers, job, CPU, world=1)
     optimizer = train_loop.make_optimizer(model, values)
     forward = train_loop.make_forward(model, job, CPU, world=1)
     losses = []
-    for batch in batches.schedule(examples, values, "0/1"):
-        capacity = values.max_length_tokens if values.packing else 0
-        shares = batches.deal(batch, examples.lengths, 1, capacity, stacked=train_loop._stacks(CPU))
-        losses.append(train_loop.backward(model, forward, examples, shares, 0, CPU))
+    for batch in plan:
+        shares = batches.deal(batch, examples.lengths, 1, passes.capacity, stacked=passes.stacked)
+        losses.append(train_loop.backward(forward, examples, shares, 0, CPU, stacked=passes.stacked))
         train_loop.update(model, optimizer, values.learning_rate, values.max_grad_norm)
     return losses, model.eval()
+
+
+def as_on_cuda(job: finetune.FinetuneJob) -> finetune.FinetuneJob:
+    """Pack examples, as a job on CUDA does; computed in float32 on whatever device there is."""
+    return replace(job, on_cuda=True)
 
 
 def logits(model: Any, token_ids: list[int]) -> torch.Tensor:
@@ -227,15 +236,14 @@ def test_the_learning_rate_rises_falls_and_never_starts_at_zero():
 # ------------------------------------------------------------------------------
 
 
-def test_packing_and_gradient_checkpointing_leave_the_loss_curve_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_packing_and_gradient_checkpointing_leave_the_loss_curve_as_it_is(tmp_path: Path):
     base, examples = make_model(tmp_path / "base"), encode(make_examples(10))
     stacked, _ = train_here(make_job(base, tmp_path, epochs=2), examples)
-    monkeypatch.setattr(train_loop, "_stacks", lambda device: False)  # as on CUDA
-    packed, _ = train_here(make_job(base, tmp_path, epochs=2), examples)
+    packed, _ = train_here(as_on_cuda(make_job(base, tmp_path, epochs=2)), examples)
     single, _ = train_here(make_job(base, tmp_path, epochs=2, packing=False), examples)
-    recomputed, _ = train_here(make_job(base, tmp_path, epochs=2, gradient_checkpointing=True), examples)
+    recomputed, _ = train_here(
+        as_on_cuda(make_job(base, tmp_path, epochs=2, gradient_checkpointing=True)), examples
+    )
     assert packed == pytest.approx(single, abs=1e-4)
     assert stacked == pytest.approx(single, abs=1e-4)
     assert packed == pytest.approx(recomputed, abs=1e-5)
@@ -310,7 +318,7 @@ def test_lora_export_equals_the_adapter_and_can_be_continued(tmp_path: Path):
     )
     adapter = tmp_path / "model" / "adapter"
     assert (adapter / "adapter_model.safetensors").is_file()
-    continued = train_loop.build_model(replace(job, adapter=adapter), CPU, world=1)
+    continued, _ = train_loop.load_model(replace(job, adapter=adapter))
     assert torch.allclose(logits(continued.eval(), ids), logits(model, ids), atol=1e-5)
     trained = {name for name, parameter in continued.named_parameters() if parameter.requires_grad}
     assert trained and all("lora_" in name for name in trained)
@@ -422,12 +430,29 @@ def test_a_second_call_continues_from_the_last_checkpoint(
     cluster: Any, base: str, one_worker: tuple[dict[str, Any], Path]
 ):
     again = run(cluster, base, one_worker[1], make_examples(30))
-    assert again["resumed_from_step"] == 6
+    assert again["resumed_from_step"] == 8
     assert again["losses"] == pytest.approx(one_worker[0]["losses"], abs=1e-6)
     with pytest.raises(
         ValueError, match="expected a fine-tune of 1 steps, its checkpoint belongs to one of 8"
     ):
         run(cluster, base, one_worker[1], make_examples(3))
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_an_export_that_fails_is_repeated_without_its_training(
+    cluster: Any, base: str, one_worker: tuple[dict[str, Any], Path], tmp_path: Path
+):
+    (tmp_path / "model").write_text("in the way")
+    with pytest.raises(RuntimeError, match="The same command continues from the last checkpoint"):
+        run(cluster, base, tmp_path, make_examples(30), max_failures=0)
+    (tmp_path / "model").unlink()
+    found = run(cluster, base, tmp_path, make_examples(30), max_failures=0)
+    assert found["resumed_from_step"] == found["steps"] == 8
+    assert found["losses"] == pytest.approx(one_worker[0]["losses"], abs=1e-6)
+    ids = tokenizer_of("chatml").encode("What is 3 + 4?")
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(at / "model") for at in (tmp_path, one_worker[1]))
+    assert torch.equal(logits(ours, ids), logits(theirs, ids))
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from stasc_ray.config import Questions
-from stasc_ray.tasks.canonical import canonical_row, normalize
+from stasc_ray.tasks.canonical import canonical_row
+from stasc_ray.tasks.values import normalize
 
 
 def canonical(values: dict[str, Any], preset: str = "canonical", **columns: str | None) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """Sources: every way to name files gives the same questions; damaged, missing and foreign files are named;
 the Hub."""
 
+import bz2
+import decimal
 import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -14,6 +17,7 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
+import zstandard
 
 from stasc_ray.config import Questions
 from stasc_ray.tasks.questions import LoadedQuestions, load_questions
@@ -130,8 +134,239 @@ def test_missing_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: s
 
 
 def test_file_of_an_unknown_kind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected JSON lines .* or Parquet .*, found .*rows.csv"):
-        load_test(write_lines(tmp_path / "rows.csv", ["question,answers"]))
+    with pytest.raises(ValueError, match=r"expected JSON lines.*csv.* or Parquet .*, found .*rows.xlsx"):
+        load_test(write_lines(tmp_path / "rows.xlsx", ["question,answers"]))
+    write_lines(tmp_path / "saved" / "data-00000.arrow", ["x"])
+    write_lines(tmp_path / "saved" / "dataset_info.json", [{"features": {}}])
+    with pytest.raises(FileNotFoundError, match=r"found none: it holds Arrow files .* `to_parquet`"):
+        load_test(str(tmp_path / "saved"))
+
+
+# --- JSON that is no lines
+
+ROWS = [{"question": f"q{number}", "answers": [str(number)]} for number in range(3)]
+SQUAD = {
+    "data": [
+        {
+            "title": "T",
+            "paragraphs": [
+                {"context": f"c{n}", "qas": [{"id": n, "question": f"q{n}", "answers": [{"text": f"{n}"}]}]}
+                for n in range(3)
+            ],
+        }
+    ]
+}
+DROP = {
+    f"nfl_{n}": {"passage": f"c{n}", "qa_pairs": [{"question": f"q{n}", "answer": f"{n}"}]} for n in range(3)
+}
+
+
+def found(path: Path, raw: bytes, **fields: Any) -> list[tuple[str, str]]:
+    path.write_bytes(raw)
+    return sorted((row["question"], row["answers"][0]) for row in load_test(str(path), **fields).rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "columns"),
+    [
+        (ROWS, {}),
+        ({"examples": ROWS}, {}),
+        ({"version": 1, "data": ROWS}, {}),
+        ({"a": [{"x": 1}], "b": ROWS}, {}),
+        (SQUAD, {"rows": "data[].paragraphs[].qas[]", "answers": "answers[].text", "documents": "context"}),
+        (DROP, {"rows": "*.qa_pairs[]", "answers": "answer", "documents": "passage"}),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_json_that_is_one_value(tmp_path: Path, value: Any, columns: Any, indent: Any, mark: bytes) -> None:
+    raw = mark + json.dumps(value, indent=indent).encode()
+    rows = found(tmp_path / "d.json", raw, columns=columns)
+    assert rows == [("q0", "0"), ("q1", "1"), ("q2", "2")]
+    if "documents" in columns:
+        assert load_test(str(tmp_path / "d.json"), columns=columns).rows[0]["documents"][0][0] == "c"
+
+
+def test_rows_inside_the_lines(tmp_path: Path) -> None:
+    """MRQA's and QuAC's shape: a line is a passage with its questions."""
+    lines = [json.dumps(paragraph) for paragraph in SQUAD["data"][0]["paragraphs"]]
+    columns = {"rows": "qas[]", "answers": "answers[].text"}
+    raw = "\n".join(lines).encode()
+    assert len(found(tmp_path / "d.jsonl", raw, columns=columns)) == 3
+    with pytest.raises(ValueError, match=r"line 1: no question.*set questions.columns.rows = 'qas\[\]'"):
+        found(tmp_path / "d.jsonl", raw)
+    with pytest.raises(ValueError, match=r"line 2: unreadable: .*rows 'qas\[\]': expected the key 'qas'"):
+        found(tmp_path / "d.jsonl", f'{lines[0]}\n{{"header": 1}}'.encode(), columns=columns)
+
+
+def test_an_array_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"caf\u00e9 {number} " + "x" * 700, "answers": str(number)} for number in range(4000)
+    ]
+    for indent in (None, 0):
+        raw = json.dumps(rows, ensure_ascii=False, indent=indent).encode()
+        assert len(raw) > 2 << 20
+        assert len(found(tmp_path / "d.json", raw)) == 4000
+        with pytest.raises(
+            ValueError, match=r"d.json: expected a JSON array, could not .* after element 39\d\d"
+        ):
+            found(tmp_path / "d.json", raw[: -20 * 800])
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (
+            b'[\n{"question":"q1","answers":"a"},\n{"question"',
+            "d.json: expected a JSON array, .* after element 1",
+        ),
+        (b'[{"question":"q","answers":"a"}, 3]', "element 2: unreadable: .* found an int"),
+        (b'["q", "a"]\n["r", "b"]', "element 1: unreadable: .* found a str"),
+        (b'[{"question":"q","answers":"a"}]{}', "expected nothing behind its end, found '{}'"),
+        (json.dumps({"data": [{"text": "q"}]}).encode(), "row 1 in data.*no question: .* found only 'text'"),
+        (json.dumps({"train": [{"q": 1}], "test": [{"q": 2}]}).encode(), "found only 'train', 'test'"),
+        (json.dumps(SQUAD).encode(), r"set questions.columns.rows = 'data\[\].paragraphs\[\].qas\[\]'"),
+        (json.dumps(DROP, indent=2).encode(), r"set questions.columns.rows = '\*.qa_pairs\[\]'"),
+    ],
+)
+def test_json_that_is_not_understood(tmp_path: Path, raw: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        found(tmp_path / "d.json", raw)
+
+
+# --- CSV
+
+CSV = 'question,answers,split\n"a, ""b""\nc",x,train\n\nq2,"[""a"", ""b""]",test\n'
+
+
+def test_csv_and_tsv(tmp_path: Path) -> None:
+    expected = [('a, "b"\nc', "x"), ("q2", "a")]
+    for name, raw in {
+        "d.csv": CSV.encode(),
+        "bom.csv": b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").encode(),
+        "d.tsv": CSV.replace('"a, ', '"a\t ').replace(",", "\t", 2).encode(),
+    }.items():
+        if name != "d.tsv":
+            rows = found(tmp_path / name, raw)
+            assert [(question.replace("\r", ""), answer) for question, answer in rows] == expected
+    lines = "question;answers\na, b;x\n"
+    assert found(tmp_path / "semicolons.csv", lines.encode()) == [("a, b", "x")]
+    assert found(tmp_path / "tabs.tsv", lines.replace(";", "\t").encode()) == [("a, b", "x")]
+    assert found(
+        tmp_path / "d.csv", CSV.encode(), test={"source": str(tmp_path / "d.csv"), "split": "test"}
+    ) == [("q2", "a")]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (CSV.encode() + b"q,b\n", "d.csv, line 6: unreadable: expected 3 values .*, found 2"),
+        (CSV.encode() + b'q,"b,x\n', "d.csv: could not read it after line 5: unexpected end"),
+        (CSV.encode() + b'"q" or,b,x\n', "d.csv: could not read it after line 5.*A quote in a text"),
+        (CSV.encode() + b"caf\xe9,b,x\n", "d.csv: expected text in UTF-8"),
+        (CSV.encode("utf-16"), "d.csv: expected a .csv file, found text in UTF-16"),
+        (b"question,question,answers\n", "d.csv: expected each column once, found 'question' twice"),
+        (b"frage,answers\nq,a\n", "d.csv: expected column 'question', found 'frage', 'answers'"),
+        (b"", "expected questions in .*d.csv, found none"),
+    ],
+)
+def test_bad_csv(tmp_path: Path, raw: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        found(tmp_path / "d.csv", raw)
+
+
+# --- files that are not what their name says
+
+LINE = b'{"question":"q","answers":"a"}\n'
+PACKED = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda raw: zstandard.ZstdCompressor(write_checksum=True).compress(raw),
+}
+
+
+@pytest.mark.parametrize("ending", PACKED)
+def test_compressed_files(tmp_path: Path, ending: str) -> None:
+    pack = PACKED[ending]
+    lines = [json.dumps({"question": f"q{n}", "answers": f"{n}"}).encode() + b"\n" for n in range(2000)]
+    for raw in (pack(b"".join(lines)), pack(b"".join(lines[:9])) + pack(b"".join(lines[9:]))):
+        assert len(found(tmp_path / f"d.jsonl.{ending}", raw)) == 2000
+    assert found(tmp_path / f"d.csv.{ending}", pack(b"question,answers\nq,a\n")) == [("q", "a")]
+    packed = pack(b"".join(lines))
+    middle = len(packed) // 2
+    for damaged in (packed[:middle], packed[:-3], packed[:middle] + b"XXXX" + packed[middle + 4 :]):
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/d.jsonl.{ending}: the \w+ file is damaged"):
+            found(tmp_path / f"d.jsonl.{ending}", damaged, on_bad_row="skip")
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}/d.jsonl.{ending}: expected a \w+ file, .* it is none"
+    ):
+        found(tmp_path / f"d.jsonl.{ending}", LINE)
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}/d.jsonl: is compressed \(\w+\): name it .jsonl.{ending}"
+    ):
+        found(tmp_path / "d.jsonl", packed)
+    with pytest.raises(ValueError, match="found an empty one"):
+        found(tmp_path / f"d.jsonl.{ending}", b"")
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 41\n",
+            "a Git LFS pointer.*git lfs pull",
+        ),
+        (b"<!DOCTYPE html>\n<html>", "a web page"),
+        (b"PK\x03\x04\x14", "a ZIP file"),
+        (b"\xff\xfe{\x00", "text in UTF-16: save it as UTF-8"),
+        (b"PAR1\x15", "a Parquet file: name it .parquet"),
+    ],
+)
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.parquet"])
+def test_a_file_is_named_for_what_it_is(tmp_path: Path, name: str, raw: bytes, message: str) -> None:
+    if name == "d.parquet":
+        message = message.replace("a Parquet file: name it .parquet", "could not read it")
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/{name}: expected .*{message}"):
+        found(tmp_path / name, raw, on_bad_row="skip")
+
+
+# --- values of Parquet
+
+KINDS = [
+    (pyarrow.array([decimal.Decimal("3.00")], pyarrow.decimal128(10, 2)), ["3"]),
+    (pyarrow.array([b"a"], pyarrow.binary()), ["a"]),
+    (pyarrow.array([0.1], pyarrow.float32()), ["0.1"]),
+    (pyarrow.array([1e-5], pyarrow.float64()), ["0.00001"]),
+    (pyarrow.array([[0.1, None, 2]], pyarrow.list_(pyarrow.float32())), ["0.1", "2"]),
+    (pyarrow.array([True]), ["yes"]),
+]
+
+
+@pytest.mark.parametrize(("answers", "expected"), KINDS, ids=[str(array.type) for array, _ in KINDS])
+def test_parquet_values_are_as_people_write_them(tmp_path: Path, answers: Any, expected: list[str]) -> None:
+    pyarrow.parquet.write_table(
+        pyarrow.table({"question": ["q"], "answers": answers}), tmp_path / "d.parquet"
+    )
+    assert load_test(str(tmp_path / "d.parquet")).rows[0]["answers"] == expected
+
+
+def test_parquet_columns_inside_others(tmp_path: Path) -> None:
+    rows = [
+        {"q.a": "q", "other": 1, "answers": {"text": ["a", "b"], "at": [1, 2]}, "value": {"x": 0.1, "y": 0.2}}
+    ]
+    kind = pyarrow.struct({"x": pyarrow.float32(), "y": pyarrow.float64()})
+    table = pyarrow.Table.from_pylist(rows)
+    table = table.set_column(3, "value", pyarrow.array([rows[0]["value"]], kind))
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
+    columns = {"question": "q.a", "answers": ["answers.text", "missing.key", "value.x", "value.y"]}
+    (row,) = load_test(str(tmp_path / "d.parquet"), columns=columns).rows
+    assert (row["question"], row["answers"]) == ("q", ["a", "b", "0.1", "0.2"])
+    with pytest.raises(ValueError, match="expected text in UTF-8, found bytes"):
+        pyarrow.parquet.write_table(
+            pyarrow.table({"question": [b"\xff"], "answers": ["a"]}), tmp_path / "d.parquet"
+        )
+        load_test(str(tmp_path / "d.parquet"))
 
 
 HUB_SCRIPT = """

@@ -1,0 +1,184 @@
+"""Rows of a JSON file: one object per line, an array of objects, or an object that holds the rows.
+
+Reads an open file; what the columns mean is decided in `canonical`.
+"""
+
+import codecs
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
+
+from stasc_ray.tasks.columns import MISSING, Paths, as_paths, find, inner_rows
+from stasc_ray.tasks.record import Record, record, unreadable
+
+_CHUNK_BYTES = 1 << 20
+_MAX_DEPTH = 5
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def json_rows(handle: IO[bytes], path: str, question: Paths, rows: str | None) -> Iterator[Record]:
+    """Yield the rows of a JSON file.
+
+    Args:
+        handle: its bytes.
+        path: of the file, for messages.
+        question: the question's column. An object without it that holds a list of objects holds the rows.
+        rows: `columns.rows`, the path of the rows inside each object.
+
+    Raises:
+        ValueError: an array that is not JSON, or rows that stand deeper than the file's first lists.
+    """
+    lines = ((number, line) for number, line in enumerate(handle, start=1) if line.strip())
+    begin = list(itertools.islice(lines, 1))
+    if begin and _plain(begin[0][1]).startswith(b"["):
+        chunks = iter(lambda: handle.read(_CHUNK_BYTES), b"")
+        yield from _array(itertools.chain([begin[0][1]], chunks), path, rows)
+        return
+    begin += itertools.islice(lines, 1)
+    if len(begin) < 2 or not any(_object(line) for _, line in begin):
+        # a file of one line, or of lines that are no objects: perhaps one value over all of its lines
+        begin += lines
+        whole = _object(b"".join(line for _, line in begin))
+        if whole is not None:
+            yield from _held(whole, path, question, rows)
+            return
+    for number, line in itertools.chain(begin, lines):
+        yield from _line_records(f"{path}, line {number}", line, rows)
+
+
+def _plain(line: bytes) -> bytes:
+    return line.removeprefix(codecs.BOM_UTF8).strip()
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
+    if not _plain(text).startswith(b"{"):
+        return None
+    try:
+        found = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _line_records(place: str, line: bytes, rows: str | None) -> Iterator[Record]:
+    try:  # bytes, line by line: one line with a broken encoding must not hide where it is
+        values = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        yield unreadable(place, f"expected one JSON object per line in UTF-8: {error}")
+        return
+    yield from _value_records(place, values, rows, "one JSON object per line")
+
+
+def _value_records(place: str, values: Any, rows: str | None, expected: str) -> Iterator[Record]:
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        yield unreadable(place, f"expected {expected}, found {'an' if kind[0] in 'aeiou' else 'a'} {kind}")
+    elif rows is None:
+        yield record(place, values)
+    else:
+        try:
+            for number, row in enumerate(inner_rows(values, rows), start=1):
+                yield record(f"{place}, row {number} in it", row)
+        except ValueError as error:
+            yield unreadable(place, str(error))
+
+
+def _array(chunks: Iterable[bytes], path: str, rows: str | None) -> Iterator[Record]:
+    """The elements of a JSON array, one at a time: the whole need not fit into memory."""
+    values = _elements(chunks)
+    number = 0
+    try:
+        for number, value in enumerate(values, start=1):
+            yield from _value_records(f"{path}, element {number}", value, rows, "an array of JSON objects")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: expected a JSON array, could not read it after element {number}: {error}"
+        ) from error
+
+
+def _elements(chunks: Iterable[bytes]) -> Iterator[Any]:
+    decode, text, at = codecs.getincrementaldecoder("utf-8")().decode, "", 0
+    parse = json.JSONDecoder().raw_decode
+    pending, ended, opening = iter(chunks), False, True
+    while True:
+        at = _SPACE.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
+        try:
+            if at == len(text):
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+            if text[at] == "]" and not opening:
+                break
+            if text[at] not in ("[\ufeff" if opening else ","):
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+            if text[at] == "\ufeff":
+                at += 1
+                continue
+            begin = _SPACE.match(text, at + 1).end()  # pyright: ignore[reportOptionalMemberAccess]
+            if opening and text[begin : begin + 1] == "]":
+                return
+            value, at = parse(text, begin)
+            opening = False
+        except json.JSONDecodeError as error:
+            cut = error.pos >= len(text) - 12 or error.msg.startswith("Unterminated string")
+            chunk = b"" if ended else next(pending, b"")
+            ended = not chunk
+            if not cut or ended:
+                raise
+            text, at = text[at:] + decode(chunk), 0
+            continue
+        yield value
+    rest = text[at + 1 :] + decode(b"".join(pending), True)
+    if rest.strip():
+        raise ValueError(f"expected nothing behind its end, found {rest.strip()[:40]!r}")
+
+
+def _held(values: dict[str, Any], path: str, question: Paths, rows: str | None) -> Iterator[Record]:
+    """The rows of a file that is one object: at `rows`, or in the one list of objects that has them."""
+    inner = rows or (None if _has(values, question) else rows_path(values, question))
+    if inner is None:
+        lists = [name for name, item in values.items() if _first_object(item) is not None]
+        inner = f"{lists[0]}[]" if len(lists) == 1 and not _has(values, question) else None
+    if inner is None:
+        yield record(f"{path}, line 1", values)
+        return
+    if rows is None and len(re.findall(r"\[\]|\*", inner)) > 1:
+        raise ValueError(
+            f"{path}: expected rows with {question!r}, found them deeper in the file: set "
+            f"questions.columns.rows = {inner!r}"
+        )
+    for number, row in enumerate(inner_rows(values, inner), start=1):
+        yield record(f"{path}, row {number} in {inner}", row)
+
+
+def rows_path(values: Mapping[str, Any], question: Paths, depth: int = 0) -> str | None:
+    """Where the objects with a question stand inside another object: `data[].qas[]`; None if nowhere."""
+    if depth > _MAX_DEPTH:
+        return None
+    objects = [item for item in values.values() if isinstance(item, Mapping)]
+    if len(objects) == len(values) > 1 and all(item.keys() == objects[0].keys() for item in objects):
+        return _join("*", objects[0], question, depth)
+    for name, item in values.items():
+        first = item if isinstance(item, Mapping) else _first_object(item)
+        step = name if first is item else f"{name}[]"
+        if first and (found := _join(step, first, question, depth)):
+            return found
+    return None
+
+
+def _join(step: str, values: Mapping[str, Any], question: Paths, depth: int) -> str | None:
+    if _has(values, question):
+        return step
+    inner = rows_path(values, question, depth + 1)
+    return f"{step}.{inner}" if inner else None
+
+
+def _first_object(item: Any) -> Mapping[str, Any] | None:
+    return item[0] if isinstance(item, list) and item and isinstance(item[0], Mapping) else None
+
+
+def _has(values: Mapping[str, Any], word: Paths) -> bool:
+    try:
+        return any(find(values, path) is not MISSING for path in as_paths(word))
+    except ValueError:
+        return False

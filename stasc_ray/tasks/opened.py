@@ -1,0 +1,122 @@
+"""A data file as a stream of bytes, unpacked, after a look at its first bytes: files that are not what their
+name says are refused by name. Reads through fsspec; writes nothing.
+"""
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+COMPRESSION_SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstandard"}
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstandard",
+}
+_OTHERS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull` in the clone",
+    b"PK\x03\x04": "a ZIP file (or a spreadsheet): unpack it, or save it as CSV",
+    b"\xff\xfe": "text in UTF-16: save it as UTF-8",
+    b"\xfe\xff": "text in UTF-16: save it as UTF-8",
+    b"<!doctype html": "a web page: take the link of the file itself (on the Hub `resolve`, not `blob`)",
+    b"<html": "a web page: take the link of the file itself (on the Hub `resolve`, not `blob`)",
+}
+_CHUNK_BYTES = 1 << 18
+
+
+@contextlib.contextmanager
+def opened(filesystem: Any, path: str, suffix: str, compression: str | None) -> Iterator[IO[bytes]]:
+    """The file's bytes, unpacked.
+
+    Args:
+        filesystem: of fsspec.
+        path: on it.
+        suffix: what the name says of the contents, such as `.jsonl`.
+        compression: what the name says, a value of COMPRESSION_SUFFIXES, or None.
+
+    Raises:
+        ValueError: the file is something else, or is damaged; the message starts with its path.
+    """
+    with filesystem.open(path, "rb") as handle:
+        head = handle.read(32)
+    _check(path, suffix, compression, head)
+    with filesystem.open(path, "rb") as raw:
+        if compression is None:
+            yield raw
+            return
+        with _unpacked(raw, compression) as handle:
+            try:
+                yield handle
+            except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, _Damaged, OSError) as error:
+                raise ValueError(f"{path}: the {compression} file is damaged: {error}") from error
+
+
+def _check(path: str, suffix: str, compression: str | None, head: bytes) -> None:
+    found = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+    ending = next((end for end, name in COMPRESSION_SUFFIXES.items() if name == found), "")
+    for magic, what in _OTHERS.items():
+        if head.lower().startswith(magic.lower()):
+            raise ValueError(f"{path}: expected a {suffix} file, found {what}")
+    if compression and found is None and head:
+        raise ValueError(
+            f"{path}: expected a {compression} file, as its name says, found that it is none (it begins with "
+            f"{head[:12]!r}): leave the last part of its name out if it is plain text"
+        )
+    if compression and not head:
+        raise ValueError(f"{path}: expected a {compression} file, found an empty one")
+    if found != compression:
+        raise ValueError(f"{path}: is compressed ({found}): name it {suffix}{ending}")
+    parquet = head.startswith(b"PAR1")
+    if parquet and suffix not in (".parquet", ".pq"):
+        raise ValueError(f"{path}: expected a {suffix} file, found a Parquet file: name it .parquet")
+
+
+def _unpacked(raw: Any, compression: str) -> Any:
+    if compression == "gzip":
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _CHUNK_BYTES)  # pyright: ignore[reportArgumentType]
+    if compression == "bzip2":
+        return bz2.BZ2File(raw)
+    if compression == "xz":
+        return lzma.LZMAFile(raw)
+    return io.BufferedReader(_Zstandard(raw), _CHUNK_BYTES)
+
+
+class _Damaged(Exception):
+    """What zstandard found."""
+
+
+class _Zstandard(io.RawIOBase):
+    """Unpacks all frames of a zstandard file; unlike zstandard's reader it notices a cut end."""
+
+    def __init__(self, raw: Any) -> None:
+        import zstandard
+
+        self._raw, self._pending, self._begun = raw, b"", False
+        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._frame, self._error = self._new(), zstandard.ZstdError
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._pending:
+            packed = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame, self._begun = self._new(), False
+            packed = packed or self._raw.read(_CHUNK_BYTES)
+            if not packed:
+                if self._begun:
+                    raise EOFError("it ends before its last frame does")
+                return 0
+            try:
+                self._pending, self._begun = self._frame.decompress(packed), True
+            except self._error as error:
+                raise _Damaged(str(error)) from error
+        size = min(len(buffer), len(self._pending))
+        buffer[:size], self._pending = self._pending[:size], self._pending[size:]
+        return size
