@@ -67,8 +67,8 @@ def _page(what: Path, overrides: list[str], wanted: "Wanted", address: str | Non
     if what.suffix == ".toml":
         if replace(wanted, id=None) != Wanted():
             raise ValueError(
-                "stasc look: expected --id, --html or overrides for a config, found an option for runs; leave "
-                f"it out, or give a run folder instead of {what}"
+                f"stasc look: expected --id, --html or overrides for a config, found an option for runs; "
+                f"leave it out, or give a run folder instead of {what}"
             )
         return _called(address, look_at_config, config.load_config(what, overrides, section_of), wanted.id)
     if overrides:

@@ -1,13 +1,14 @@
 """Prompts and examples token by token, and other pieces that both looks show."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from stasc_ray import config
 from stasc_ray.learning import encoding
 from stasc_ray.recipes.recipe import Example
 from stasc_ray.report.look_page import Block, Note, Token, Tokens
-from stasc_ray.runtime import model_folder
+from stasc_ray.runtime import gguf, model_folder
 from stasc_ray.stages import base_model
 from stasc_ray.tasks.chat import Chat
 
@@ -23,6 +24,8 @@ def load_chat(settings: config.Config) -> Chat:
     """
     model = base_model(settings)
     model_folder.check_model(model)
+    if gguf.is_gguf(model):
+        return Chat.of(gguf.load_tokenizer(Path(model)), settings)
     trusted = settings.model.trust_remote_code
     revision = model_folder.revision(model, settings.model)
     return Chat.of(model_folder.load_tokenizer(model, revision=revision, trust_remote_code=trusted), settings)

@@ -142,6 +142,8 @@ def _table(table: Table) -> Any:
 def _tokens(block: Tokens) -> Any:
     """Tokens with bars between them; each stretch that is learnt, or is not, begins a line that says so."""
     grid = RichTable.grid(padding=(0, 1, 0, 2))
+    grid.add_column()
+    grid.add_column(overflow="fold")
     some = any(token.learnt for token in block.tokens)
     for learnt, stretch in _stretches(block.tokens):
         if some and not learnt and len(stretch) > SHOWN_BEFORE + SHOWN_AFTER:

@@ -24,7 +24,7 @@ KEPT_FIRST: tuple[SplitName, ...] = ("test", "dev", "train")
 SANDBOX = "sandbox"
 OWN_COLUMNS = ("canonical", SANDBOX)
 """Presets whose columns a source may have or not."""
-BAD_ROW_EXAMPLES = 3
+BAD_ROW_EXAMPLES = 20
 
 
 @dataclasses.dataclass(frozen=True)
