@@ -103,7 +103,7 @@ def evaluate(
         from stasc_ray.opening import open_run_on
         from stasc_ray.recipes import section_of
 
-        suits = {} if config_file else config.dataset("sandbox" if data == "sandbox" else preset)["suits"]
+        suits = config.dataset("sandbox")["suits"] if data == "sandbox" else {}
         # A failed row is a scored failure here, shown in the figures, and stops nothing.
         limits = {"engine.max_model_len_tokens": 4096, "engine.max_error_fraction": 1.0}
         suits = {} if config_file else {**suits, **limits}

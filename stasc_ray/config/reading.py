@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from stasc_ray.config.sections import Algorithm, Config
+from stasc_ray.config.sections import DATASETS, Algorithm, Config, dataset
 
 Sections = Callable[[str], type[Algorithm]]
 """Gives a recipe's section of the config by the recipe's name; ValueError if there is no such recipe.
@@ -24,6 +24,9 @@ Config lies below the recipes, so whoever reads a config passes this: `stasc_ray
 
 def load_config(path: Path | None, overrides: Sequence[str], sections: Sections) -> Config:
     """Read a TOML file (None: all defaults), apply `section.field=value` overrides, validate.
+
+    Words that neither gives come from what suits the named dataset (`datasets/NAME.toml`), else from the
+    defaults.
 
     Raises:
         FileNotFoundError: no file at `path`.
@@ -38,7 +41,27 @@ def load_config(path: Path | None, overrides: Sequence[str], sections: Sections)
         raise ValueError(f"config {path}: not valid TOML: {error}") from error
     for override in overrides:
         _apply_override(values, override)
+    _fill_in(values, what_suits(values))
     return validate(values, sections, origin=str(path or "defaults"))
+
+
+def what_suits(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The words, `section.field` to value, that suit the dataset that plain values name; none if it is
+    unknown.
+    """
+    questions = values.get("questions", {})
+    preset = questions.get("preset") if isinstance(questions, Mapping) else None
+    return dataset(preset)["suits"] if preset in DATASETS else {}
+
+
+def _fill_in(values: dict[str, Any], words: Mapping[str, Any]) -> None:
+    """Set the words that are not there."""
+    for dotted, value in words.items():
+        *path, field = dotted.split(".")
+        section = values
+        for name in path:
+            section = section.setdefault(name, {})
+        section.setdefault(field, value)
 
 
 def with_overrides(settings: Config, overrides: Sequence[str], sections: Sections) -> Config:

@@ -246,14 +246,19 @@ class Reward(Section):
     """How an answer is graded."""
 
     name: str = "in_accuracy"
-    """`in_accuracy`, `exact_match`, `f1`, `math`, `choice`, or a dotted path `package.module:function`."""
+    """`in_accuracy`, `exact_match`, `f1`, `math`, `choice`, `squad_em`, `squad_f1`, or a dotted path
+    `package.module:function`."""
     scope: Literal["whole_text", "after_marker"] = "whole_text"
-    """Grade the whole generation, or what follows the last `prompts.answer_marker`."""
+    """Grade the whole generation, or the line (or box) that follows the last `prompts.answer_marker`."""
     example: str | None = None
     """How a right answer is written, with `{answer}` for the reference; None: bare, or after the marker. A
     run first tries whether the reward pays it."""
+    max_answer_words: PositiveInt | None = None
+    """Graded texts of more words have reward 0: long ones please `in_accuracy` easily; unset: no limit."""
     timeout_s: PositiveFloat = 5.0
     """Seconds one answer may take to grade before it counts as a grader error (reward 0); used by `math`."""
+    max_error_fraction: Fraction = 0.05
+    """Share of answers whose reward may fail with an error; above it the run stops with that error."""
 
 
 class Engine(Section):

@@ -10,14 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import config
 from stasc_ray.generation import rollouts, unit_files
-from stasc_ray.recipes.trace import ANSWER
+from stasc_ray.recipes.trace import cut_advice
 from stasc_ray.runtime.display import Display
 from stasc_ray.store import files
-
-TRUNCATED_ADVICE = 0.1
-"""Share of a turn's texts that were cut above which a person is told to raise `max_tokens`."""
 
 
 def collect(
@@ -26,13 +22,14 @@ def collect(
     """Run what is missing of a pass and add up its units, those of earlier attempts included.
 
     Returns:
-        questions, errors, grader_errors, prompt_tokens; TURN_tokens of each turn, and generated_tokens, their
-        sum; TURN_truncated, the share of a turn's texts that were cut at `max_tokens`; truncated and
-        truncated_share, their number and share in all; tokens_per_s, engine_start_s, duration_s,
-        resumed_questions, units_done_again, engine_nodes, messages.
+        questions, errors, graded, grader_errors, prompt_tokens; TURN_tokens of each turn, and
+        generated_tokens, their sum; TURN_truncated, the share of a turn's texts that were cut at
+        `max_tokens`; truncated and truncated_share, their number and share in all; tokens_per_s,
+        engine_start_s, duration_s, resumed_questions, units_done_again, engine_nodes, messages.
 
     Raises:
-        RuntimeError: more questions failed than `engine.max_error_fraction` allows.
+        RuntimeError: more questions failed than `engine.max_error_fraction` allows, or more answers could not
+            be graded than `reward.max_error_fraction` allows.
     """
     started = time.monotonic()
     destination = Path(job.destination)
@@ -50,7 +47,7 @@ def collect(
             bar.advance(summary["questions"], f"{tokens / max(time.monotonic() - first, 1):,.0f} tokens/s")
     duration_s = time.monotonic() - started
     start_s = max((summary["engine_start_s"] for summary in fresh), default=0.0)
-    names = ("questions", "errors", "grader_errors", "prompt_tokens")
+    names = ("questions", "errors", "graded", "grader_errors", "prompt_tokens")
     counts = {name: sum(summary[name] for summary in (*earlier, *fresh)) for name in names}
     if counts["questions"] != total:
         raise RuntimeError(
@@ -66,13 +63,11 @@ def collect(
             f"{what}: {again} of {len(units)} units were begun again, since a process or node was lost"
         )
     by_turn, texts, cut = (_by_turn((*earlier, *fresh), key) for key in ("tokens", "texts", "truncated"))
-    for turn in sorted(cut):
-        if cut[turn] > TRUNCATED_ADVICE * texts[turn]:
-            display.note(_advice(turn, cut[turn], texts[turn], job.settings.sampling))
-    messages = collections.Counter(
-        text for summary in (*earlier, *fresh) for text in summary["messages"] if text
-    )
-    _check_errors(counts, [text for text, _ in messages.most_common(3)], job)
+    for turn in sorted(texts):
+        if advice := cut_advice(turn, cut[turn] / texts[turn], job.settings.sampling):
+            display.note(f"  {advice}")
+    _check_errors(counts, _commonest((*earlier, *fresh), "messages"), job)
+    _check_grader_errors(counts, _commonest((*earlier, *fresh), "grader_messages"), job)
     return {
         **counts,
         **{f"{turn}_tokens": count for turn, count in sorted(by_turn.items())},
@@ -96,13 +91,21 @@ def _by_turn(summaries: Sequence[Mapping[str, Any]], key: str) -> "collections.C
     return total
 
 
-def _advice(turn: str, cut: int, texts: int, sampling: config.SamplingPerTurn) -> str:
-    name = "initial" if turn == ANSWER else "correction"
-    limit = getattr(sampling, name).max_tokens
-    return (
-        f"  {cut / texts:.0%} of the {turn}s ({cut:,} of {texts:,}) were cut at sampling.{name}.max_tokens = "
-        f"{limit}: raise it, or ask for shorter texts. What was cut is not learnt (algorithm.keep_truncated)"
-    )
+def _commonest(summaries: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    found = collections.Counter(text for summary in summaries for text in summary[key] if text)
+    return [text for text, _ in found.most_common(3)]
+
+
+def _check_grader_errors(counts: Mapping[str, int], messages: Sequence[str], job: rollouts.Job) -> None:
+    reward = job.settings.reward
+    if counts["grader_errors"] > reward.max_error_fraction * counts["graded"]:
+        lines = "\n".join(f"  {text}" for text in messages)
+        raise RuntimeError(
+            f"reward {reward.name!r}: expected at most reward.max_error_fraction = "
+            f"{reward.max_error_fraction:g} of the answers to fail, found {counts['grader_errors']} of "
+            f"{counts['graded']}. The commonest errors:\n{lines}\nCorrect the reward and delete "
+            f"{job.destination} to generate and grade again, or allow more with reward.max_error_fraction"
+        )
 
 
 def _check_errors(counts: Mapping[str, int], messages: Sequence[str], job: rollouts.Job) -> None:

@@ -269,10 +269,11 @@ def grade_and_write(batch: pa.Table, job: Job) -> pa.Table:
 
 
 def summarize(rows: Sequence[Row], writer: str) -> Row:
-    """Counts over traces: questions, errors, grader errors; tokens, texts and texts that were cut of this
-    pass, by turn; and up to three error texts.
+    """Counts over traces: questions, errors, graded texts, grader errors; tokens, texts and texts that were
+    cut of this pass, by turn; and up to three texts of both kinds of error.
     """
     failures = [row["error"] for row in rows if row["error"]]
+    grader_errors = [text["grader_error"] for row in rows for text in row["texts"] if text["grader_error"]]
     own = [text for row in rows for text in row["texts"] if text["writer"] == writer]
     tokens: collections.Counter[str] = collections.Counter()
     texts: collections.Counter[str] = collections.Counter()
@@ -284,7 +285,9 @@ def summarize(rows: Sequence[Row], writer: str) -> Row:
     return {
         "questions": len(rows),
         "errors": len(failures),
-        "grader_errors": sum(text["grader_error"] is not None for row in rows for text in row["texts"]),
+        "grader_errors": len(grader_errors),
+        "graded": sum(text["reward"] is not None for row in rows for text in row["texts"]),
+        "grader_messages": grader_errors[:3] or [""],
         "prompt_tokens": sum(text["prompt_tokens"] for text in own),
         # maps whose keys are the recipe's turns
         "tokens": json.dumps(tokens),
@@ -306,7 +309,7 @@ def done_again(destination: Path, units: Sequence[Unit]) -> int:
 
 def read_summary(file: Path, writer: str) -> Row:
     """`summarize` of a file that an earlier attempt wrote."""
-    columns = ("turn", "writer", "token_ids", "prompt_tokens", "grader_error", "finish_reason")
+    columns = ("turn", "writer", "token_ids", "prompt_tokens", "reward", "grader_error", "finish_reason")
     return summarize(files.read(file, ["error", *text_columns(*columns)]).to_pylist(), writer)
 
 

@@ -7,11 +7,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stasc_ray.config import SamplingPerTurn
+
 ANSWER, VERDICT_TURN, CORRECTION = "answer", "verdict", "correction"
 """What recipes call their answers, verdicts and corrections."""
 
 BASE = "base"
 """Writer of M0's texts."""
+
+
+CUT_ADVICE = 0.1
+"""Share of a turn's texts that were cut above which a person is advised to raise `max_tokens`."""
 
 
 @dataclass(eq=False)
@@ -160,3 +166,15 @@ def grade(
         if text.turn in verdicts and text.parent and text.parent.reward is not None:
             said = says_right(text.answer)
             text.reward = float(said is not None and said == (text.parent.reward >= threshold))
+
+
+def cut_advice(turn: str, share: float, sampling: SamplingPerTurn) -> str | None:
+    """What to do about a share of a turn's texts that were cut at `max_tokens`; None if it is small."""
+    if share <= CUT_ADVICE:
+        return None
+    name = "initial" if turn == ANSWER else "correction"
+    limit = getattr(sampling, name).max_tokens
+    return (
+        f"{share:.0%} of the {turn}s were cut at sampling.{name}.max_tokens = {limit}: raise it, or ask for "
+        "shorter texts. Texts that were cut are not learnt unless algorithm.keep_truncated says so"
+    )

@@ -16,6 +16,7 @@ import jinja2
 
 from stasc_ray.config import Algorithm, validate
 from stasc_ray.recipes import chosen_by, recipe_of, section_of
+from stasc_ray.recipes.trace import cut_advice
 from stasc_ray.report import transcripts
 from stasc_ray.report.charts import number
 from stasc_ray.report.figures import SPLITS, TRANSITIONS, Table, figures, name_of, with_interval
@@ -125,6 +126,7 @@ def contents(run: Run) -> dict[str, Any]:
         "figures": figures(run, chosen),
         "evaluations": {name: _evaluation_table(run, split) for split, name in SPLITS.items()},
         "work": _work_table(run),
+        "advice": _advice(run),
         "transcripts": len(picked),
         "transcripts_from": name_of(shown) if shown is not None else None,
         "groups": _transcript_groups(run, shown, picked),
@@ -173,6 +175,17 @@ def _evaluation_table(run: Run, split: str) -> Table:
 def _work_table(run: Run) -> Table:
     rows = [[name_of(i), *(number(run.value(key, i), 0) for key in WORK)] for i in run.iterations]
     return Table(["iteration", *WORK.values()], rows)
+
+
+def _advice(run: Run) -> list[str]:
+    """What the newest rollouts say about `max_tokens`."""
+    lines = [line for (stage, _), line in sorted(run.stages.items()) if stage == "rollouts"]
+    if not lines or run.config is None:
+        return []
+    shares = {name.removeprefix("rollouts/"): value for name, value in lines[-1].items()}
+    turns = {name.removesuffix("_truncated"): shares[name] for name in shares if name.endswith("_truncated")}
+    found = (cut_advice(turn, share, run.config.sampling) for turn, share in turns.items())
+    return [advice for advice in found if advice]
 
 
 def _config_rows(raw: Mapping[str, Any]) -> list[tuple[str, str, bool]]:

@@ -1,69 +1,232 @@
-"""Which choice of a multiple-choice question an answer names: by letter, or by the text of the choice.
-Pure.
+"""Which choice of a multiple-choice question an answer names: by letter, or by the text of the choice. Pure.
+
+An answer that names several ("A or B"), or only denies one ("not A"), names none.
 """
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
 
-# What may follow "A" or "I" that stands for a choice: before other words it is an article ("the answer is A
-# dog").
-_ENDS = r"(?=[\W_]*(?:$|\n)|\s*[^\w\s]|\s+(?:because|since|as|which|is|due|for|and|with)\b)"
-_LETTER_ENDS = rf"(?!\w|')(?:(?<=[B-HJ-Z])|(?<=[AI]){_ENDS})"
-_MARKS = r"[\s*_`\"'(\[{$]*"
-_STATEMENT = re.compile(
-    rf"(?i:\b(?:answer|choice|option|correct one)\b)[*_`]*\s*(?i:is|would be|should be|must "
-    rf"be|:|=)?{_MARKS}:?{_MARKS}"
-    rf"(?i:(?:choice|option)\s+)?{_MARKS}(?<!\w)([A-Z]){_LETTER_ENDS}"
+from stasc_ray.tasks.answer_words import ANSWER, BECAUSE, CHOICE, IS, NOT, NOT_AFTER, OR_AND, RIGHT, one_of
+from stasc_ray.tasks.choice_texts import named_by_text, own_texts, plain_letter
+from stasc_ray.tasks.math_text import last_boxed
+
+_LETTER = r"(?<![\w'\u2019\\-])[(\[{<\"'`*_$]*([A-Z]|[a-z])[)\]}>\"'`*_$]*(?![\w'\u2019+#]|-\w)"
+_LINK = one_of(
+    """is would be should must can only definitely probably likely clearly therefore thus so then option
+    choice letter number the correct ist lautet est es è é la le die der das opción lettre buchstabe"""
 )
-_PLAIN = re.compile(
-    r"\\boxed\{(?:\\text\{)?\(?([A-Z])\)?\}"
-    r"|\(([A-Za-z])\)"  # (B)
+_LINKS = rf"[\W_]*(?:{_LINK}[\W_]*)*"
+_IS = one_of("is would_be should_be must_be therefore thus ist lautet est es è é")
+_BEFORE_TEXT = re.compile(rf"[\s*_]*[:=]?\s*(?:{_IS}\s+|[:=]\s+)*")
+_KEYWORD = re.compile(f"{ANSWER}|{CHOICE}|{one_of('option')}")
+_SUBJECT = re.compile(rf"{_LETTER}{IS}[^.;\n]{{0,40}}?(?:{RIGHT})")
+_NEGATION = re.compile(NOT)
+_CANNOT = one_of("isn't wasn't doesn't cannot can't")
+_DENIAL = re.compile(
+    rf"\s*{one_of('is was are ist est es é è cannot seems does')}[^,;.\n]{{0,40}}?(?:{NOT})"
+    rf"|{NOT_AFTER}|\s*{_CANNOT}"
+)
+_LISTED = re.compile(
+    rf"{_LETTER}(?:\s*[)\]]?\s*(?:,\s*(?:{OR_AND})?|[/|;&+]|{OR_AND})\s*"
+    rf"(?:{one_of('either maybe perhaps possibly option choice')}\s+)*{_LETTER})+"
+)
+_REASON = re.compile(BECAUSE)
+_SENTENCE_END = re.compile(r"[;\n]|[.!?\u3002\uff01\uff1f](?=[\s\W]|$|[^\x00-\x7f])")
+# What may follow "A" or a small letter that stands for a choice: before other words it is an article.
+_AFTER_LETTER = one_of(
+    "because since as which is was due for and or with weil ist est es porque parce but not rather instead"
+)
+_ENDS = re.compile(rf"[)\]}}>\"'`*_$]*(?:[\W_]*(?:$|\n)|\s*[^\w\s]|\s+{_AFTER_LETTER}|\s*[^\x00-\x7f])")
+_BEFORE_LETTER = one_of(
+    """so be is it's are say guess with then thus hence therefore think believe but was ist est es also it to
+    for or and definitely probably likely clearly surely go"""
+)
+_SET_APART = re.compile(
+    r"\(([A-Za-z])\)"  # (B)
     r"|^[\W_]*([A-Za-z])[\W_]*$"  # a line of its own
     r"|^[\s*_#>-]*([A-Z])[.):][*_]*(?=\s)"  # B. the text
-    r"|(?<![\w.'])([A-Z])[.!?*_\"')\]]*\s*$",  # ... so it is B.
+    rf"|(?:^|[,:;.!?=>\u2192\u2013\u2014]|{_BEFORE_LETTER})[\s*_\"'(]*([A-Z])"  # ... so it is B.
+    r"(?=[.!?,;*_\"')\]]*\s*(?:$|\n)|[.!?]+[*_\"')\]]*\s|\s*[\u2013\u2014]|,\s)",
     re.MULTILINE,
 )
+_ENUMERATED = re.compile(r"^[\s*_#>-]*\(?([A-Z])[.):][*_]*(?=\s)", re.MULTILINE)
+_NUMBERED = re.compile(
+    r"(?i:\b(?:option|choice|number|no\.|nummer|opci[óo]n))\s*#?\s*\(?(\d{1,2})\)?(?![\w.,]*\d)"
+)
+_TAG = re.compile(r"<(answer|result|final_answer)>\s*(.*?)\s*</\1>", re.IGNORECASE | re.DOTALL)
 
 
 def choice_letter(text: str, choices: Sequence[str]) -> str | None:
     """The letter of the choice an answer names, or None.
 
-    In this order: the whole text is a choice's text, alone or after its letter; the last statement ("the
-    answer is B"); the last letter set apart ("(B)", "B." before a text, a line with B alone, B at the end of
-    a line); the choice whose text is mentioned last.
+    In this order: the whole text is a choice's text, alone or after its letter; the last box or tag; the last
+    statement ("the answer is B", "B is correct"); the last letter set apart ("(B)", "B." before a text, a
+    line with B alone, B at the end of a sentence); the choice whose text is mentioned last. Letters in a list
+    ("A or B") and denied ones ("not A") are none.
 
     Args:
         text: the part of the answer that is graded.
-        choices: the choices' texts, A first; without them any letter counts and texts cannot be read.
+        choices: the choices' texts, A first; without them any letter counts and texts cannot be read. Where
+            each carries its own letter ("A)21"), it is left out.
     """
     letters = ascii_uppercase[: len(choices)] if choices else ascii_uppercase
-    plain = _plain(text)
-    if len(plain) > 1:
-        for letter, choice in zip(letters, choices, strict=False):
-            if plain in (_plain(choice), _plain(f"{letter} {choice}")):
-                return letter
-    for pattern in (_STATEMENT, _PLAIN):
-        named = [next(filter(None, match.groups())).upper() for match in pattern.finditer(text)]
-        valid = [letter for letter in named if letter in letters]
-        if valid:
-            return valid[-1]
-    return _last_mentioned(plain, choices)
+    choices = own_texts(choices)
+    if text.strip() in choices and not text.strip().isupper():
+        return named_by_text(text, choices, whole=True)
+    if letter := plain_letter(text, letters):
+        return None if _is_text_of_another(letter, choices) else letter
+    if letter := named_by_text(text, choices, whole=True):
+        return letter
+    boxed = last_boxed(text)
+    if boxed is not None:
+        inner = re.sub(r"\\[a-z]+\s*\{([^{}]*)\}", r"\1", boxed)
+        return choice_letter(inner, choices) or named_by_text(boxed, choices, whole=True)
+    if tags := _TAG.findall(text):
+        return choice_letter(tags[-1][1], choices)
+    text = _spaced(text)
+    for found in (_stated(text, letters, choices), _set_apart(text, letters)):
+        if found is not None:
+            return None if _is_text_of_another(found, choices) else found or None
+    numbers = [int(number) for number in _NUMBERED.findall(text)]
+    if numbers and not any(re.search(r"\d", choice) for choice in choices):
+        return letters[numbers[-1] - 1] if 0 < numbers[-1] <= len(choices) else None
+    enumerated = [line for line in text.splitlines() if _ENUMERATED.match(line)]
+    if len(enumerated) > 1:
+        text = "\n".join(line for line in text.splitlines() if line not in enumerated)
+    return named_by_text(text, choices, whole=False)
 
 
-def _last_mentioned(plain: str, choices: Sequence[str]) -> str | None:
-    """The choice whose text ends last; of two that end together the longer ("department store", not
-    "store").
-    """
-    ends = []
-    for letter, choice in zip(ascii_uppercase, choices, strict=False):
-        wanted = _plain(choice)
-        at = f" {plain} ".rfind(f" {wanted} ") if wanted else -1
-        if at >= 0:
-            ends.append((at + len(wanted), len(wanted), letter))
-    return max(ends)[2] if ends else None
+def _is_text_of_another(letter: str, choices: Sequence[str]) -> bool:
+    """Whether a letter is also the text of another choice, and so does not tell which is meant."""
+    return any(
+        choice.strip().upper() == letter != own for own, choice in zip(ascii_uppercase, choices, strict=False)
+    )
 
 
-def _plain(text: str) -> str:
-    """Lower-case words with single spaces."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
+def _stated(text: str, letters: str, choices: Sequence[str]) -> str | None:
+    """The letter of the last statement, "" if that names several or only denies, None if there is none."""
+    found: tuple[int, str] | None = None
+    for start, clause in _statements(text):
+        said = _BEFORE_TEXT.sub("", clause, count=1) if choices else ""
+        by_text = named_by_text(said, choices, whole=True) if not re.fullmatch(r"\W*\w\W*", said) else None
+        named = by_text or _affirmed(clause, letters)
+        if named is not None:
+            found = max(found or (-1, ""), (start, named), key=lambda item: item[0])
+    for match in _SUBJECT.finditer(text):
+        letter = match[1].upper()
+        usable = letter in letters and (match[1].isupper() or match[0].startswith("("))
+        if (
+            usable
+            and not _NEGATION.search(match[0])
+            and not _denied(text, match.start())
+            and not _listed(text, match.start(1))
+        ):
+            found = max(found or (-1, ""), (match.start(), letter), key=lambda item: item[0])
+    return found[1] if found else None
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """(position, what follows to the end of the sentence) of each "the answer is", "I pick", "Option"."""
+    for keyword in _KEYWORD.finditer(text):
+        rest = text[keyword.end() : keyword.end() + 200]
+        rest = re.sub(r"^[\s:*_=]*\n\s*", " ", rest)
+        end = _SENTENCE_END.search(rest)
+        clause = rest[: end.start()] if end else rest
+        yield keyword.start(), clause
+
+
+def _affirmed(clause: str, letters: str) -> str | None:
+    """The letter that a clause after "the answer" names, "" if several or only a denied one, None if none."""
+    reason = _REASON.search(clause)
+    given = clause[: reason.start()] if reason else clause
+    affirmed: list[str] = []
+    denied = False
+    first = True
+    for match in re.finditer(_LETTER, given):
+        before = given[: match.start()]
+        if first and len(re.findall(r"\w+", before)) > 6:
+            break
+        if not _stands_for_choice(match, given, clause):
+            continue
+        letter = match[1].upper()
+        if letter not in letters:
+            if first:
+                return None
+            continue
+        first = False
+        after = re.split(r"[,;]|\b(?:and|but|or)\b", given[match.end() :])[0]
+        if _NEGATION.search(_last_clause(before)) or _DENIAL.match(after):
+            denied = True
+        else:
+            affirmed.append(letter)
+    if affirmed:
+        return affirmed[0] if len(set(affirmed)) == 1 else ""
+    return "" if denied else None
+
+
+def _last_clause(before: str) -> str:
+    return re.split(r"[,;:]|\b(?:and|but)\b", before)[-1]
+
+
+def _stands_for_choice(match: re.Match[str], given: str, clause: str) -> bool:
+    letter, rest = match[1], clause[match.start(1) + 1 :]
+    if letter == "I":
+        return re.fullmatch(r"[\W_]*", rest) is not None
+    wrapped = match[0] != letter and match[0][0] in "([{\"'`*_$"
+    listed = any(found.start() <= match.start() < found.end() for found in _LISTED.finditer(clause))
+    if wrapped or listed or (letter.isupper() and letter != "A"):
+        return True
+    linked = letter.isupper() or re.fullmatch(_LINKS, clause[: match.start()], re.IGNORECASE)
+    return bool(linked) and _ENDS.match(rest) is not None
+
+
+def _set_apart(text: str, letters: str) -> str | None:
+    """The last letter that stands apart and is not denied; "" where it stands in a list or is denied."""
+    enumerated = {match.start(1) for match in _ENUMERATED.finditer(text)}
+    if len({text[at] for at in enumerated}) < 2:
+        enumerated = set()  # one "B. the text" is an answer, several are the choices again
+    found: str | None = None
+    for match in _SET_APART.finditer(text):
+        group = next(number for number in range(1, 5) if match[number])
+        letter = match[group].upper()
+        if letter not in letters or match.start(group) in enumerated:
+            continue
+        if _listed(text, match.start(group)):
+            found = ""
+        elif _denied(text, match.start(group)):
+            found = found if found and found != letter else ""
+        else:
+            found = letter
+    return found
+
+
+def _listed(text: str, at: int) -> bool:
+    """Whether the letter at this position is one of a list of different letters that none denies."""
+    for match in _LISTED.finditer(text):
+        if match.start() <= at < match.end():
+            between = match[0]
+            return len(set(re.findall(r"(?<!\w)[A-Z](?!\w)", between))) > 1
+    return False
+
+
+def _denied(text: str, at: int) -> bool:
+    """Whether what leads to this position denies it ("not A"), or what follows does ("A is wrong")."""
+    before = re.split(r"[,;:.!?\n]|\bbut\b", text[max(0, at - 40) : at])[-1]
+    return bool(_NEGATION.search(before) or _DENIAL.match(re.sub(r"^\w[)\]*_\"']*", "", text[at : at + 60])))
+
+
+def _spaced(text: str) -> str:
+    """Full-width letters as ASCII, and space between letters and the signs of scripts without spaces."""
+    text = unicodedata.normalize("NFC", text)
+    text = "".join(
+        unicodedata.normalize("NFKC", sign)
+        if "\uff01" <= sign <= "\uff5e" or "\u24b6" <= sign <= "\u24e9"
+        else sign
+        for sign in text
+    )
+    if text.isascii():
+        return text
+    wide = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"
+    return re.sub(rf"(?<=[{wide}])(?=[A-Za-z])|(?<=[A-Za-z])(?=[{wide}])", " ", text)

@@ -1,9 +1,11 @@
-"""The `math` reward: symbolic equality by math-verify, in a child process that may hang or crash.
+"""The `math` reward: equality of values, in a child process that may hang or crash where it takes computing.
 
-math-verify runs SymPy on whatever a model wrote: it can loop for hours, eat memory, or overflow the C stack,
-and its own time limit needs SIGALRM in a main thread, which a Ray worker can't give. So a child runs it
-(`python -m stasc_ray.tasks.math_grader`, JSON lines in and out). It is killed at a wall-clock limit and
-replaced when next needed. Most answers never need the child: equal text and plain numbers are decided here.
+Most answers are decided here: equal texts, exact rational numbers, and lists, intervals and words of them
+(math_values.py). A child (`python -m stasc_ray.tasks.math_grader`, JSON lines in and out) compares the rest:
+by value to 60 digits where our reader knows the whole expression, by math-verify where it holds a sum, an
+integral or the like. math-verify runs SymPy on whatever a model wrote: it can loop for hours, eat memory, or
+overflow the C stack, and its own time limit needs SIGALRM in a main thread, which a Ray worker can't give. So
+the child is killed at a wall-clock limit and replaced when next needed.
 """
 # Why not pebble.ProcessPool (5.2.3)? Tried in Ray tasks and actors: its timeouts, memory limit and restarts
 # work there. But:
@@ -23,16 +25,19 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
+
+from stasc_ray.tasks import math_expressions
+from stasc_ray.tasks.math_reading import Node, read
+from stasc_ray.tasks.math_values import equal, reference_expression
 
 START_TIMEOUT_S = 180.0
 """Importing SymPy takes a second, on a busy machine many; it does not count against an answer's time."""
 CHILD_MEMORY_BYTES = 4 << 30
 
-_NUMBER = re.compile(r"[-+]?(?:\d+|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d+)?")
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_NOISE = re.compile(r"\s+|\\[!,;: ()\[\]]|\\(?:left|right)(?![a-zA-Z])|\$")
+_FOR_SYMPY = re.compile(r"\\(?:sum|prod|int|iint|lim|det|gcd|lcm|max|min|Re|Im|arg|operatorname)(?![a-zA-Z])")
+"""What math-verify alone reads. Nothing else goes there: it skips what it does not know."""
+_EQUATION = re.compile(r"(?<![<>!=\\])=(?!=)")
 
 
 class MathReward:
@@ -109,47 +114,26 @@ class MathReward:
 
 
 def decide_quickly(answer: str, reference: str) -> bool | None:
-    r"""Compare without SymPy: True or False where text or plain numbers settle it, None where they do not.
-
-    The answer's last `\boxed{...}`, if it has one, is what is compared.
+    """Compare without computing: True or False where texts and exact numbers settle it, None where they do
+    not.
     """
-    given, wanted = _tidy(_last_boxed(answer)), _tidy(reference)
-    if not given or not wanted:
-        return None if wanted else False
-    if given == wanted:
-        return True
-    left, right = _number(given), _number(wanted)
-    return None if left is None or right is None else left == right
+    return equal(answer, reference, _by_reading)
 
 
 def can_match(reference: str) -> bool:
     """Whether anything is left of a reference once delimiters and space are gone."""
-    return bool(_tidy(reference))
+    return bool(reference_expression(reference))
 
 
-def _last_boxed(text: str) -> str:
-    r"""Content of the last `\boxed{...}` with its braces balanced; the text itself if there is none."""
-    for match in reversed(list(_BOXED.finditer(text))):
-        depth = 1
-        for position in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if not depth:
-                return text[match.end() : position]
-    return text
-
-
-def _tidy(text: str) -> str:
-    """Drop what has no mathematical meaning: space, dollar signs, delimiters, sizing commands, the final
-    period.
-    """
-    text = text.replace("\\$", "").replace("dfrac", "frac").replace("tfrac", "frac")
-    return _NOISE.sub("", text).rstrip(".")
-
-
-def _number(text: str) -> Fraction | None:
-    if len(text) > 100 or not _NUMBER.fullmatch(text):
+def _by_reading(given: str, wanted: str) -> bool | None:
+    """False if one of two expressions cannot be read at all, else None: they must be computed."""
+    if any(_FOR_SYMPY.search(text) for text in (given, wanted)):
         return None
-    return Fraction(text.replace(",", ""))
+    sides = [_EQUATION.split(text) for text in (given, wanted)]
+    if len(sides[0]) != len(sides[1]) or len(sides[0]) > 2:
+        return False
+    readable = all(read(side) for side in (*sides[0], *sides[1]))
+    return None if readable else False
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -187,24 +171,57 @@ def _serve() -> None:
 
 
 def _compare(answer: str, references: Sequence[str]) -> dict[str, Any]:
-    from math_verify import parse, verify
-
     try:
-        given = parse(answer, parsing_timeout=None)  # type: ignore[arg-type]
-        for reference in references:
-            wanted = parse(_delimited(reference), parsing_timeout=None)  # type: ignore[arg-type]
-            if verify(wanted, given, timeout_seconds=None):
-                return {"equal": True}
+        return {"equal": any(equal(answer, reference, _by_value) for reference in references)}
     except Exception as error:
         # SymPy's parsers raise nearly anything on odd input; the parent turns this into a counted grader
         # error.
         return {"error": f"{type(error).__name__}: {error}"[:300]}
-    return {"equal": False}
 
 
-def _delimited(reference: str) -> str:
-    """math-verify reads LaTeX only between delimiters, and references come bare."""
-    return reference if "$" in reference or "\\boxed" in reference else f"${reference}$"
+def _by_value(given: str, wanted: str) -> bool:
+    """Compare two expressions or two equations by what they are worth."""
+    if _by_reading(given, wanted) is False:
+        return False
+    try:
+        left, right = (_one_side(text) for text in (given, wanted))
+        if left is None or right is None:
+            return _by_sympy(given, wanted)
+        if _EQUATION.search(given):
+            return math_expressions.proportional(left, right)
+        # exact values that are too big to write out are SymPy's
+        exact = [math_expressions.exact(node) for node in (left, right)]
+    except math_expressions.TooBig:
+        return _by_sympy(given, wanted)
+    if math_expressions.equal_values(left, right):
+        return True
+    return any(
+        text_value is not None and math_expressions.rounded_alike(text, text_value)
+        for text, value, text_value in (
+            (given, exact[1], math_expressions.value_of(right)),
+            (wanted, exact[0], math_expressions.value_of(left)),
+        )
+        if value is None
+    )
+
+
+def _one_side(text: str) -> Node | None:
+    """An expression, or an equation's left side minus its right."""
+    sides = [read(side) for side in _EQUATION.split(text)]
+    if None in sides:
+        return None
+    return sides[0] if len(sides) == 1 else ("add", sides[0], ("negative", sides[1]))
+
+
+def _by_sympy(given: str, wanted: str) -> bool:
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    left, right = (
+        parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
+        for text in (given, wanted)
+    )
+    # float_rounding is of decimal places: at 6, 1/2004! is 0
+    return bool(left and right and verify(right, left, float_rounding=40, timeout_seconds=None))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""How an answer is graded: in_accuracy, exact_match, f1, math, choice, or a function of the user's.
+"""How an answer is graded: by words, choices, mathematics, or a function of the user's.
 
 A reward is a function (answer, references) -> float in [0, 1]. `grader` turns the config's reward into a
 Grader. It cuts out the graded part of the text and turns a failing reward into (0.0, "what went wrong"). The
-comparing itself is in matching.py (words), choices.py (letters) and math_grader.py (a child process that runs
-SymPy).
+comparing itself is in matching.py and squad.py (words), choices.py (letters) and math_grader.py (values).
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, cast
 
 from stasc_ray.config import Reward, named
+from stasc_ray.tasks.choice_texts import first_alike
 from stasc_ray.tasks.choices import choice_letter
-from stasc_ray.tasks.matching import exact_match, f1, in_accuracy
+from stasc_ray.tasks.final_answer import after_marker, final_answer, marker_pattern
+from stasc_ray.tasks.matching import exact_match, f1, in_accuracy, one_of_several, word_count
 from stasc_ray.tasks.math_grader import MathReward, can_match
+from stasc_ray.tasks.squad import squad_em, squad_f1
 
 RewardFunction = Callable[[str, Sequence[str]], float]
 
@@ -42,13 +42,19 @@ def math(answer: str, references: Sequence[str]) -> float:
         reward.close()
 
 
+__all__ = ["REWARDS", "Grader", "after_marker", "gradable", "grader", "load_reward", "unmatchable"]
+
 REWARDS: dict[str, RewardFunction] = {
     "in_accuracy": in_accuracy,
     "exact_match": exact_match,
     "f1": f1,
     "math": math,
     "choice": choice,
+    "squad_em": squad_em,
+    "squad_f1": squad_f1,
 }
+_NO_ANSWER = ("squad_em", "squad_f1")
+"""Here an empty answer is right where the reference is empty (SQuAD 2)."""
 
 
 class Grader:
@@ -76,9 +82,9 @@ class Grader:
             question_row: a Question row; `answers` and, for `choice`, `choices` are read.
 
         Returns:
-            (reward in [0, 1], None), or (0.0, what failed). An empty answer has reward 0, and so has, with
-            scope
-            `after_marker`, an answer without the marker: the format is part of the task.
+            (reward in [0, 1], None), or (0.0, what failed). An empty answer has reward 0, and so has one of
+            more than `max_answer_words` and, with scope `after_marker`, one without the marker: the format is
+            part of the task. There in_accuracy pays no list of guesses.
         """
         # The one broad `except` here: a reward is arbitrary code of the user's (or SymPy's) on arbitrary text
         # of a model's, and one bad answer among a million must not end the run. It is kept, counted and
@@ -94,16 +100,28 @@ class Grader:
             self._function.close()
 
     def _grade(self, answer: str, question_row: Mapping[str, Any]) -> float:
+        graded = answer
         if self.reward.scope == "after_marker":
-            answer = after_marker(answer, self.answer_marker)
-        if not answer.strip():
+            found = final_answer(answer, self.answer_marker)
+            if found is None:
+                return 0.0
+            graded = found
+        if not graded.strip() and self.reward.name not in _NO_ANSWER:
+            return 0.0
+        limit = self.reward.max_answer_words
+        if limit is not None and word_count(graded) > limit:
             return 0.0
         references = [str(reference) for reference in question_row["answers"]]
         if self.reward.name == "choice":
-            answer = choice_letter(answer, _choices(question_row)) or ""
+            choices = _choices(question_row)
+            graded = first_alike(choice_letter(graded, choices) or "", choices)
+            references = [first_alike(reference.strip().upper(), choices) for reference in references]
+        guessing = self.reward.name == "in_accuracy" and self.reward.scope == "after_marker"
+        if guessing and one_of_several(graded, references):
+            return 0.0
         if self._function is None:
             self._function = load_reward(self.reward)
-        value = float(self._function(answer, references))
+        value = float(self._function(graded, references))
         if not 0.0 <= value <= 1.0:  # NaN fails both comparisons
             raise ValueError(f"reward {self.reward.name}: expected a number in [0, 1], found {value}")
         return value
@@ -137,24 +155,13 @@ def load_reward(reward: Reward) -> RewardFunction:
     return cast(RewardFunction, function)
 
 
-def after_marker(text: str, marker: str) -> str:
-    """What follows the last `marker`, without Markdown emphasis around it; "" if there is no marker.
-
-    Case and emphasis inside the marker do not matter: `**Final answer**:` is `Final Answer:`.
-    """
-    end = None
-    for match in _marker_pattern(marker).finditer(text):
-        end = match.end()
-    return "" if end is None else text[end:].strip().strip("*`").strip()
-
-
 def unmatchable(row: Mapping[str, Any], reward: Reward, answer_marker: str = "") -> str | None:
     """Why no answer to this question could ever score, or None. Nothing is known about a user's reward."""
     answers = [str(answer) for answer in row["answers"]]
     usable = [answer for answer in answers if answer.strip()]
     if reward.name not in REWARDS:
         return None
-    if not usable:
+    if not usable and reward.name not in _NO_ANSWER:
         return "has no reference that is not empty"
     if reward.name == "math" and not any(map(can_match, usable)):
         return f"has no mathematical reference: {usable}"
@@ -169,7 +176,7 @@ def unmatchable(row: Mapping[str, Any], reward: Reward, answer_marker: str = "")
         and reward.name in ("in_accuracy", "exact_match")
         and answer_marker.strip()
     )
-    if literal and all(_marker_pattern(answer_marker).search(answer) for answer in usable):
+    if literal and all(marker_pattern(answer_marker).search(answer) for answer in usable):
         return (
             f"expects {usable}, which contains the answer marker {answer_marker!r}: only what follows counts"
         )
@@ -196,13 +203,6 @@ def gradable(
             f"that can never score; correct or remove them, or choose another reward:\n{shown}"
         )
     return [row for row in rows if row["id"] not in problems]
-
-
-@lru_cache(maxsize=16)
-def _marker_pattern(marker: str) -> re.Pattern[str]:
-    parts = re.findall(r"\w+|[^\w\s]", marker)
-    boundary = r"(?<!\w)" if parts[0][0].isalnum() else ""  # the marker "A:" is not in "data:"
-    return re.compile(boundary + r"[\s*_`]*".join(map(re.escape, parts)), re.IGNORECASE)
 
 
 def _choices(row: Mapping[str, Any]) -> list[str]:

@@ -165,3 +165,16 @@ def test_ones_own_recipe_brings_its_section() -> None:
     settings = config.load_config(None, ['algorithm.recipe="stasc_ray.recipes.rft:RFT"'], section_of)
     assert type(settings.algorithm) is RECIPES["rft"].section
     assert config.validate(settings.model_dump(mode="json"), section_of) == settings
+
+
+def test_a_named_dataset_brings_what_suits_it_and_a_persons_words_go_before():
+    found = config.load_config(None, ["questions.preset=gsm8k"], section_of)
+    assert (found.prompts.preset, found.reward.name, found.reward.scope) == ("math", "math", "after_marker")
+    found = config.load_config(None, ["questions.preset=gsm8k", "reward.name=f1"], section_of)
+    assert (found.prompts.preset, found.reward.name, found.reward.scope) == ("math", "f1", "after_marker")
+    plain = config.load_config(None, [], section_of)
+    assert (plain.prompts.preset, plain.reward.name, plain.reward.scope) == (
+        "qa",
+        "in_accuracy",
+        "whole_text",
+    )

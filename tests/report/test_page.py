@@ -175,11 +175,10 @@ def _measure(rows: list[dict], split: str) -> dict[str, float]:
 
 
 def _set(folder: Path, iteration: int, key: str, value: float) -> None:
-    """Append a repeated evaluation line with one value changed: the later line counts."""
+    """Append a repeated line of the key's stage with one value changed: the later line counts."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    line = next(
-        line for line in reversed(lines) if (line["stage"], line["iteration"]) == ("evaluation", iteration)
-    )
+    of = (key.partition("/")[0], iteration)
+    line = next(line for line in reversed(lines) if (line["stage"], line["iteration"]) == of)
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line | {key: value}) + "\n")
 
@@ -248,6 +247,15 @@ def test_model_text_is_escaped_everywhere(tmp_path: Path) -> None:
     page = Page(html)
     assert "<script" not in html and not page.all("script") and "\x07" not in html
     assert html.count("&lt;script&gt;alert") > 8
+
+
+def test_a_page_says_when_too_many_texts_were_cut_and_at_which_limit(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    _set(folder, 3, "rollouts/correction_truncated", 0.34)
+    _set(folder, 3, "rollouts/answer_truncated", 0.05)
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "34% of the corrections were cut at sampling.correction.max_tokens = 256: raise it" in text
+    assert "of the answers were cut" not in text
 
 
 def test_page_needs_no_network(tmp_path: Path) -> None:

@@ -1,8 +1,13 @@
 """Normalization and the word rewards: every trap of the published in-accuracy, closed."""
 
+# ruff: noqa: RUF001 (signs and letters of many scripts are meant)
+
+import random
+import time
+
 import pytest
 
-from stasc_ray.tasks.matching import exact_match, f1, in_accuracy, normalize
+from stasc_ray.tasks.matching import exact_match, f1, in_accuracy, normalize, one_of_several, word_count
 
 
 @pytest.mark.parametrize(
@@ -174,3 +179,272 @@ def test_exact_match(answer, reference, expected):
 )
 def test_f1(answer, references, expected):
     assert f1(answer, references) == pytest.approx(expected)
+
+
+# Scripts without spaces, native digits, vowel marks, particles, yes and no, other spellings of a name or number.
+SPELLED_OTHERWISE = [
+    ("一共有30页。", "30"),
+    ("由Apple公司生产", "Apple"),
+    ("答案是A。", "A"),
+    ("首都是东京。", "东京"),
+    ("これは東京です。", "東京"),
+    ("กรุงเทพฯ เป็นเมืองหลวงของไทย", "กรุงเทพ"),
+    ("价格是3.5元", "3.5"),
+    ("大约1,234人", "1234"),
+    ("于1949年成立", "1949"),
+    ("是的。", "是"),
+    ("答案：是", "是"),
+    ("是", "是"),
+    ("不是", "不是"),
+    ("是Microsoft。", "Microsoft"),
+    ("1949년에 설립", "1949"),
+    ("삼성은 Apple과 경쟁", "Apple"),
+    ("３０ページ", "30"),
+    ("الجواب: ١٩٤٩", "1949"),
+    ("उत्तर १९४९ है", "1949"),
+    ("۱۹۴۹", "1949"),
+    ("수도는 서울이다", "서울"),
+    ("서울입니다.", "서울"),
+    ("서울은 한국의 수도", "서울"),
+    ("답은 이순신입니다", "이순신"),
+    ("이순신이라고 합니다", "이순신"),
+    ("العاصمة هي القَاهِرَة", "القاهرة"),
+    ("عاصمة مصر بالقاهرة", "القاهرة"),
+    ("הבירה היא יְרוּשָׁלַיִם", "ירושלים"),
+    ("בירושלים", "ירושלים"),
+    ("Столица – Москва.", "Москва"),
+    ("محمد بن سلمان", "مُحَمَّد"),
+    ("أحمد", "احمد"),
+    ("दिल्ली राजधानी है", "दिल्ली"),
+    ("No because it is cold", "no"),
+    ("No – it is too cold", "no"),
+    ("No—it is cold", "no"),
+    ("No - it is", "no"),
+    ("No it is not", "no"),
+    ("Yes, it is.", "True"),
+    ("Yes since it is", "yes"),
+    ("True", "yes"),
+    ("The answer is yes.", "True"),
+    ("**Yes**, because", "yes"),
+    ("No", "False"),
+    ("false", "No"),
+    ("Yes: they do", "yes"),
+    ("No, they can't.", "no"),
+    ("J. K. Rowling wrote it", "J.K. Rowling"),
+    ("by J.K. Rowling", "J. K. Rowling"),
+    ("JK Rowling", "J. K. Rowling"),
+    ("J K Rowling", "J.K. Rowling"),
+    ("It is Spider-Man.", "Spiderman"),
+    ("It is Spiderman.", "Spider-Man"),
+    ("Spider Man", "Spider-Man"),
+    ("costs $29.00", "29"),
+    ("29", "29.00"),
+    ("It costs 1.50 dollars", "1.5"),
+    ("It is –5 degrees", "-5"),
+    ("−5", "-5"),
+    ("minus: -5", "–5"),
+    ("e‑mail", "email"),
+    ("co-operation", "cooperation"),
+    ("U. S. Steel", "US Steel"),
+    ("John F. Kennedy", "John F Kennedy"),
+]
+NOT_SPELLED_SO = [
+    ("130页", "30"),
+    ("303页", "30"),
+    ("3.30元", "3"),
+    ("不是", "是"),
+    ("但是我不知道", "是"),
+    ("没有", "有"),
+    ("不可以", "可以"),
+    ("不正确", "正确"),
+    ("Pineapple公司", "Apple"),
+    ("由Apples公司", "Apple"),
+    ("是否", "是"),
+    ("答案是AB。", "A"),
+    ("서울대학교", "서울"),
+    ("가을", "가"),
+    ("나라", "나"),
+    ("마을", "마"),
+    ("١٩٤٩٠", "1949"),
+    ("محمود", "محمد"),
+    ("No one knows", "no"),
+    ("No evidence of it", "no"),
+    ("nothing", "no"),
+    ("Yes", "no"),
+    ("Yes", "False"),
+    ("no idea, yes", "true and"),
+    ("There is no doubt", "no"),
+    ("Not yes or", "no"),
+    ("-5", "5"),
+    ("5", "-5"),
+    ("29.05", "29"),
+    ("1.05", "1.5"),
+    ("2.9", "29"),
+    ("Spider and Man", "Spiderman"),
+    ("J. Rowling", "J.K. Rowling"),
+    ("1990–1995", "-1995"),
+    ("4-3", "43"),
+    ("1.5.2", "1.5"),
+    ("True story of them", "yes"),
+    ("resign", "Re sign"),
+    ("Noon", "no"),
+    ("yesterday it was", "yes"),
+]
+
+
+@pytest.mark.parametrize(("answer", "reference"), SPELLED_OTHERWISE)
+def test_in_accuracy_knows_spellings_and_scripts(answer, reference):
+    assert in_accuracy(answer, [reference]) == 1.0
+
+
+@pytest.mark.parametrize(("answer", "reference"), NOT_SPELLED_SO)
+def test_in_accuracy_is_not_fooled_by_spellings_and_scripts(answer, reference):
+    assert in_accuracy(answer, [reference]) == 0.0
+
+
+EQUAL = [
+    ("مُحَمَّد", "محمد"),
+    ("J. K. Rowling", "J.K. Rowling"),
+    ("Spider-Man", "Spiderman"),
+    ("29.00", "29"),
+    ("–5", "-5"),
+    ("1.50", "1.5"),
+    ("0.5", ".5"),
+    ("東京", "東京"),
+    ("東京。", "東京"),
+    ("Yes", "True"),
+    ("no", "false"),
+    ("١٢", "12"),
+    ("30 页", "30页"),
+    ("2,000.0", "2000"),
+]
+UNEQUAL = [
+    ("东京都", "东京"),
+    ("29.5", "29"),
+    ("5", "-5"),
+    ("1.05", "1.5"),
+    ("Spider", "Spiderman"),
+    ("yes", "false"),
+    ("不是", "是"),
+    ("150", "1.50"),
+    ("10", "1.0"),
+    ("0.50", "0.05"),
+    ("Python 3.10", "Python 3.1"),
+]
+
+
+@pytest.mark.parametrize(("answer", "reference"), EQUAL)
+def test_exact_match_knows_spellings(answer, reference):
+    assert exact_match(answer, [reference]) == 1.0
+    assert exact_match(reference, [answer]) == 1.0
+
+
+@pytest.mark.parametrize(("answer", "reference"), UNEQUAL)
+def test_exact_match_keeps_the_rest_apart(answer, reference):
+    assert exact_match(answer, [reference]) == 0.0
+    assert exact_match(reference, [answer]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        ("东京都", "东京", 0.8),
+        ("东京", "东京都", 0.8),
+        ("서울이다", "서울", 0.6666666666666666),
+        ("北京", "上海", 0.0),
+        ("Spider-Man film", "Spiderman", 0.6666666666666666),
+        ("是", "不是", 0.6666666666666666),
+        ("مُحَمَّد علي", "محمد", 0.6666666666666666),
+        ("29.00", "29", 1.0),
+        ("ramen 麺", "麺", 0.6666666666666666),
+    ],
+)
+def test_f1_counts_characters_where_words_are_not_spaced(answer, reference, expected):
+    assert f1(answer, [reference]) == pytest.approx(expected)
+
+
+GUESSES = [
+    ("Paris, London, Rome or Berlin", ["Berlin"]),
+    ("Paris, London, Rome or Berlin", ["Paris"]),
+    ("Paris or London", ["Paris"]),
+    ("Paris / London", ["London"]),
+    ("Paris, London, Rome", ["Rome"]),
+    ("Paris, London and Rome", ["Rome"]),
+    ("either Paris or London", ["Paris"]),
+    ("not Paris", ["Paris"]),
+    ("London, not Paris", ["Paris"]),
+    ("It is London rather than Paris", ["Paris"]),
+    ("yes or no", ["yes"]),
+    ("Yes and no", ["no"]),
+    ("Paris oder London", ["London"]),
+    ("巴黎、伦敦、罗马", ["罗马"]),
+    ("巴黎或者伦敦", ["伦敦"]),
+    ("1912; 1913; 1914", ["1913"]),
+    ("1912, 1913, 1914 or 1915", ["1914"]),
+    ("It isn't Paris", ["Paris"]),
+]
+STATED = [
+    ("Paris", ["Paris"]),
+    ("Paris, France", ["Paris"]),
+    ("Paris and London", ["Paris"]),
+    ("London, not Paris", ["London"]),
+    ("red, white and blue", ["red, white and blue"]),
+    ("the colours red, white and blue.", ["red, white and blue"]),
+    ("Paul Simon and Art Garfunkel", ["Paul Simon", "Art Garfunkel"]),
+    ("John, Paul, George and Ringo", ["John", "Paul", "George", "Ringo"]),
+    ("December 14, 1972", ["December 14, 1972"]),
+    ("on December 14, 1972", ["1972"]),
+    ("1,000,000 people", ["1000000"]),
+    ("Romeo and Juliet", ["Romeo and Juliet"]),
+    ("It is Paris.", ["Paris"]),
+    ("Paris or Lutetia", ["Paris", "Lutetia"]),
+    ("AC/DC", ["AC/DC"]),
+    ("The band AC/DC of Australia", ["AC/DC"]),
+    ("yes", ["True"]),
+    ("No, because it is cold", ["no"]),
+]
+
+
+@pytest.mark.parametrize(("answer", "references"), GUESSES)
+def test_a_list_of_guesses_states_none_of_them(answer, references):
+    assert one_of_several(answer, references) or in_accuracy(answer, references) == 0.0
+
+
+@pytest.mark.parametrize(("answer", "references"), STATED)
+def test_a_name_with_a_comma_or_two_right_ones_are_no_guesses(answer, references):
+    assert in_accuracy(answer, references) == 1.0
+    assert not one_of_several(answer, references)
+
+
+@pytest.mark.parametrize(("text", "words"), [("", 0), ("two words", 2), ("东京 is big", 4), ("a-b, c", 2)])
+def test_words_are_counted_between_spaces_and_characters_alone(text, words):
+    assert word_count(text) == words
+
+
+def test_ten_thousand_short_answers_take_seconds():
+    generator = random.Random(0)
+    words = [
+        "the",
+        "capital",
+        "city",
+        "of",
+        "France",
+        "is",
+        "Paris",
+        "London",
+        "1,949",
+        "Beyoncé",
+        "东京",
+        "서울",
+        "Spider-Man",
+        "yes",
+        "no",
+        "or",
+        "U.S.",
+        "29.00",
+    ]
+    texts = [" ".join(generator.choices(words, k=8)) for _ in range(10_000)]
+    start = time.perf_counter()
+    for text in texts:
+        in_accuracy(text, ["Paris", "東京", "1949"])
+    assert time.perf_counter() - start < 10.0  # 1 s on an idle core

@@ -11,6 +11,8 @@ from stasc_ray.tasks.math_grader import MathReward, decide_quickly
 from stasc_ray.tasks.rewards import grader
 
 HANGS = "the answer is $9^{9^{9^{9}}}$"  # SymPy tries to write it out
+COMPUTED = ("so it is $2\\sqrt{3}$ meters", "\\sqrt{12}")
+"""An answer that takes the child, and its reference."""
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +31,15 @@ def reward():
         ("18.00", "18", True),
         ("-5", "5", False),
         ("17", "18", False),
-        ("so \\boxed{3} or \\boxed{ \\dfrac{1}{2} }", "\\frac{1}{2}", True),
+        ("so \\boxed{3}, no, \\boxed{ \\dfrac{1}{2} }", "\\frac{1}{2}", True),
         ("\\boxed{\\left( 3, \\frac{\\pi}{2} \\right)}", "(3,\\frac{\\pi}{2})", True),
         ("\\boxed{\\text{Evelyn}}", "\\text{Evelyn}", True),
-        ("0.5", "\\frac{1}{2}", None),
-        ("so it is 18 dollars", "18", None),
-        ("12,34", "1234", None),
+        ("0.5", "\\frac{1}{2}", True),
+        ("so it is 18 dollars", "18", True),
+        ("12,34", "1234", False),
+        ("2\\sqrt{3}", "\\sqrt{12}", None),
+        ("x^2", "x", None),
+        ("\\frac{\\frac{", "18", False),
         ("5", "$ $", False),
     ],
 )
@@ -70,8 +75,8 @@ def test_verdicts_of_math_verify(reward, answer, reference, expected):
 @pytest.mark.slow
 def test_a_hang_is_killed_its_error_kept_and_the_next_answer_graded():
     grade = grader(Reward(name="math", timeout_s=2.0), "")
-    row = {"answers": ["18"]}
-    assert grade("so it is 18 dollars", row) == (1.0, None)
+    answer, row = COMPUTED[0], {"answers": [COMPUTED[1]]}
+    assert grade(answer, row) == (1.0, None)
     assert isinstance(grade._function, MathReward)
     hung = grade._function._child
     start = time.monotonic()
@@ -83,7 +88,7 @@ def test_a_hang_is_killed_its_error_kept_and_the_next_answer_graded():
     )
     assert hung is not None
     assert hung.poll() is not None  # dead and reaped
-    assert grade("so it is 18 dollars", row) == (1.0, None)
+    assert grade(answer, row) == (1.0, None)
     second = grade._function._child
     grade.close()
     grade.close()
@@ -93,21 +98,23 @@ def test_a_hang_is_killed_its_error_kept_and_the_next_answer_graded():
 
 @pytest.mark.slow
 def test_a_dead_child_is_an_error_once(reward):
-    assert reward("so it is 18 dollars", ["18"]) == 1.0
+    answer, references = COMPUTED[0], [COMPUTED[1]]
+    assert reward(answer, references) == 1.0
     reward._child.kill()
     with pytest.raises(RuntimeError, match="died with exit status -9"):
-        reward("so it is 18 dollars", ["18"])
-    assert reward("so it is 18 dollars", ["18"]) == 1.0
+        reward(answer, references)
+    assert reward(answer, references) == 1.0
 
 
 def test_threads_other_than_the_main_one_share_a_child(reward):
-    answers = [f"so it is {number} dollars" for number in range(40)]
+    answers = [f"so it is {number}\\sqrt{{3}}" for number in range(40)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda answer: reward(answer, ["7"]), answers))
+        found = list(pool.map(lambda answer: reward(answer, ["\\sqrt{147}"]), answers))
     assert found == [float(number == 7) for number in range(40)]
 
 
 def test_a_copy_has_its_own_child(reward):
-    assert reward("so it is 18 dollars", ["18"]) == 1.0
+    assert reward(COMPUTED[0], [COMPUTED[1]]) == 1.0
+    assert reward._child is not None
     copy = pickle.loads(pickle.dumps(reward))
     assert (copy.timeout_s, copy._child) == (reward.timeout_s, None)

@@ -22,6 +22,27 @@ from stasc_ray.tasks.rewards import REWARDS, Grader, after_marker, gradable, gra
         ("Paris", "Final Answer:", ""),
         ("data: 5", "A:", ""),
         ("so A: 5", "A:", "5"),
+        # the line, not the rest of the text
+        ("Final Answer: 72\n\nI hope this helps! Ask 1 more.", "Final Answer:", "72"),
+        ("Final Answer:\n72\nDone.", "Final Answer:", "72"),
+        ("**Final Answer:**\n\n**72**\n\nDone.", "Final Answer:", "72"),
+        ("Final Answer: The answer is:\n72", "Final Answer:", "72"),
+        ("Final Answer: Paris. I hope this helps!", "Final Answer:", "Paris."),
+        ("Final Answer: Paris\nExplanation: Rome is not.", "Final Answer:", "Paris"),
+        ("Final Answer: J. K. Rowling", "Final Answer:", "J. K. Rowling"),
+        # or the box on it, or all of a block that spans lines
+        ("Final Answer: so it is $\\boxed{\\frac{1}{2}}$, as said", "Final Answer:", "\\frac{1}{2}"),
+        ("Final Answer: \\boxed{\\text{Paris}}\nRome", "Final Answer:", "Paris"),
+        ("Final Answer:\n\\[\n72\n\\]\nDone.", "Final Answer:", "\\[\n72\n\\]"),
+        ("Final Answer:\n```\n72\n```\nDone.", "Final Answer:", "72"),
+        ("Final Answer: <answer>72</answer>", "Final Answer:", "72"),
+        ("Final Answer:\n- 3\n- 5\n\nDone.", "Final Answer:", "3, 5"),
+        ("Final Answer: - 3", "Final Answer:", "- 3"),
+        # a question that the text goes on to ask is not the one that was asked
+        ("Final Answer: 72\n\nQuestion: Tom has 3?\nFinal Answer: 3", "Final Answer:", "72"),
+        ("Question: 1 + 1?\nFinal Answer: 3\nFinal Answer: 2", "Final Answer:", "2"),
+        ("Final Answer: __73__", "Final Answer:", "73"),
+        ("Final Answer: snake__case__x", "Final Answer:", "snake__case__x"),
     ],
 )
 def test_after_marker(text, marker, expected):
@@ -53,6 +74,35 @@ def test_rows_as_arrow_and_numpy_give_them():
     assert grader(Reward(name="choice"), "")("the answer is B", row) == (1.0, None)
     assert grader(Reward(name="choice"), "")("a mall", row) == (1.0, None)
     assert grader(Reward(), "")("B", {"answers": ["B"], "choices": None}) == (1.0, None)
+
+
+def test_too_many_words_are_worth_nothing():
+    row = {"answers": ["Paris"]}
+    grade = grader(Reward(max_answer_words=5), "")
+    assert grade("It is Paris, in France", row) == (1.0, None)
+    assert grade("It is Paris, not Rome or Berlin", row) == (0.0, None)
+    after = grader(Reward(max_answer_words=2, scope="after_marker"), "Answer:")
+    assert after("A long text of many words that leads to it.\nAnswer: Paris", row) == (1.0, None)
+    assert grader(Reward(max_answer_words=3), "")("首都是东京", {"answers": ["东京"]}) == (0.0, None)
+
+
+def test_guesses_after_the_marker_are_not_paid():
+    row = {"answers": ["Berlin"]}
+    text = "Final Answer: Paris, London, Rome or Berlin"
+    assert grader(Reward(scope="after_marker"), "Final Answer:")(text, row) == (0.0, None)
+    assert grader(Reward(), "Final Answer:")(text, row) == (1.0, None), (
+        "on the whole text: the paper's reward"
+    )
+
+
+def test_squads_rewards_know_questions_without_an_answer():
+    grade = grader(Reward(name="squad_em", scope="after_marker"), "Answer:")
+    for references in ([], [""]):
+        row = {"id": "q", "answers": references}
+        assert grade("Answer:", row) == (1.0, None)
+        assert grade("Answer: Paris", row) == (0.0, None)
+        assert grade("no marker", row) == (0.0, None)
+        assert gradable([row], Reward(name="squad_em"), "", skip=False) == [row]
 
 
 USER_REWARD = """

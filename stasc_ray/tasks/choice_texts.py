@@ -1,0 +1,162 @@
+"""Which choice a text is, or mentions: compared exactly, then with symbols kept, then by words. Pure."""
+
+import re
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+from stasc_ray.tasks.answer_words import one_of
+from stasc_ray.tasks.math_signs import clean
+from stasc_ray.tasks.math_values import number
+
+_OWN_LETTER = re.compile(r"\s*(?:\(?([A-Za-z])[).:]|([A-Za-z])\s+[-\u2013])\s*(?=\S)")
+_PREFIX = re.compile(r"\s*[*_(\[]*([A-Za-z])[*_]*(?:[.):\]]+|\s+[-\u2013\u2014]|\s)[*_]*\s*(?=\S)")
+_ALONE = re.compile(
+    r"[\s*_`\"'(\[{$<#]*(?:\\(?:text|textbf|mathbf|mathrm)\s*\{)?\(?([A-Za-z])\)?[\s*_`\"')\]}$>.,:;!]*"
+)
+_WRAPPED = re.compile(r"^(?:\*\*|__|`|\"|\$|\\\(|<)\s*(.*?)\s*(?:\*\*|__|`|\"|\$|\\\)|>)$", re.DOTALL)
+# Signs that tell choices apart: such a text is never compared by its words alone.
+_SYMBOLS = re.compile(
+    r"[+\u2212<>=^/*%$\\{}|#&@\u00b0\u2032\u2033~\u221a\u00b1]|(?<!\w)-|-(?!\w)|\w'(?!\w)"
+    r"|\d[.,:-]\d|[^\W\d_]-?\d|\d-?[^\W\d_]"
+)
+_NOT_BEFORE = (
+    "not never isn't wasn't rather_than instead_of unlike except neither nor kein\\w* nicht pas nie niet"
+)
+_NOT = re.compile(one_of(_NOT_BEFORE) + r"\s+(?:(?i:in|at|on|by|the|a|an|be|ein\w*|un\w*|del?)\s+)*$")
+_OR = re.compile(
+    r"^\s*(?:,\s*)?(?:or(?! rather)|oder|ou|and/or|/)\s+(?:(?:an?|the|in|at|maybe|perhaps)\s+)*$|^\s*/\s*$",
+    re.IGNORECASE,
+)
+_COMMA = re.compile(
+    r"^\s*(?:,|;|\band\b|\bor(?! rather)\b|&)[\s,]*(?:(?:and|or|an?|the)\s+)*$", re.IGNORECASE
+)
+
+
+def own_texts(choices: Sequence[str]) -> list[str]:
+    """The choices without a letter of their own ("A)21"), if all of them carry the one of their place."""
+    matches = [_OWN_LETTER.match(choice) for choice in choices]
+    carried = [(match[1] or match[2]).upper() if match else None for match in matches]
+    if len(choices) < 2 or carried != list(ascii_uppercase[: len(choices)]):
+        return list(choices)
+    return [choice[match.end() :] for choice, match in zip(choices, matches, strict=True) if match]
+
+
+def first_alike(letter: str, choices: Sequence[str]) -> str:
+    """The letter of the first choice with the same text: data sets give some choices twice."""
+    at = ascii_uppercase.find(letter) if letter else -1
+    return ascii_uppercase[list(choices).index(choices[at])] if 0 <= at < len(choices) else letter
+
+
+def plain_letter(text: str, letters: str) -> str | None:
+    """The letter if the text is one letter and nothing but marks around it."""
+    alone = _ALONE.fullmatch(text)
+    return alone[1].upper() if alone and alone[1].upper() in letters else None
+
+
+def named_by_text(text: str, choices: Sequence[str], *, whole: bool) -> str | None:
+    """The letter of the one choice that the text is (alone or after its letter), or else mentions last."""
+    return _whole(text, choices) if whole else _mentioned(text, choices)
+
+
+def _whole(text: str, choices: Sequence[str]) -> str | None:
+    prefix = _PREFIX.match(text)
+    for form in (str.strip, _trimmed, _symbols, str.casefold, _casefolded, _number, _words):
+        wanted = [form(choice) for choice in choices]
+        if letter := _only(form(text), wanted, choices):
+            return letter
+        if prefix and (letter := _only(form(text[prefix.end() :]), wanted, choices)) == prefix[1].upper():
+            return letter
+    return None
+
+
+def _only(given: object, wanted: Sequence[object], choices: Sequence[str]) -> str | None:
+    """The letter of the one choice that is equal, or the first of several with one and the same text."""
+    equal = [number for number, one in enumerate(wanted) if given and one == given]
+    return ascii_uppercase[equal[0]] if len({choices[number] for number in equal}) == 1 else None
+
+
+def _trimmed(text: str) -> str:
+    """Without wrappers and the final period."""
+    text = " ".join(text.split())
+    while True:
+        before = text
+        text = re.sub(r"(?<!\.)[.,;:!]$", "", text).strip()
+        inner = _WRAPPED.fullmatch(text)
+        if inner and not (text[0] == "$" and "$" in inner[1]):
+            text = inner[1]
+        if text == before:
+            return text
+
+
+def _symbols(text: str) -> str:
+    """Signs of one meaning in one spelling, without space and LaTeX's delimiters; case stays."""
+    text = clean(_trimmed(text)) if not text.isascii() or "\\" in text or "$" in text else _trimmed(text)
+    return re.sub(r"\s+(?=[^\w\s])|(?<=[^\w\s])\s+", "", text.replace("$", "").strip())
+
+
+def _casefolded(text: str) -> str:
+    return _symbols(text).casefold()
+
+
+def _number(text: str) -> object:
+    """Its value, if it is a number: 22.50 is 22.5."""
+    text = _trimmed(text).replace("$", "")
+    value = number(clean(text)) if re.search(r"\d", text) and len(text) < 40 else None
+    return value and (str(value[0]), value[1])
+
+
+def _words(text: str) -> str:
+    """Lower-case words with single spaces; "" if signs between or beside them have a meaning."""
+    text = _trimmed(text)
+    return "" if _SYMBOLS.search(text) else " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def _mentioned(text: str, choices: Sequence[str]) -> str | None:
+    """The choice whose text ends last; of two that end together the longer ("department store", not "store").
+
+    A denied mention counts for nothing, and of choices in a list of several none is named.
+    """
+    spans = _spans(" ".join(text.split()), choices)
+    if not spans:
+        return None
+    last = spans[-1]
+    joined = [
+        span for span in spans[:-1] if span[2] != last[2] and span[1] <= last[0] and _joined(text, span, last)
+    ]
+    return None if joined else last[2]
+
+
+def _joined(text: str, span: tuple[int, int, str], last: tuple[int, int, str]) -> bool:
+    between = " ".join(text.split())[span[1] : last[0]]
+    return bool(_OR.match(between) or _COMMA.match(between))
+
+
+def _spans(text: str, choices: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(start, end, letter) of mentions that nothing denies, by their end; those in longer ones left out."""
+    for form in (lambda choice: choice, str.casefold):
+        wanted = [form(" ".join(_trimmed(choice).split())) for choice in choices]
+        # What only case tells apart is not told apart without it. Of one text given twice the first counts.
+        alike = [{choices[other] for other, text_ in enumerate(wanted) if text_ == one} for one in wanted]
+        wanted = [
+            one if len(alike[at]) == 1 and wanted.index(one) == at else "" for at, one in enumerate(wanted)
+        ]
+        spans = [
+            (match.start(), match.end(), letter)
+            for letter, one in zip(ascii_uppercase, wanted, strict=False)
+            if re.search(r"\w", one)
+            for match in _occurrences(one, form(text))
+            if not _NOT.search(form(text)[: match.start()])
+        ]
+        within = {
+            a for a in spans for b in spans if a != b and b[0] <= a[0] and a[1] <= b[1] and a[2] != b[2]
+        }
+        spans = sorted(set(spans) - within, key=lambda span: (span[1], -span[0]))
+        if spans:
+            return spans
+    return []
+
+
+def _occurrences(wanted: str, text: str) -> list[re.Match[str]]:
+    """Where it stands whole: neither a word nor a sign goes on before or behind it."""
+    before, behind = r"(?<![\w+\-\u2212<>=^/*\\.'{(])", r"(?![\w+<>=^/*'{]|-\w|[.,:]\d|-$|-\s)"
+    return list(re.finditer(before + re.escape(wanted) + behind, text))
