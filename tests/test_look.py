@@ -273,3 +273,15 @@ def test_nothing_runs(tmp_path: Path):
     command = [sys.executable, "-c", code, "look", str(own_config(tmp_path))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_page_on_own_data_is_walked_up_to_the_look(tmp_path: Path):
+    page = (Path(__file__).parent.parent / "docs/own-data.md").read_text(encoding="utf-8")
+    program = page.partition('python3 -c "')[2].partition('" > sums.csv')[0]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    (tmp_path / "sums.csv").write_text(done.stdout, encoding="utf-8")
+    made = tmp_path / "sums.toml"
+    made.write_text(page.partition("```toml\n")[2].partition("```")[0], encoding="utf-8")
+    said = look(made, f"questions.train.source={tmp_path / 'sums.csv'}")
+    assert "train  400" in said and "nothing: one question of each split went through" in said
+    assert "! " not in said

@@ -1,5 +1,7 @@
 """The command `stasc look`; main.py registers it."""
 
+import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +51,11 @@ def look(
         if html:
             typer.echo(write_html(page, html))
         else:
-            print_page(page)
+            try:
+                print_page(page)
+                sys.stdout.flush()
+            except BrokenPipeError:  # `| head` has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _page(what: Path, overrides: list[str], wanted: "Wanted", address: str | None) -> "Page":

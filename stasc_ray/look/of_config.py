@@ -3,6 +3,7 @@ graded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 from stasc_ray import config, rehearsal
@@ -160,6 +161,9 @@ def sample_answers(
     yield "a wrong answer", wrong, False
     for other in others:
         yield "another question's answer", rehearsal.right_answer(settings, other), False
+    for letter, choice in zip(ascii_uppercase, row["choices"] or (), strict=False):
+        if letter == reference:
+            yield "the choice's text", rehearsal.right_answer(settings, {**row, "answers": [choice]}), None
     yield "the reference alone", reference, None
     yield "in a sentence", f"I think that it is {reference}.", None
     if marker:

@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table as RichTable
@@ -24,6 +25,8 @@ PLAIN_WIDTH = 120
 """Columns of a line where there is no terminal."""
 SHOWN_BEFORE, SHOWN_AFTER = 40, 120
 """Of a long stretch that is not learnt, the tokens that the lines show at its two ends; the page has all."""
+MARGIN = 10
+"""Columns to the left of tokens: room for `LEARNT`."""
 _UNSEEN = (*range(0x7F, 0xA0), 0x200B, *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xFEFF)
 _SIGNS = CONTROL_PICTURES | {code: f"<U+{code:04X}>" for code in _UNSEEN}
 
@@ -118,19 +121,19 @@ def _print(page: Page, console: Console) -> None:
     for part in page.parts:
         console.print(Text(harmless(f"\n== {part.title}"), "bold cyan"))
         for block in part.blocks:
-            console.print(_LINES[type(block)](block))
+            console.print(_LINES[type(block)](block, console.width))
 
 
-def _note(note: Note) -> Any:
+def _note(note: Note, width: int) -> Any:
     return Text(harmless(f"! {note.text}" if note.warns else note.text), "yellow" if note.warns else "")
 
 
-def _said(said: Said) -> Any:
+def _said(said: Said, width: int) -> Any:
     style = {True: "bold green", False: "bold red", None: "bold"}[said.right]
     return Group(Text(harmless(said.title), style), Padding(Text(harmless(said.text)), (0, 0, 0, 4)))
 
 
-def _table(table: Table) -> Any:
+def _table(table: Table, width: int) -> Any:
     found = RichTable(box=None, pad_edge=False, header_style="dim", show_header=any(table.header))
     for name in table.header:
         found.add_column(Text(harmless(name)), overflow="fold")
@@ -139,7 +142,7 @@ def _table(table: Table) -> Any:
     return found
 
 
-def _tokens(block: Tokens) -> Any:
+def _tokens(block: Tokens, width: int) -> Any:
     """Tokens with bars between them; each stretch that is learnt, or is not, begins a line that says so."""
     grid = RichTable.grid(padding=(0, 1, 0, 2))
     grid.add_column()
@@ -148,23 +151,26 @@ def _tokens(block: Tokens) -> Any:
     for learnt, stretch in _stretches(block.tokens):
         if some and not learnt and len(stretch) > SHOWN_BEFORE + SHOWN_AFTER:
             left_out = Text(f"[{len(stretch) - SHOWN_BEFORE - SHOWN_AFTER} tokens not shown]", "dim")
-            grid.add_row("", _bars(stretch[:SHOWN_BEFORE]))
+            grid.add_row("", _bars(stretch[:SHOWN_BEFORE], width))
             grid.add_row("", left_out)
             stretch = stretch[-SHOWN_AFTER:]
-        grid.add_row(Text("LEARNT" if learnt else "", "bold green"), _bars(stretch))
+        grid.add_row(Text("LEARNT" if learnt else "", "bold green"), _bars(stretch, width))
     return Group(Text(harmless(block.title), "bold"), grid)
 
 
-def _bars(tokens: Sequence[Token]) -> Text:
-    line = Text()
+def _bars(tokens: Sequence[Token], width: int) -> Text:
+    """Lines break between tokens; spaces are seen as dots, line breaks as arrows."""
+    line, room = Text(), width - MARGIN
     for token in tokens:
-        if line and not line.plain.endswith("\n"):
-            line.append("\u2502", "dim")
         shown = harmless(token.text).replace(" ", "\u00b7").replace("\n", "\u23ce\n")
-        style = "green" if token.learnt else ""
-        line.append(
-            f"\u27e6{shown}\u27e7" if token.control else shown, f"{style} reverse" if token.control else style
-        )
+        shown = f"\u27e6{shown}\u27e7" if token.control else shown
+        last = line.plain.rpartition("\n")[2]
+        if last and cell_len(last) + cell_len(shown) + 1 > room:
+            line.append("\n")
+        elif last:
+            line.append("\u2502", "dim")
+        line.append(shown, ("green " if token.learnt else "") + ("reverse" if token.control else ""))
+    line.rstrip()
     return line
 
 
