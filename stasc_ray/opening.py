@@ -102,7 +102,7 @@ def look_at_cluster(
 
     Raises:
         ValueError, RuntimeError: as `preflight.check` and `gguf.convert`; or the tokenizer has no chat
-            template.
+            template; or as `model_folder.check_trainable`.
     """
     import ray
 
@@ -110,8 +110,8 @@ def look_at_cluster(
     convert_gguf(settings.model.path, Path(model), display)
     for lack in preflight.check(settings, folder, model, cuda, generation=generation, training=training):
         display.note(lack)
-    load = ray.remote(num_cpus=1)(_try_tokenizer)  # in a worker: the driver stays light
-    if problem := ray.get(load.remote(model, settings.model)):
+    load = ray.remote(num_cpus=1)(_try_model)  # in a worker: the driver stays light
+    if problem := ray.get(load.remote(model, settings.model, training)):
         raise ValueError(problem)
 
 
@@ -154,11 +154,12 @@ def describe(settings: config.Config, folder: Path, cuda: bool, start_s: float) 
     )
 
 
-def _try_tokenizer(path: str, model: config.Model) -> str | None:
+def _try_model(path: str, model: config.Model, training: bool) -> str | None:
+    revision, trust = model_folder.revision(path, model), model.trust_remote_code
     try:
-        model_folder.load_tokenizer(
-            path, revision=model_folder.revision(path, model), trust_remote_code=model.trust_remote_code
-        )
+        model_folder.load_tokenizer(path, revision=revision, trust_remote_code=trust)
+        if training:
+            model_folder.check_trainable(path, revision=revision, trust_remote_code=trust)
     except (ValueError, OSError) as error:
         return str(error)
     return None

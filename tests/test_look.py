@@ -231,7 +231,18 @@ def test_a_config_is_seen_before_anything_runs(tmp_path: Path):
     assert "\u27e6<|user|>\u27e7\u2502W\u2502h\u2502a\u2502t\u2502\u00b7" in said
     assert said.count("\nLEARNT") == 1 and "(i->c), with made-up texts" in said
     assert "a right answer, as asked" in said and "! " not in said.partition("graded by")[2]
+    assert "train questions equal one" not in said
     assert "1 bad rows: left out" in look(own_config(tmp_path), "questions.on_bad_row=skip")
+
+
+def test_train_questions_that_stand_in_test_are_seen(tmp_path: Path):
+    made = own_config(tmp_path)
+    test = tmp_path / "test.jsonl"
+    test.write_text('{"question": "what is 2 + 1", "answers": ["3"]}', encoding="utf-8")
+    given = (f"questions.test.source={test}", "questions.test.limit=none", "questions.on_bad_row=skip")
+    said = look(made, *given)
+    assert "! 1 train questions equal one of dev or test but for spelling (1)" in said
+    assert "what is 2 + 1" in said.partition("the first of them")[2]
 
 
 def test_a_config_that_a_run_would_refuse_is_seen_with_the_reason(tmp_path: Path):

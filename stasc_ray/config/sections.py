@@ -157,6 +157,20 @@ class Questions(Section):
     """Questions that are only measured."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """What an unusable row does: stop with file and line number, or be counted and left out."""
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Jaccard similarity of word 3-grams from which a train question is near one of dev or test. Those are
+    counted and shown."""
+    on_near_duplicate: Literal["keep", "drop"] = "keep"
+    """What becomes of train questions that are near one of dev or test, or equal but for punctuation, case
+    and articles."""
+    corpus: str | None = None
+    """Documents for questions that have none, found by BM25: a file, folder, URL or Hub dataset id; needs the
+    extra `bm25`."""
+    corpus_text: ColumnPath = "text"
+    """Column of the corpus with the text; the texts of several, such as title and text, are joined with a
+    space."""
+    top_k: PositiveInt = 5
+    """Documents per question from `corpus`."""
 
     @model_validator(mode="before")
     @classmethod

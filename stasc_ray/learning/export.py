@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray.learning import encoding
+from stasc_ray.runtime import model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -21,11 +22,20 @@ CANARY_TOKENS = 8
 
 
 def load_base(job: "FinetuneJob") -> Any:
-    """The model a fine-tune starts from, in float32 on the CPU."""
+    """The model a fine-tune starts from, in float32 on the CPU.
+
+    Raises:
+        ValueError: weights are missing.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(**job.source, dtype=torch.float32)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        **job.source, dtype=torch.float32, output_loading_info=True
+    )
+    model, info = loaded
+    model_folder.check_loaded(job.source["pretrained_model_name_or_path"], info)
+    return model
 
 
 def with_adapter(model: Any, job: "FinetuneJob", trainable: bool) -> Any:
@@ -97,7 +107,7 @@ def _load(model: Any, state: Mapping[str, "torch.Tensor"]) -> None:
         )
 
 
-def canary(model_folder: Path, examples: Sequence[Mapping[str, Any]], device: Any) -> dict[str, Any]:
+def canary(folder: Path, examples: Sequence[Mapping[str, Any]], device: Any) -> dict[str, Any]:
     """What an engine that serves this folder must agree with.
 
     Returns:
@@ -108,8 +118,8 @@ def canary(model_folder: Path, examples: Sequence[Mapping[str, Any]], device: An
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    saved = AutoConfig.from_pretrained(model_folder).dtype or torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    saved = AutoConfig.from_pretrained(folder).dtype or torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     if (
         torch.device(device).type == "cuda"
         and 1.2 * model.get_memory_footprint() > torch.cuda.mem_get_info(device)[0]

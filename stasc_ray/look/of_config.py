@@ -85,6 +85,20 @@ def _questions(
     yield Note(
         f"{loaded.dropped_duplicates} duplicates dropped; a text stays in test before dev before train"
     )
+    if near := loaded.train_equal + loaded.train_near:
+        what = (
+            "left out"
+            if loaded.near_dropped
+            else 'kept; questions.on_near_duplicate = "drop" leaves them out'
+        )
+        yield Note(
+            f"{near} train questions equal one of dev or test but for spelling ({loaded.train_equal}) or are "
+            f"near one ({loaded.train_near}): {what}",
+            warns=not loaded.near_dropped,
+        )
+        yield Table(("the first of them",), [[one] for one in loaded.near_examples])
+    if loaded.retrieved:
+        yield Note(f"{loaded.retrieved} questions got their documents from questions.corpus")
     stops = given.on_bad_row == "fail"
     then = 'a run stops at them; repair them, or set questions.on_bad_row = "skip"' if stops else "left out"
     if loaded.skipped_bad_rows:

@@ -1,5 +1,6 @@
 """Model folders: what one must hold to be answered with and trained on, and how its tokenizer is loaded."""
 
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,62 @@ def check_model(path: str) -> None:
             f"model.path: expected a chat template in {path} (chat_template.jinja, or in "
             f"tokenizer_config.json), found none; use "
             "an instruction-tuned model, or put a chat_template.jinja there"
+        )
+
+
+def check_trainable(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> None:
+    """Refuse a model that the trainer would not load whole, or whose fine-tune engines could not load.
+
+    Needs transformers, and seconds: of a local folder the weights' names are compared, of a Hub id the config
+    alone is looked at.
+
+    Raises:
+        ValueError: not a causal language model, a multimodal one, or weights are missing.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    found = AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(found), None)
+    its_own_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(found, "auto_map", None) or {})
+    if model is None and not its_own_code:
+        raise ValueError(
+            f"model.path: expected a causal language model that transformers trains, found model_type "
+            f"{found.model_type!r} in {path} ({', '.join(found.architectures or ['no architecture'])}); use "
+            "a text-only model"
+        )
+    if model and model.config_class is type(found) and found.get_text_config() is not found:
+        raise ValueError(
+            f"model.path: expected a text-only language model, found a multimodal one in {path} "
+            f"({model.__name__}), whose fine-tune would lack the processor files that vLLM and AutoProcessor "
+            "ask for; use a text-only model (of Gemma 3: google/gemma-3-1b-it, or a folder with the language "
+            "part alone, saved as Gemma3ForCausalLM)"
+        )
+    if Path(path).is_dir():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # said in our own words
+            trust_remote_code=trust_remote_code,
+        )
+        check_loaded(path, loaded[1])
+
+
+def check_loaded(path: str, info: Mapping[str, Any]) -> None:
+    """Refuse a model of which transformers made up some weights: it fills in random ones for those it misses.
+
+    Args:
+        info: what `from_pretrained(..., output_loading_info=True)` says.
+
+    Raises:
+        ValueError: names of missing weights, or of such that have another shape.
+    """
+    lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if lacking:
+        raise ValueError(
+            f"model.path: expected all weights in {path}, found {len(lacking)} of the model's missing or of "
+            f"another shape ({', '.join(lacking[:3])}); transformers would fill in random ones: get the "
+            "folder again, or another model"
         )
 
 

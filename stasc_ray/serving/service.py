@@ -35,6 +35,7 @@ from stasc_ray.serving.schemas import (
     Usage,
     Vote,
 )
+from stasc_ray.tasks import reasoning
 
 LOG = logging.getLogger("ray.serve")
 Emit = Callable[[str, dict[str, Any]], None]
@@ -177,9 +178,9 @@ class Service:
                 "samples",
                 "expected a temperature above 0 with several samples: greedy answers are all the same",
             )
-        given = (
-            () if request.initial_answer is None else (Text(ANSWER, request.initial_answer, writer="user"),)
-        )
+        said = request.initial_answer
+        start = reasoning.answer_start(said or "")
+        given = () if said is None else (Text(ANSWER, said, writer="user", answer_start=start),)
         longest = self.settings.engine.max_model_len_tokens - 1
         return Asked(
             question={

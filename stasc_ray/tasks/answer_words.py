@@ -38,7 +38,7 @@ _IS = "is was would_be seems fits must_be ist est es é è to jest är это"
 IS = rf"(?:\s+{one_of(_IS)}|\s*(?:是|が|は|가|이|은|는|[\u2013\u2014-](?=\s))|\s+(?=सही))"
 
 _EQUALS = "is are was equals would_be should_be must_be ist lautet est es è é"
-EQUALS = one_of(_EQUALS) + "|[:=是为為は은는-]|هو|هي"
+EQUALS = one_of(_EQUALS) + "|[:=是为為は은는]|هو|هي"
 
 _NOT = r"""
 not never neither nor isn't wasn't cannot can't won't doesn't don't rather_than instead_of unlike except

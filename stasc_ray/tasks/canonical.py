@@ -14,7 +14,9 @@ from stasc_ray.tasks.values import as_list, as_text, normalize
 Row = dict[str, Any]
 _NO_CHOICES = Choices([], [])
 _WITH_UNIT = re.compile(r"([-+]?\d[\d,]*(?:\.\d+)?)\s*\((?!mod\b)[^\W\d][^()]*\)")
-_to_json = json.JSONEncoder(ensure_ascii=False).encode
+_quoted = json.encoder.encode_basestring
+WITHHELD = "<unk>"
+"""What TriviaQA puts in the place of answers that are kept secret."""
 
 
 def canonical_row(values: Mapping[str, Any], columns: Columns) -> Row:
@@ -25,24 +27,28 @@ def canonical_row(values: Mapping[str, Any], columns: Columns) -> Row:
     Raises:
         ValueError: what is wrong with the row.
     """
-    question = " ".join(filter(None, _texts(values, columns.question)))
-    if not question or any(find(values, path) is MISSING for path in as_paths(columns.question)):
+    question = _joined(values, columns.question, " ")
+    if not question or _lacks_one(values, columns.question):
         raise ValueError(f"no question: expected text in {_found(values, columns.question)}")
-    choices = _NO_CHOICES
-    if columns.choices:
-        found = [find(values, path) for path in as_paths(columns.choices)]
-        if any(value is not MISSING and value is not None for value in found):
-            choices = choices_of(found, columns.choices)
+    choices = _choices(values, columns)
     answers = _answers(values, columns, choices)
-    documents = documents_of(_present(values, columns.documents), columns.documents)
-    identity = "-".join(filter(None, _texts(values, columns.id))) if columns.id else ""
+    found = _present(values, columns.documents) if columns.documents else None
+    documents = documents_of(found, columns.documents) if found else []
+    identity = _joined(values, columns.id, "-") or _content_hash(
+        [question, answers, choices.texts, documents]
+    )
     return {
-        "id": identity or _content_hash([question, answers, choices.texts, documents]),
+        "id": identity,
         "question": question,
-        "answers": _with_plain_numbers(answers) if not choices.texts else answers,
+        "answers": answers if choices.texts else _with_plain_numbers(answers),
         "documents": documents,
         "choices": choices.texts,
     }
+
+
+def _lacks_one(values: Mapping[str, Any], word: Paths) -> bool:
+    """Whether one of several paths is not there: half a question is another question."""
+    return not isinstance(word, str) and any(find(values, path) is MISSING for path in word)
 
 
 def _present(values: Mapping[str, Any], word: Paths | None) -> list[Any]:
@@ -51,51 +57,65 @@ def _present(values: Mapping[str, Any], word: Paths | None) -> list[Any]:
     return [value for value in found if value is not MISSING]
 
 
-def _texts(values: Mapping[str, Any], word: Paths | None) -> list[str]:
-    """One text per path; a path with `[]` gives all of its elements."""
+def _joined(values: Mapping[str, Any], word: Paths | None, between: str) -> str:
+    """The texts that the paths find as one text; a path with `[]` gives all of its elements."""
+    if isinstance(word, str) and word in values:  # as in most files
+        return as_text(values[word], word)
     texts: list[str] = []
     for path in as_paths(word):
         value = find(values, path)
-        if value is MISSING:
-            continue
         if "[]" in path and isinstance(value, list):
             texts += [as_text(part, path) for part in value]
-        else:
+        elif value is not MISSING:
             texts.append(as_text(value, path))
-    return texts
+    return between.join(filter(None, texts))
+
+
+def _choices(values: Mapping[str, Any], columns: Columns) -> Choices:
+    if columns.choices:
+        found = [find(values, path) for path in as_paths(columns.choices)]
+        if any(value is not MISSING and value is not None for value in found):
+            return choices_of(found, columns.choices)
+    return _NO_CHOICES
 
 
 def _answers(values: Mapping[str, Any], columns: Columns, choices: Choices) -> list[str]:
-    raw = _references(values, columns)
+    raw, texts = _references(values, columns)
     if not raw and columns.no_answer and _present(values, columns.answers):
         return [columns.no_answer]
     if columns.answer_pattern:
-        raw = [_match(columns.answer_pattern, as_text(answer)) for answer in raw]
+        raw = texts = [_match(columns.answer_pattern, text) for text in texts]
     if choices.texts:
-        answers = [letter_of(answer, choices, columns.choice_key) for answer in raw]
-    else:
-        answers = [as_text(answer) for answer in raw]
-    if not answers:
+        texts = [letter_of(answer, choices, columns.choice_key) for answer in raw]
+    if not texts:
         raise ValueError(f"no answer: expected text, a number or a list in {_found(values, columns.answers)}")
-    if columns.one_answer and len({normalize(answer) for answer in answers}) > 1:
+    if columns.one_answer and len({normalize(text) for text in texts}) > 1:
         raise ValueError(
-            f"answers: expected one answer (questions.columns.one_answer), found {len(answers)}: {answers}"
+            f"answers: expected one answer (questions.columns.one_answer), found {len(texts)}: {texts}"
         )
-    return list(dict.fromkeys(answers))
+    return list(dict.fromkeys(texts)) if len(texts) > 1 else texts
 
 
-def _references(values: Mapping[str, Any], columns: Columns) -> list[Any]:
-    """What the answers column gives, as a flat list without empty elements."""
-    raw: list[Any] = []
-    for path in as_paths(columns.answers):
-        value = find(values, path)
-        if isinstance(value, str) and columns.decode_lists:
-            value = _decoded(value)
-        elements = as_list(None if value is MISSING else value)
-        if "[]" in path:  # a list of lists: each element's own
-            elements = [part for element in elements for part in as_list(element)]
-        raw += [element for element in elements if as_text(element, path)]
-    return raw
+def _references(values: Mapping[str, Any], columns: Columns) -> tuple[list[Any], list[str]]:
+    """What the answers column gives, as a flat list without empty elements, and the same as texts."""
+    raw = [part for path in as_paths(columns.answers) for part in _elements(values, path, columns)]
+    texts = [as_text(element, columns.answers) for element in raw]
+    if not all(texts) or WITHHELD in texts:
+        kept = [n for n, text in enumerate(texts) if text and text != WITHHELD]
+        return [raw[n] for n in kept], [texts[n] for n in kept]
+    return raw, texts
+
+
+def _elements(values: Mapping[str, Any], path: str, columns: Columns) -> list[Any]:
+    value = find(values, path)
+    if value is MISSING:
+        return []
+    if isinstance(value, str) and columns.decode_lists:
+        value = _decoded(value)
+    elements = as_list(value)
+    if "[]" in path:  # a list of lists: each element's own
+        return [part for element in elements for part in as_list(element)]
+    return elements
 
 
 def _decoded(text: str) -> Any:
@@ -120,6 +140,8 @@ def _decoded(text: str) -> Any:
 
 def _with_plain_numbers(answers: list[str]) -> list[str]:
     """`9 (apples)` also as `9`: no answer repeats the brackets."""
+    if not any(answer[-1] == ")" for answer in answers):
+        return answers
     numbers = [match.group(1) for match in map(_WITH_UNIT.fullmatch, answers) if match]
     return list(dict.fromkeys([*answers, *numbers])) if numbers else answers
 
@@ -145,4 +167,12 @@ def _match(pattern: str, answer: str) -> str:
 
 def _content_hash(content: Sequence[Any]) -> str:
     """Twenty hexadecimal digits that depend on the content only, so that equal ids mean equal rows."""
-    return hashing.digest(_to_json(content), 10).hex()
+    return hashing.digest(_as_json(content), 10).hex()
+
+
+def _as_json(value: Any) -> str:
+    """What json.dumps(value, ensure_ascii=False) gives, in a third of its time for short lists of texts."""
+    if not isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    parts = [_quoted(part) if isinstance(part, str) else _as_json(part) for part in value]
+    return f"[{', '.join(parts)}]"

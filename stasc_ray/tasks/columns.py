@@ -35,7 +35,7 @@ def find(values: Mapping[str, Any], path: str) -> Any:
     """
     if path in values:
         return values[path]
-    if "." not in path and "[" not in path and path != "*":
+    if path.isidentifier():  # one key, as in most files
         return MISSING
     for key in _dotted_keys(path):
         if key in values:

@@ -15,6 +15,7 @@ from stasc_ray.tasks.record import Record, record, unreadable
 
 _CHUNK_BYTES = 1 << 20
 _MAX_DEPTH = 5
+_parse = json.JSONDecoder().decode
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -45,7 +46,16 @@ def json_rows(handle: IO[bytes], path: str, question: Paths, rows: str | None) -
             yield from _held(whole, path, question, rows)
             return
     for number, line in itertools.chain(begin, lines):
-        yield from _line_records(f"{path}, line {number}", line, rows)
+        place = f"{path}, line {number}"
+        try:  # bytes, line by line: one line with a broken encoding must not hide where it is
+            values = _parse(line.removeprefix(codecs.BOM_UTF8).decode())
+        except (ValueError, RecursionError) as error:
+            yield unreadable(place, f"expected one JSON object per line in UTF-8: {error}")
+            continue
+        if rows is None and isinstance(values, dict):
+            yield record(place, values)
+        else:
+            yield from _value_records(place, values, rows, "one JSON object per line")
 
 
 def _plain(line: bytes) -> bytes:
@@ -62,15 +72,6 @@ def _object(text: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _line_records(place: str, line: bytes, rows: str | None) -> Iterator[Record]:
-    try:  # bytes, line by line: one line with a broken encoding must not hide where it is
-        values = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        yield unreadable(place, f"expected one JSON object per line in UTF-8: {error}")
-        return
-    yield from _value_records(place, values, rows, "one JSON object per line")
-
-
 def _value_records(place: str, values: Any, rows: str | None, expected: str) -> Iterator[Record]:
     if not isinstance(values, dict):
         kind = type(values).__name__
@@ -80,7 +81,7 @@ def _value_records(place: str, values: Any, rows: str | None, expected: str) -> 
     else:
         try:
             for number, row in enumerate(inner_rows(values, rows), start=1):
-                yield record(f"{place}, row {number} in it", row)
+                yield record(f"{place}, row {number}", row)
         except ValueError as error:
             yield unreadable(place, str(error))
 
@@ -148,7 +149,7 @@ def _held(values: dict[str, Any], path: str, question: Paths, rows: str | None) 
             f"questions.columns.rows = {inner!r}"
         )
     for number, row in enumerate(inner_rows(values, inner), start=1):
-        yield record(f"{path}, row {number} in {inner}", row)
+        yield record(f"{path}, {inner} row {number}", row)
 
 
 def rows_path(values: Mapping[str, Any], question: Paths, depth: int = 0) -> str | None:

@@ -44,9 +44,11 @@ def symbols(node: Node) -> set[str]:
 
 
 def rounded_alike(text: str, value: Any) -> bool:
-    """Whether the decimal `text`, of at least 6 significant digits, is the real `value` rounded there."""
+    """Whether the decimal `text`, of at least 6 places and significant digits, is the real `value` rounded."""
     decimal = re.fullmatch(r"-?(\d*)\.(\d+)", text)
-    if not decimal or len((decimal[1] + decimal[2]).lstrip("0")) < 6 or abs(value.imag) > 0:
+    if not decimal or len(decimal[2]) < 6 or len((decimal[1] + decimal[2]).lstrip("0")) < 6:
+        return False
+    if value.imag != 0:
         return False
     return abs(Fraction(text) - Fraction(str(value.real))) <= Fraction(1, 2 * 10 ** len(decimal[2]))
 

@@ -71,6 +71,9 @@ def shaped(text: str) -> Value:
         return interval
     if _PLUS_MINUS.search(text):
         return _set_of([text])
+    name, side = sides_of(text)
+    if name and isinstance(several := shaped(side), Several):
+        return several
     return text
 
 

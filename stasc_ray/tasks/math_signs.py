@@ -37,6 +37,8 @@ _SIGNS = str.maketrans(
         "\u066a": "%",
         "\u2019": "'",
         "\u2032": "'",
+        "\u27e8": "(",
+        "\u27e9": ")",
     }
 )
 _GREEK = {
@@ -51,6 +53,10 @@ _RAISED_RUN = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b\u20
 _LOWERED_RUN = re.compile("[\u2080-\u2089]+")
 _VULGAR = re.compile(r"(\d*)\s?([\u00bc-\u00be\u2150-\u215e])")
 _RANGE = re.compile(r"(?<=\d)\s*[\u2013\u2014]\s*(?=\d)")
+# As a sign; between words it is a dash.
+_LONG_MINUS = re.compile(r"(?<![^\s(\[{=:<$])[\u2013\u2014](?=[\d.])")
+_WIDE = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"
+_BESIDE_UNSPACED = re.compile(rf"(?<=[{_WIDE}])(?=[\d\\$(-])|(?<=[\d)}}%$])(?=[{_WIDE}])")
 _ROOT = re.compile("([\u221a\u221b])\\s*(\\d+(?:\\.\\d+)?|[a-zA-Z])?")
 _WORD_COMMANDS = re.compile(r"(?<![\\a-zA-Z])(sqrt|pi|infty|theta|sin|cos|tan|ln|log|binom|frac)(?![a-zA-Z])")
 _SPACES = re.compile(
@@ -58,6 +64,24 @@ _SPACES = re.compile(
 )
 _GROUPS = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:\{,\}|,)\d{3})+(?![\d]|,\d)")
 _SPACED_GROUPS = re.compile(r"(?<![\d.,/])[1-9]\d{0,2}(?: \d{3})+(?![\d/]| \d)")
+
+_SPELLED = [
+    (re.compile(pattern), spelled)
+    for pattern, spelled in (
+        (r"\s*\b(?:percent|per cent)\b", "%"),
+        (r"(?<![\d)}])(\s|^)(?:minus|negative)\s+(?=\d)", r"\1-"),
+        (r"(?<![\\a-zA-Z])infinity(?![a-zA-Z])", r"\\infty"),
+        (r"(?<=\d)\s*x\s*(?=10\s*\^)", r"\\times "),
+        (r"(?<=[\w)])\*\*(?=[\w(])", "^"),
+        (r"(\^\s*\{?\s*\\circ\s*\}?)\s*[CF](?![a-zA-Z])", r"\1"),
+        (r"\{\s*([^{}\s]+)\s*\\choose\s*([^{}\s]+)\s*\}", r"\\binom{\1}{\2}"),
+        (r"\\langle(?![a-zA-Z])", "("),
+        (r"\\rangle(?![a-zA-Z])", ")"),
+        *((rf"(?<=\d)\s*{name}\b", rf" \\times 10^{{{zeros}}}")
+          for name, zeros in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))),
+    )
+]  # fmt: skip
+"""What people spell with words or plain letters."""
 
 
 def clean(text: str) -> str:
@@ -68,25 +92,31 @@ def clean(text: str) -> str:
         text = _RAISED_RUN.sub(lambda run: "^{" + run[0].translate(_RAISED) + "}", text)
         text = _LOWERED_RUN.sub(lambda run: "_{" + run[0].translate(_LOWERED) + "}", text)
         text = _ROOT.sub(_spell_root, text)
-        text = re.sub(
-            r"(?<![^\s(\[{=:<$])[\u2013\u2014](?=[\d.])", "-", text
-        )  # as a sign; between words it is a dash
+        text = _LONG_MINUS.sub("-", text)
         text = text.translate(_SIGNS)
         text = "".join(
             _GREEK.get(sign, str(unicodedata.digit(sign)) if sign.isdecimal() else sign) for sign in text
         )
         text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+        text = "".join(sign for sign in text if unicodedata.category(sign)[0] != "M")  # vowel signs of words
+        text = _BESIDE_UNSPACED.sub(" ", text)
     text = (
         text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\$", "").replace("\\%", "%")
     )
-    text = text.replace("\\lbrace", "\\{").replace("\\rbrace", "\\}").replace("\\!", "")
+    text = text.replace("\\lbrace", "\\{").replace("\\rbrace", "\\}")
+    text = re.sub(r",\\!\s*(?=\d{3})", ",", text).replace("\\!", "")
     text = _SPACES.sub(" ", text)
-    text = _GROUPS.sub(lambda group: re.sub(r"\D", "", group[0]), text)
+    text = _GROUPS.sub(_ungrouped, text)
     text = _SPACED_GROUPS.sub(lambda group: group[0].replace(" ", ""), text)
-    text = re.sub(r"\s*\b(?:percent|per cent)\b", "%", text)
-    text = re.sub(r"(?<![\d)}])(\s|^)(?:minus|negative)\s+(?=\d)", r"\1-", text)
-    text = re.sub(r"(?<![\\a-zA-Z])infinity(?![a-zA-Z])", r"\\infty", text)
+    for pattern, spelled in _SPELLED:
+        text = pattern.sub(spelled, text)
     return _WORD_COMMANDS.sub(r"\\\1", text)
+
+
+def _ungrouped(match: re.Match[str]) -> str:
+    """1,234 is a number, and (1,234) a pair."""
+    around = match.string[match.start() - 1 : match.start()] + match.string[match.end() : match.end() + 1]
+    return match[0] if around in ("()", "(]", "[)", "[]") else re.sub(r"\D", "", match[0])
 
 
 def _vulgar(match: re.Match[str]) -> str:

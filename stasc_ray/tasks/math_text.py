@@ -27,9 +27,9 @@ _FUNCTION_WORDS = frozenset(
     """sin cos tan cot sec csc log exp arcsin arccos arctan sinh cosh tanh max min
     pmatrix bmatrix matrix vmatrix array""".split()  # noqa: SIM905
 )
-_WORD = r"(?:(?<![\\A-Za-z\d_^])[^\W\d_]{2,}|\\text\{[^{}]*\})(?:['-][^\W\d_]+)*"
+_WORD = r"(?:(?<![\\A-Za-z\d_^])[^\W\d_]{2,}|[^\W\d_a-zA-Z]|\\text\{[^{}]*\})(?:['-][^\W\d_]+)*"
 _TAIL = re.compile(
-    rf"(?:(?<=\d)(?:{_ATTACHED_UNITS})\b|[\s,.]*(?:{_WORD}|(?<=[A-Za-z}}])\s*/\s*[A-Za-z]{{1,6}}))"
+    rf"(?:(?<=\d)(?:{_ATTACHED_UNITS})\b|[\s,.]*(?:{_WORD}|\((?:\s*{_WORD})+\s*\)|(?<=[A-Za-z}}])\s*/\s*[A-Za-z]{{1,6}}))"
     r"(?:\s*\^\s*\{?[23]\}?)?[.,!?]?\s*$"
 )
 _MATH_SIGN = re.compile(r"[\d\\$=<>^+*/({\[|]|(?<![A-Za-z])-")
@@ -98,13 +98,20 @@ def _closing_brace(text: str, start: int) -> int | None:
 def without_units(expression: str) -> tuple[str, str]:
     """An expression without the words behind its number, and these words."""
     rest = expression
-    while (match := _TAIL.search(rest)) and _MATH_SIGN.search(rest[: match.start()]):
+    while (match := _TAIL.search(rest)) and _ends_in_value(rest[: match.start()]):
         if _FUNCTION_WORDS & set(re.findall(r"[a-z]+", match[0])):
             break
         if not _is_word(match[0]):
             break
         rest = rest[: match.start()].rstrip(" ,.")
     return rest, expression[len(rest) :]
+
+
+def _ends_in_value(text: str) -> bool:
+    r"""Whether a unit may follow: not behind `\angle`, and not behind words alone."""
+    command = re.search(r"\\([a-zA-Z]+)\s*$", text)
+    known = not command or command[1] in ("pi", "infty", "circ", "degree", "theta")
+    return known and _MATH_SIGN.search(_TEXT.sub(" ", text)) is not None
 
 
 def _is_word(text: str) -> bool:
@@ -167,7 +174,10 @@ def _end_of_words(text: str) -> int:
     """Where the last word ends that stands before the first sign of mathematics."""
     sign = _MATH_SIGN.search(text)
     words = [word for word in re.finditer(_WORD, text[: sign.start() if sign else None]) if _is_word(word[0])]
-    return words[-1].end() if words else 0
+    if not words:
+        return 0
+    particles = re.compile(r"(?:\s+[a\u00e0ye\u00e9o])*(?=\s+\d)").match(text, words[-1].end())  # il y a 72
+    return particles.end() if particles else words[-1].end()
 
 
 def _undelimited(text: str) -> str:
@@ -178,6 +188,9 @@ def _undelimited(text: str) -> str:
 def _spell_text(match: re.Match[str]) -> str:
     r"""Write out what `\text` only sets in another type: `\text{ and }`, `\mathrm{e}`."""
     inner = match[1].strip(" ,.")
+    behind_value = re.search(r"[\d})]\s*$", match.string[: match.start()])
+    if len(inner) == 1 and inner not in "ei" and behind_value:
+        return f"\\text{{{inner}}}"
     if inner in ("and", "or", "e", "i") or (len(inner) <= 1 or not re.search(r"[^\W\d_]", inner)):
         return f" {match[1]} "
     return f"\\text{{{inner}}}"

@@ -15,11 +15,14 @@ from stasc_ray.tasks.math_text import stated, without_units
 
 Compare = Callable[[str, str], bool | None]
 """Whether two single expressions are equal; None if unknown."""
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
 _SUBSCRIPT = re.compile(r"-?[\dA-F]+(?:\.\d+)?\s*_\s*\{?\s*([a-z\d]+)\s*\}?")
 
 
 def equal(answer: str, reference: str, compare: Compare) -> bool | None:
     """Whether the answer states the reference's value; None if `compare` did not know."""
+    if _tidy(answer) == _tidy(reference) != "":
+        return True
     given = stated(answer)
     if given is None:
         return False
@@ -79,8 +82,10 @@ def _same_single(given: str, wanted: str, compare: Compare) -> bool | None:
     if _tidy(given) == _tidy(wanted):
         return True
     words = [_words(text) for text in (given, wanted)]
-    if None not in words:
-        return words[0] == words[1]
+    if words[0] is not None and words[1] is not None:
+        # Of one or two letters, case tells variables apart.
+        cased = len(words[0]) < 3 and "\\text" not in given + wanted
+        return words[0] == words[1] if cased else words[0].casefold() == words[1].casefold()
     if any(_SUBSCRIPT.fullmatch(text) for text in (given, wanted)):
         return _tidy(given).upper() == _tidy(wanted).upper()
     numbers = [number(text) for text in (given, wanted)]
@@ -91,6 +96,8 @@ def _same_single(given: str, wanted: str, compare: Compare) -> bool | None:
 
 def number(text: str) -> tuple[Fraction, bool] | None:
     """(value, is a percentage) of a rational expression, computed exactly, or None."""
+    if (word := text.strip().lower()) in _NUMBER_WORDS:
+        return Fraction(_NUMBER_WORDS.index(word)), False
     percent = text.rstrip().endswith("%")
     text = re.sub(r"(?:%|\^\s*\{?\s*\\circ\s*\}?|\\degree)\s*$", "", text.strip())
     node = read(text)
@@ -130,9 +137,7 @@ def _words(text: str) -> str | None:
     plain = (inner[1] if inner else text).strip(" .,()\"'*")
     if not re.fullmatch(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*", plain):
         return None
-    plain = re.sub(r"^(?:the|an|a)\s+(?=\w)", "", plain, flags=re.IGNORECASE)
-    # Of two letters, or one, case tells variables apart.
-    return plain.casefold() if len(plain) > 2 else plain
+    return re.sub(r"^(?:the|an|a)\s+(?=\w)", "", plain, flags=re.IGNORECASE)
 
 
 _UNITS = (

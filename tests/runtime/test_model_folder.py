@@ -5,9 +5,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Mistral3Config,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    T5Config,
+)
 
+from stasc_ray import config, opening
 from stasc_ray.runtime import model_folder
 from stasc_ray.tasks import sandbox
 
@@ -83,3 +96,74 @@ def test_a_file_of_weights_that_was_copied_by_half_is_refused(folder: Path, kept
         ValueError, match=r"model.safetensors: expected a whole .*found \d+ bytes .*copied by half"
     ):
         model_folder.weights(weights)
+
+
+# --- what the trainer would load
+# ----------------------------------------------------------------------------------------------
+
+TEXT = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def test_the_shipped_model_can_be_trained(folder: Path) -> None:
+    model_folder.check_trainable(str(folder))
+    assert opening._try_model(str(folder), config.Model(), training=True) is None
+
+
+@pytest.mark.parametrize("how", ["missing", "mismatched"])
+def test_weights_that_transformers_would_make_up_are_refused(folder: Path, how: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in sorted(tensors) if name.endswith("up_proj.weight"))
+    if how == "missing":
+        del tensors[name]
+    else:
+        tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    problem = opening._try_model(str(folder), config.Model(), training=True)
+    assert problem and "1 of the model's missing or of another shape" in problem and name in problem
+    assert opening._try_model(str(folder), config.Model(), training=False) is None
+
+
+def test_a_multimodal_model_is_refused_with_what_to_use_instead(tmp_path: Path) -> None:
+    """Its export would lack the processor's files: AutoProcessor and vLLM would refuse the folder."""
+    vision = VISION | {"image_size": 28, "patch_size": 14}
+    settings = Gemma3Config(text_config=TEXT, vision_config=vision, mm_tokens_per_image=4)
+    Gemma3ForConditionalGeneration(settings).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"\(Gemma3ForConditionalGeneration\).*use a text-only model"):
+        model_folder.check_trainable(str(tmp_path))
+    # What the message advises works, and computes the same.
+    whole: Any = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    text: Any = AutoModelForCausalLM.from_config(whole.config.text_config).eval()
+    text.model, text.lm_head = whole.model.language_model, whole.lm_head
+    text.save_pretrained(tmp_path / "text")
+    model_folder.check_trainable(str(tmp_path / "text"))
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "text").eval()
+    assert type(alone).__name__ == "Gemma3ForCausalLM"
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        assert torch.allclose(alone(ids).logits, whole(ids).logits, atol=1e-5)
+
+
+def test_a_model_that_is_trained_as_its_language_part_passes(tmp_path: Path) -> None:
+    """Qwen3.5 checkpoints have images too, but transformers trains and saves the language model in them."""
+    linear = {f"linear_{kind}_head_dim": 16 for kind in ("key", "value")}
+    linear |= {f"linear_num_{kind}_heads": 2 for kind in ("key", "value")}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+    settings = Qwen3_5Config(text_config=TEXT | linear, vision_config=vision)
+    Qwen3_5ForConditionalGeneration(settings).save_pretrained(tmp_path)
+    model_folder.check_trainable(str(tmp_path))
+
+
+@pytest.mark.parametrize("settings", [T5Config(), Mistral3Config()])
+def test_what_is_no_causal_language_model_is_refused(settings: Any, tmp_path: Path) -> None:
+    settings.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"found model_type '{settings.model_type}' .*text-only model"):
+        model_folder.check_trainable(str(tmp_path))

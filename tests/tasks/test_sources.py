@@ -223,7 +223,7 @@ def test_an_array_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
         (b'[{"question":"q","answers":"a"}, 3]', "element 2: unreadable: .* found an int"),
         (b'["q", "a"]\n["r", "b"]', "element 1: unreadable: .* found a str"),
         (b'[{"question":"q","answers":"a"}]{}', "expected nothing behind its end, found '{}'"),
-        (json.dumps({"data": [{"text": "q"}]}).encode(), "row 1 in data.*no question: .* found only 'text'"),
+        (json.dumps({"data": [{"text": "q"}]}).encode(), "data.* row 1: no question: .* found only 'text'"),
         (json.dumps({"train": [{"q": 1}], "test": [{"q": 2}]}).encode(), "found only 'train', 'test'"),
         (json.dumps(SQUAD).encode(), r"set questions.columns.rows = 'data\[\].paragraphs\[\].qas\[\]'"),
         (json.dumps(DROP, indent=2).encode(), r"set questions.columns.rows = '\*.qa_pairs\[\]'"),

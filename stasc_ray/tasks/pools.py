@@ -1,0 +1,144 @@
+"""The questions of one place, each once: few bytes of memory a question, the rows in a temporary file.
+
+A million questions are chosen from here in less than a gigabyte, however long their documents are.
+"""
+
+import marshal
+import tempfile
+from array import array
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from stasc_ray.config import hashing
+from stasc_ray.tasks.canonical import Row
+from stasc_ray.tasks.values import normalize
+
+_MEMORY_BYTES = 1 << 25
+"""Rows that wait in memory before they are written."""
+_FIELDS = ("id", "question", "answers", "documents", "choices")
+
+
+class Packed(NamedTuple):
+    """A canonical row ready to be stored."""
+
+    identity: str
+    key: bytes
+    """Equal for rows that are the same question."""
+    content: bytes
+    answers: list[str]
+
+
+def _row(content: bytes) -> Row:
+    return dict(zip(_FIELDS, marshal.loads(content), strict=True))
+
+
+def pack(row: Row) -> Packed:
+    """A row as bytes, with the key by which questions are the same: question, documents and choices."""
+    text = normalize(row["question"])
+    if row["documents"] or row["choices"]:
+        text = "\0".join([text, *row["documents"], "\1", *row["choices"]])
+    return Packed(row["id"], hashing.digest(text, 16), _content(row), row["answers"])
+
+
+def _content(row: Row) -> bytes:
+    return marshal.dumps((row["id"], row["question"], row["answers"], row["documents"], row["choices"]))
+
+
+class Pool:
+    """Questions that are told apart by question, documents and choices.
+
+    Of rows that are the same question the one with the smallest id stays and gets the references of all, so
+    the order of the rows does not matter.
+    """
+
+    def __init__(self) -> None:
+        self.duplicates = 0
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
+        # what is not in the file yet, by slot
+        self._waiting: dict[int, bytes] = {}
+        self._waiting_bytes = 0
+        self._ids: dict[str, int] = {}
+        # per id: hash of the row, and its place as text without its number, and number
+        self._hashes, self._place_texts, self._place_numbers = array("q"), array("I"), array("Q")
+        self._texts: dict[str, int] = {}
+        self._slots: dict[bytes, int] = {}
+        # per slot, which is a question
+        self._kept: list[str] = []
+        self._offsets = array("Q")
+        self._joined: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __iter__(self) -> Iterator[tuple[int, bytes, str]]:
+        """Slot, key and id of every question."""
+        for slot, key in enumerate(self._slots):
+            yield slot, key, self._kept[slot]
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        self._file.close()
+
+    def check(self, packed: Packed) -> None:
+        """Refuse an id that another row has; a row that is repeated as a whole is a duplicate like others.
+
+        Raises:
+            ValueError: it says where the other row stands.
+        """
+        number = self._ids.get(packed.identity)
+        if number is not None and self._hashes[number] != hash(packed.content):
+            raise ValueError(
+                f"repeated id: {packed.identity!r} belongs to another question at {self._place(number)}"
+            )
+
+    def add(self, packed: Packed, place: str) -> None:
+        """Take a row that `check` let pass; `place` ends with the number of its row."""
+        if packed.identity in self._ids:
+            self.duplicates += 1
+            return
+        self._ids[packed.identity] = len(self._hashes)
+        self._hashes.append(hash(packed.content))
+        text, _, number = place.rpartition(" ")
+        self._place_texts.append(self._texts.setdefault(text, len(self._texts)))
+        self._place_numbers.append(int(number))
+        slot = self._slots.setdefault(packed.key, len(self._kept))
+        if slot == len(self._kept):
+            self._kept.append(packed.identity)
+            self._offsets.append(0)
+            self._keep(slot, packed.content)
+        else:
+            self.duplicates += 1
+            self._join(slot, packed)
+
+    def row(self, slot: int) -> Row:
+        """The row of a slot."""
+        if slot in self._waiting:
+            return _row(self._waiting[slot])
+        self._file.seek(self._offsets[slot])
+        return dict(zip(_FIELDS, marshal.load(self._file), strict=True))
+
+    def _join(self, slot: int, packed: Packed) -> None:
+        row = self.row(slot)
+        answers = set(row["answers"]) | set(packed.answers)
+        if len(answers) > min(len(row["answers"]), len(packed.answers)):
+            self._joined.add(slot)
+        if packed.identity < row["id"]:
+            row = _row(packed.content)
+            self._kept[slot] = packed.identity
+        if slot in self._joined:
+            row["answers"] = sorted(answers)
+        self._keep(slot, _content(row))
+
+    def _keep(self, slot: int, content: bytes) -> None:
+        self._waiting[slot] = content
+        self._waiting_bytes += len(content)
+        if self._waiting_bytes > _MEMORY_BYTES:
+            self._file.seek(0, 2)
+            for place, waiting in self._waiting.items():
+                self._offsets[place] = self._file.tell()
+                self._file.write(waiting)
+            self._waiting, self._waiting_bytes = {}, 0
+
+    def _place(self, number: int) -> str:
+        text = next(t for t, index in self._texts.items() if index == self._place_texts[number])
+        return f"{text} {self._place_numbers[number]}"
