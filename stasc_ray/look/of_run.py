@@ -96,7 +96,7 @@ class _Run:
     def chat(self) -> Chat | str:
         """How examples are rendered, or why they can't be."""
         try:
-            return load_chat(self.settings)
+            return load_chat(self.settings, self.folder.path)
         except (OSError, ValueError) as error:
             return str(error)
 
@@ -154,7 +154,7 @@ class _Run:
             whose = "a model" if asked is None else iteration_name(asked)
             found = ", ".join(map(iteration_name, sorted(done))) or "none"
             raise FileNotFoundError(
-                f"--iteration: expected finished rollouts of {whose} in {self.folder.path}, found those of "
+                f"stasc look: expected finished rollouts of {whose} in {self.folder.path}, found those of "
                 f"{found}; `stasc run` makes them"
             )
         learnt = [n for n in done if self.folder.committed(self.folder.stage(n + 1, "examples"))]

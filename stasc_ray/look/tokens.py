@@ -16,13 +16,16 @@ MOST_PARTS = 4
 """Bytes of the longest character in UTF-8: as many tokens may be needed for one."""
 
 
-def load_chat(settings: config.Config) -> Chat:
+def load_chat(settings: config.Config, run_folder: Path | None = None) -> Chat:
     """The base model's tokenizer, with the run's way to render.
+
+    Args:
+        run_folder: where a GGUF file was converted.
 
     Raises:
         OSError, ValueError: it can't be loaded, or has no chat template.
     """
-    model = base_model(settings)
+    model = base_model(settings, run_folder)
     model_folder.check_model(model)
     if gguf.is_gguf(model):
         return Chat.of(gguf.load_tokenizer(Path(model)), settings)
