@@ -126,6 +126,7 @@ def convert_gguf(source: str, folder: Path, display: Display) -> None:
 
     if not gguf.is_gguf(source) or folder.is_dir():
         return
+    display.note(f"{source}: converting {Path(source).stat().st_size / 2**30:.1f} GiB once to {folder}")
     # In a worker, since the driver stays light; on the driver's node, where the file was found.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     convert = ray.remote(num_cpus=0)(_try_convert).options(scheduling_strategy=here)

@@ -43,7 +43,8 @@ class Model(Section):
     """The base model M0."""
 
     path: str = "sandbox"
-    """Hugging Face folder, Hub id, or `sandbox` for the tiny model that ships with the package."""
+    """Hugging Face folder, Hub id, `.gguf` file (converted once into the run's folder), or `sandbox` for the
+    tiny model that ships with the package."""
     revision: str | None = None
     """Hub revision (branch, tag or commit); only used with a Hub id."""
     trust_remote_code: bool = False

@@ -6,7 +6,7 @@ chat template, README.md (model card), canary.json, and for LoRA the adapter fol
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ def with_adapter(model: Any, job: "FinetuneJob", trainable: bool) -> Any:
 
 
 def export(
-    state: Mapping[str, "torch.Tensor"],
+    state: MutableMapping[str, "torch.Tensor"],
     job: "FinetuneJob",
     examples: Sequence[Mapping[str, Any]],
     device: Any,
@@ -68,10 +68,11 @@ def export(
 
     The weights are built anew on the CPU from the base model and the trained ones, in float32, so that
     sharding and adapters leave no trace; an adapter is merged in float32. They are saved in the base model's
-    own type.
+    own type. Host memory: 9 bytes a parameter (measured at 135 million), since each copy goes before the next
+    one comes.
 
     Args:
-        state: trained weights by name, whole (for LoRA the adapter's only).
+        state: trained weights by name, whole (for LoRA the adapter's only); empty afterwards.
         job: of the fine-tune.
         examples: a few encoded examples, the canary's prompts.
         device: where the canary is computed.
@@ -79,11 +80,20 @@ def export(
     Raises:
         RuntimeError: a trained weight has no place in the base model.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     output = Path(job.output)
     shutil.rmtree(output, ignore_errors=True)  # what a worker that died here left behind
     output.mkdir(parents=True)
+    _save_weights(state, job, output)
+    AutoTokenizer.from_pretrained(**job.source).save_pretrained(output)
+    (output / "README.md").write_text(_model_card(job), encoding="utf-8")
+    (output / "canary.json").write_text(json.dumps(canary(output, examples, device)), encoding="utf-8")
+
+
+def _save_weights(state: MutableMapping[str, "torch.Tensor"], job: "FinetuneJob", output: Path) -> None:
+    from transformers import AutoConfig
+
     model = load_base(job)
     if job.finetune.method == "lora":
         model = with_adapter(model, job, trainable=False)
@@ -94,17 +104,15 @@ def export(
         _load(model, state)
         model.tie_weights()
     model.to(AutoConfig.from_pretrained(**job.source).dtype or model.dtype).save_pretrained(output)
-    AutoTokenizer.from_pretrained(**job.source).save_pretrained(output)
-    (output / "README.md").write_text(_model_card(job), encoding="utf-8")
-    (output / "canary.json").write_text(json.dumps(canary(output, examples, device)), encoding="utf-8")
 
 
-def _load(model: Any, state: Mapping[str, "torch.Tensor"]) -> None:
+def _load(model: Any, state: MutableMapping[str, "torch.Tensor"]) -> None:
     unexpected = model.load_state_dict(state, strict=False).unexpected_keys
     if unexpected:
         raise RuntimeError(
             f"export: expected the trained weights' names in the base model, found {unexpected[:3]} as well"
         )
+    state.clear()
 
 
 def canary(folder: Path, examples: Sequence[Mapping[str, Any]], device: Any) -> dict[str, Any]:

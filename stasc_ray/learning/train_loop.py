@@ -79,6 +79,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     train_s = time.time() - loop_started
     state = checkpoints.gather(model)
     del optimizer, model  # frees the GPU for the canary
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # which looks at what is free for other processes
     if rank == 0:
         export.export(state, job, [examples.read(index) for index in plan[0][:CANARY_PROMPTS]], device)
     return {
@@ -196,7 +198,7 @@ def choose_passes(
     finetune, on_cuda = job.finetune, job.on_cuda
     leak = None
     if packing.passes(finetune, on_cuda, None).packed:
-        rows = [examples.read(index) for index in sorted(set(first_batch.tolist()))[:2]]
+        rows = [examples.read(index) for index in first_batch[:2].tolist()]
         leak = packing.measure(model, layers, rows, device, world)
     return packing.passes(finetune, on_cuda, leak)
 

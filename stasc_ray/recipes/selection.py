@@ -7,6 +7,8 @@ of rows.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from operator import not_
 from typing import Literal
 
 from stasc_ray.config import hashing
@@ -70,10 +72,11 @@ class Chosen:
 def choose(recipe: Recipe, question: Question, texts: Sequence[Text], plan: Plan, seed: int) -> Chosen:
     """What a recipe learns from one graded trace. Target shares of classes come after this (`thin`)."""
     found = list(recipe.examples(question, texts, plan, seed))
-    cut = [] if plan.section.keep_truncated else [one for one in found if _learns_cut_text(one)]
-    whole = [one for one in found if one not in cut]
+    cut = [not plan.section.keep_truncated and _learns_cut_text(example) for example in found]
+    whole = list(compress(found, map(not_, cut)))
     kept = capped(whole, plan.section.max_examples_per_question, seed)
-    return Chosen(kept, cut, [one for one in whole if one not in kept])
+    places = {example.place for example in kept}
+    return Chosen(kept, list(compress(found, cut)), [one for one in whole if one.place not in places])
 
 
 def _learns_cut_text(example: Example) -> bool:

@@ -42,7 +42,10 @@ def check_file(path: str) -> None:
     """
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"model.path: expected a GGUF file, found nothing at {path}")
+        raise FileNotFoundError(
+            f"model.path: expected a GGUF file, found nothing at {path}; one on the Hub is downloaded first: "
+            "hf download REPOSITORY FILE.gguf --local-dir ."
+        )
     with file.open("rb") as opened:
         start = opened.read(len(MAGIC))
     if start != MAGIC:

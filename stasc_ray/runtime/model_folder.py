@@ -36,9 +36,10 @@ def check_model(path: str) -> None:
         "a tokenizer": ["tokenizer.json", "tokenizer.model", "vocab.json"],
     }.items():
         if not any(any(folder.glob(pattern)) for pattern in patterns):
+            advice = "; name the .gguf file itself" if any(folder.glob("*.gguf")) else ""
             raise FileNotFoundError(
                 f"model.path: expected {what} in {path} (one of {', '.join(patterns)}), found "
-                f"{', '.join(sorted(file.name for file in folder.iterdir())) or 'an empty folder'}"
+                f"{', '.join(sorted(file.name for file in folder.iterdir())) or 'an empty folder'}{advice}"
             )
     settings = folder / "tokenizer_config.json"
     if not any(folder.glob("chat_template*")) and '"chat_template"' not in (
@@ -58,7 +59,7 @@ def check_trainable(path: str, *, revision: str | None = None, trust_remote_code
     alone is looked at.
 
     Raises:
-        ValueError: not a causal language model, a multimodal one, or weights are missing.
+        ValueError: not a causal language model, a multimodal or quantized one, or weights are missing.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
@@ -77,6 +78,12 @@ def check_trainable(path: str, *, revision: str | None = None, trust_remote_code
             f"({model.__name__}), whose fine-tune would lack the processor files that vLLM and AutoProcessor "
             "ask for; use a text-only model (of Gemma 3: google/gemma-3-1b-it, or a folder with the language "
             "part alone, saved as Gemma3ForCausalLM)"
+        )
+    if quantized := getattr(found, "quantization_config", None):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise ValueError(
+            f"model.path: expected plain weights to train on, found quantized ones in {path} ({method}); use "
+            "the model they were made from"
         )
     if Path(path).is_dir():
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -198,6 +198,8 @@ def test_what_is_no_gguf_file_is_refused_before_anything_starts(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"begin with b'GGUF' .*, found b'vers'"):
         model_folder.check_model(str(tmp_path / "pointer.gguf"))
     model_folder.check_model(str(write_gguf(llama(), tmp_path / "a.gguf")))
+    with pytest.raises(FileNotFoundError, match=r"found a.gguf, pointer.gguf; name the .gguf file itself"):
+        model_folder.check_model(str(tmp_path))
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +245,7 @@ def test_smollm2_converts_to_what_transformers_reads(tmp_path: Path) -> None:
     gguf.convert(file, tmp_path / "model")
     folder = str(tmp_path / "model")
     model_folder.check_model(folder)
+    model_folder.check_trainable(folder)
     tokenizer = model_folder.load_tokenizer(folder)
     assert model_folder.stop_token_ids(folder, tokenizer) == [2]
     ours = AutoModelForCausalLM.from_pretrained(folder)

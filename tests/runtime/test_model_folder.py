@@ -1,5 +1,6 @@
 """Model folders that cannot work are refused before anything starts."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -116,6 +117,15 @@ VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "n
 def test_the_shipped_model_can_be_trained(folder: Path) -> None:
     model_folder.check_trainable(str(folder))
     assert opening._try_model(str(folder), config.Model(), training=True) is None
+
+
+def test_quantized_weights_are_not_trained(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(settings))
+    problem = opening._try_model(str(folder), config.Model(), training=True)
+    assert problem and "found quantized ones" in problem and "(awq)" in problem
+    assert opening._try_model(str(folder), config.Model(), training=False) is None
 
 
 @pytest.mark.parametrize("how", ["missing", "mismatched"])
