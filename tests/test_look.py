@@ -172,6 +172,7 @@ def test_disputed_answers_are_those_that_another_reward_grades_otherwise(tmp_pat
     assert first.startswith("correction 0 of answer 0 in_accuracy of the whole text (the run's) ")
     assert "in_accuracy of the final answer, exact_match of the final answer" in first and "math" not in first
     assert second.endswith("(the run's) choice of the final answer")
+    assert "choice if there are choices, else in_accuracy, exact_match, f1, math" in words(page)
 
 
 def table_of(block: Any) -> bool:

@@ -123,9 +123,9 @@ class _Run:
             ["shown", f"{shown} of the {read} questions that were read, train first, in the run's order"],
         ]
         if self.wanted.disputed:
-            found.append(
-                ["disputed", f"{_in_words(reward)} and another shipped reward that applies say otherwise"]
-            )
+            others = ", ".join(name for name in rewards.REWARDS if name != "choice")
+            compared = f"choice if there are choices, else {others} (math: references with a digit or LaTeX)"
+            found.append(["compared with", f"{compared}; of what follows the answer marker, if it is there"])
         return [Table(("", ""), found)]
 
     def grade(self, reward: config.Reward, text: Text, row: Row) -> tuple[float, str | None]:
