@@ -5,7 +5,7 @@ Reads questions, a tokenizer and the config; writes nothing.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from stasc_ray.tasks import prompts, reasoning, rewards
 from stasc_ray.tasks.chat import Chat, Message, content
 
 Row = Mapping[str, Any]
+OnPrompt = Callable[[str, list[int]], Any]
 WRONG = "no such answer"
 MARKED_WRONG = {"choice": "?", "math": "-918273.5"}
 
@@ -53,18 +54,25 @@ def rehearse(settings: config.Config, tokenizer: Any, rows: Mapping[str, Sequenc
 
 
 def made_up(
-    chat: Chat, settings: config.Config, row: Row, reward: rewards.Grader, *, right: bool
+    chat: Chat,
+    settings: config.Config,
+    row: Row,
+    reward: rewards.Grader,
+    *,
+    right: bool,
+    on_prompt: OnPrompt = lambda turn, token_ids: None,
 ) -> list[Text]:
     """A graded trace of the recipe's turns about a train question, written by no model.
 
     Args:
         right: whether the first answers are right; what follows them is.
+        on_prompt: gets every turn that is asked, with the token ids (T,) of its prompt.
 
     Raises:
         ValueError: the chat template refuses a turn's conversation, or a prompt leaves no room for a text.
     """
     recipe, section = recipe_of(settings.algorithm.recipe), settings.algorithm
-    ask = _MadeUpAsk(chat, settings, row, right)
+    ask = _MadeUpAsk(chat, settings, row, right, on_prompt)
     asyncio.run(answer("recipe", recipe, row, ask, train_plan(settings, 0)))
     says_right = partial(recipe.says_right, section)
     pays = partial(reward, question_row=row)
@@ -89,8 +97,11 @@ def wrong_answer(settings: config.Config, row: Row) -> str:
 class _MadeUpAsk:
     """An `Ask` that renders each conversation as a run does, and answers it without a model."""
 
-    def __init__(self, chat: Chat, settings: config.Config, row: Row, right: bool) -> None:
+    def __init__(
+        self, chat: Chat, settings: config.Config, row: Row, right: bool, on_prompt: OnPrompt
+    ) -> None:
         self.chat, self.settings, self.row, self.right = chat, settings, row, right
+        self.on_prompt = on_prompt
         self.texts: list[Text] = []
 
     async def __call__(
@@ -103,6 +114,7 @@ class _MadeUpAsk:
         logprob: bool = False,
     ) -> list[Text]:
         prompt = _rendered(self.chat, messages, turn)
+        self.on_prompt(turn, prompt)
         self._check_room(turn, len(prompt))
         texts = [self._text(turn, number, parent) for number in range(n)]
         self.texts += texts

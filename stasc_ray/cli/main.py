@@ -1,4 +1,4 @@
-"""The `stasc` command: run | evaluate | report | config | datasets | serve | ask | keys | submit | jobs.
+"""The `stasc` command: run | look | evaluate | report | config | datasets | serve | ask | keys | submit | jobs.
 
 stasc run jobs/configs/demo.toml
 """
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stasc_ray.cli import datasets, serve, submit
+from stasc_ray.cli import datasets, look, serve, submit
 from stasc_ray.cli.errors import errors_for_people
 
 app = typer.Typer(
@@ -198,6 +198,7 @@ def conclusion(found: dict[str, Any]) -> str:
 
 
 app.command("datasets")(datasets.datasets)
+app.command("look")(look.look)
 app.command("serve")(serve.serve)
 app.command("ask")(serve.ask)
 app.add_typer(serve.keys_app, name="keys")

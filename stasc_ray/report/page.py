@@ -9,7 +9,6 @@ gives a shorter page.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +79,22 @@ def write_report(run_folder: Path, destination: Path | None = None) -> Path:
     """
     run = read_run(Path(run_folder))
     destination = Path(destination) if destination else run.folder.path / "report.html"
-    template = resources.files("stasc_ray.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    page = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    html = page.from_string(template).render(**contents(run))
+    html = templates().get_template("page.html.j2").render(**contents(run))
     # A lone surrogate in a model's text cannot be written; it becomes a question mark.
     write_atomically(destination, html.translate(CONTROL_PICTURES).encode("utf-8", "replace").decode("utf-8"))
     return destination
+
+
+def templates(**more: Any) -> jinja2.Environment:
+    """The templates of this folder, which escape all that is put into them."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("stasc_ray", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **more,
+    )
 
 
 def contents(run: Run) -> dict[str, Any]:

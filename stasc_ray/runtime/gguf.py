@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
     from gguf import GGUFReader
+    from transformers import PreTrainedTokenizerBase
 
 MAGIC = b"GGUF"
 PACKAGE, INSTALL = "gguf", "pip install stasc-ray[gguf]"
@@ -83,20 +84,34 @@ def convert(source: Path, folder: Path) -> str:
     return f"{source.name}: converted to {folder}, {note}"
 
 
-def _write(source: Path, folder: Path) -> str:
-    from gguf import GGUFReader
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
+def load_tokenizer(source: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a GGUF file.
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    Raises:
+        ValueError: the file can't be read, or it has no chat template.
+    """
+    from gguf import GGUFReader
+    from transformers import AutoTokenizer
+
     with _reading(source):
         reader = GGUFReader(source)
     _check_metadata(reader, source)
     with _reading(source):
         tokenizer: Any = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     _split_as_trained(tokenizer, reader, source)
-    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _write(source: Path, folder: Path) -> str:
+    from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    with _reading(source):
+        reader = GGUFReader(source)
+    load_tokenizer(source).save_pretrained(folder)
     dtype = _dtype(reader)
     with _reading(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(

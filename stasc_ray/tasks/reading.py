@@ -20,7 +20,7 @@ from stasc_ray.tasks.sources import records
 SANDBOX = "sandbox"
 OWN_COLUMNS = ("canonical", SANDBOX)
 """Presets whose columns a source may have or not."""
-BAD_ROW_EXAMPLES = 3
+BAD_ROW_EXAMPLES = 20
 
 
 @dataclass

@@ -5,13 +5,13 @@ import json
 import math
 import random
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from harness.pages import Page
 
 from stasc_ray.config import to_json, validate
 from stasc_ray.recipes import section_of
@@ -172,37 +172,6 @@ def _measure(rows: list[dict], split: str) -> dict[str, float]:
         half = 1.96 * (max(abs(found[name]) * (1 - abs(found[name])), 0.0) / n) ** 0.5
         found |= {f"{name}_low": found[name] - half, f"{name}_high": found[name] + half}
     return {f"{split}/{name}": value for name, value in found.items()}
-
-
-class Page(HTMLParser):
-    """Collects what the tests ask for, and checks that tags are closed in order."""
-
-    VOID = frozenset({"meta", "br", "link", "img"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.text.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def _set(folder: Path, iteration: int, key: str, value: float) -> None:
