@@ -61,13 +61,21 @@ denn obwohl parce_que car porque ya_que pues perché poiché omdat ponieważ eft
 BECAUSE = one_of(_BECAUSE) + "|因为|因為|なぜなら|왜냐하면|क्योंकि|لأن"
 
 _UNSURE = r"""
-not never neither nor isn't aren't wasn't cannot can't wrong incorrect unknown between than least most over
-under above below exceeds? up_to except half quarters? thirds? hundreds? thousands? millions? billions?
+not never neither nor isn't aren't wasn't cannot can't wrong incorrect unknown between than least most
+over under above below exceeds? up_to except half quarters? thirds? hundreds? thousands? millions? billions?
 trillions? either maybe perhaps or out_of squared cubed minus negative squares?_root factorial plus
 times_the nicht kein\w* mehr_als weniger_als pas plus_de moins_de más_de menos_de не больше меньше
 """
 UNSURE = one_of(_UNSURE) + "|不|没|大于|小于|至少|至多|以上|以下|ではな|万|萬|亿|億|억"
-"""With these a number is not the value that it writes: a limit, a denial, a factor."""
+"""Before a number: it is not the value, but a limit, denied, or a part of it."""
+
+_UNSURE_AFTER = r"""
+or and_a_half half quarters? thirds? hundreds? thousands? millions? billions? trillions? squared cubed
+factorial is_not isn't was_not wasn't is_wrong is_incorrect at_most at_least minimum maximum plus minus
+times_the if and_above and_up and_over and_more oder ou
+"""
+UNSURE_AFTER = one_of(_UNSURE_AFTER) + "|不|没|以上|以下|ではな|万|萬|亿|億|억"
+"""The same behind a number."""
 
 _PARTICLES = """
 은 는 이 가 을 를 의 에 에서 에게 로 으로 와 과 도 만 부터 까지 보다 처럼 이나 나 한테 께 께서 랑 이랑 하고

@@ -55,6 +55,9 @@ _ENUMERATED = re.compile(r"^[\s*_#>-]*\(?([A-Z])[.):][*_]*(?=\s)", re.MULTILINE)
 _NUMBERED = re.compile(
     r"(?i:\b(?:option|choice|number|no\.|nummer|opci[óo]n))\s*#?\s*\(?(\d{1,2})\)?(?![\w.,]*\d)"
 )
+_RUNS = re.compile(r"[^\S\n]{2,}|\n{3,}|([^\w\s]|_)\1{9,}")
+_END_READ = 4000
+"""Characters at the end of a text that are searched for a statement."""
 _TAG = re.compile(r"<(answer|result|final_answer)>\s*(.*?)\s*</\1>", re.IGNORECASE | re.DOTALL)
 
 
@@ -73,29 +76,47 @@ def choice_letter(text: str, choices: Sequence[str]) -> str | None:
     """
     letters = ascii_uppercase[: len(choices)] if choices else ascii_uppercase
     choices = own_texts(choices)
-    if text.strip() in choices and not text.strip().isupper():
-        return named_by_text(text, choices, whole=True)
-    if letter := plain_letter(text, letters):
-        return None if _is_text_of_another(letter, choices) else letter
-    if letter := named_by_text(text, choices, whole=True):
+    short = len(text) <= max(map(len, choices), default=0) + 200
+    letter = _alone(text, letters, choices) if short else ""
+    if letter != "":
         return letter
     boxed = last_boxed(text)
     if boxed is not None:
         inner = re.sub(r"\\[a-z]+\s*\{([^{}]*)\}", r"\1", boxed)
         return choice_letter(inner, choices) or named_by_text(boxed, choices, whole=True)
-    if tags := _TAG.findall(text):
+    if tags := _TAG.findall(text[-_END_READ:]):
         return choice_letter(tags[-1][1], choices)
-    text = _spaced(text)
+    text = _RUNS.sub(lambda run: run[0][0], _spaced(text[-_END_READ:]))
     for found in (_stated(text, letters, choices), _set_apart(text, letters)):
         if found is not None:
             return None if _is_text_of_another(found, choices) else found or None
+    return _by_number(text, letters, choices) or named_by_text(
+        _without_enumeration(text), choices, whole=False
+    )
+
+
+def _alone(text: str, letters: str, choices: Sequence[str]) -> str | None:
+    """The letter if the whole text is a letter or a choice's text, None if it could be either, else ""."""
+    if text.strip() in choices and not text.strip().isupper():
+        return named_by_text(text, choices, whole=True)
+    if letter := plain_letter(text, letters):
+        return None if _is_text_of_another(letter, choices) else letter
+    return named_by_text(text, choices, whole=True) or ""
+
+
+def _by_number(text: str, letters: str, choices: Sequence[str]) -> str | None:
+    """The letter of "Option 2", unless the choices hold numbers of their own."""
     numbers = [int(number) for number in _NUMBERED.findall(text)]
-    if numbers and not any(re.search(r"\d", choice) for choice in choices):
-        return letters[numbers[-1] - 1] if 0 < numbers[-1] <= len(choices) else None
-    enumerated = [line for line in text.splitlines() if _ENUMERATED.match(line)]
-    if len(enumerated) > 1:
-        text = "\n".join(line for line in text.splitlines() if line not in enumerated)
-    return named_by_text(text, choices, whole=False)
+    if not numbers or any(re.search(r"\d", choice) for choice in choices):
+        return None
+    return letters[numbers[-1] - 1] if 0 < numbers[-1] <= len(choices) else None
+
+
+def _without_enumeration(text: str) -> str:
+    """Without the lines of the choices, if the text writes several of them again."""
+    lines = text.splitlines()
+    enumerated = [line for line in lines if _ENUMERATED.match(line)]
+    return "\n".join(line for line in lines if line not in enumerated) if len(enumerated) > 1 else text
 
 
 def _is_text_of_another(letter: str, choices: Sequence[str]) -> bool:
@@ -203,11 +224,11 @@ def _set_apart(text: str, letters: str) -> str | None:
 
 
 def _listed(text: str, at: int) -> bool:
-    """Whether the letter at this position is one of a list of different letters that none denies."""
-    for match in _LISTED.finditer(text):
-        if match.start() <= at < match.end():
-            between = match[0]
-            return len(set(re.findall(r"(?<!\w)[A-Z](?!\w)", between))) > 1
+    """Whether the letter at this position is one of a list of different letters."""
+    start = max(0, at - 60)
+    for match in _LISTED.finditer(text[start : at + 60]):
+        if start + match.start() <= at < start + match.end():
+            return len(set(re.findall(r"(?<!\w)[A-Z](?!\w)", match[0]))) > 1
     return False
 
 

@@ -12,7 +12,7 @@ _BLOCK = re.compile(
     re.DOTALL,
 )
 _NEXT_TURN = re.compile(
-    r"^[\s#*<|]*(?:question|problem|exercise|user|human|q)\s*\d*[*]*\s*[:.]", re.IGNORECASE | re.MULTILINE
+    r"^[ \t#*<|]*(?:question|problem|exercise|user|human|q)\s*\d*[*]*\s*[:.]", re.IGNORECASE | re.MULTILINE
 )
 _CLOSING = re.compile(rf"(?<=[.!?])\s+{CLOSING}.*")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
@@ -48,6 +48,8 @@ def final_answer(text: str, marker: str) -> str | None:
     if boxed:
         whole = _TEXT.fullmatch(boxed.strip())
         return (whole[1] if whole else boxed).strip()
+    if len(line) > 4000:
+        return line.strip()
     tagged = _TAG.search(line)
     return _bare(tagged[2] if tagged else _CLOSING.sub("", line))
 

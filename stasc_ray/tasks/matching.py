@@ -82,7 +82,11 @@ def one_of_several(answer: str, references: Sequence[str]) -> bool:
 
 def _among_others(answer: str, reference: str, references: Sequence[str]) -> bool:
     pattern = re.compile(r"[\W_]*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", reference))), re.IGNORECASE)
-    found = [match for match in pattern.finditer(answer) if not _DENIED.search(answer[: match.start()])]
+    found = [
+        match
+        for match in pattern.finditer(answer)
+        if not _DENIED.search(answer[max(0, match.start() - 60) : match.start()])
+    ]
     if not found and pattern.search(answer):
         return True
     masked = pattern.sub("\u00d8", answer)  # a comma within the reference parts nothing

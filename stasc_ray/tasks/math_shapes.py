@@ -52,29 +52,37 @@ def shaped(text: str) -> Value:
     items = _split(text, _SEPARATOR)
     if len(items) > 1:
         return _set_of(items)
-    if matrix := _MATRIX.fullmatch(text):
-        rows = [row for row in re.split(r"\\\\", matrix[2]) if row.strip()]
-        cells = tuple(Several("row", tuple(shaped(cell) for cell in row.split("&"))) for row in rows)
-        return Several("matrix", cells)
+    return _matrix(text) or _bracketed(text) or _interval(text) or _named(text)
+
+
+def _matrix(text: str) -> Several | None:
+    matrix = _MATRIX.fullmatch(text)
+    if not matrix:
+        return None
+    rows = [row.split("&") for row in re.split(r"\\\\", matrix[2]) if row.strip()]
+    return Several("matrix", tuple(Several("row", tuple(map(shaped, row))) for row in rows))
+
+
+def _bracketed(text: str) -> Several | None:
+    """A set in braces; a tuple or an interval, whose brackets are its kind."""
     if braces := _enclosed(text, r"\{", r"\}") or _enclosed(text, "{", "}"):
         return _set_of(_split(braces, _SEPARATOR))
-    if (
-        len(text) > 1
-        and text[0] in "([]"
-        and text[-1] in ")]["
-        and len(inner := _split(text[1:-1], _SEPARATOR)) > 1
-    ):
-        # ]1, 2[ is the open interval
-        kind = (text[0] + text[-1]).replace("][", "()")
-        return Several(kind, tuple(map(shaped, inner)))
-    if interval := _interval(text):
-        return interval
+    if not (len(text) > 1 and text[0] in "([]" and text[-1] in ")]["):
+        return None
+    inner = _split(text[1:-1], _SEPARATOR)
+    if len(inner) < 2:
+        return None
+    # ]1, 2[ is the open interval
+    return Several((text[0] + text[-1]).replace("][", "()"), tuple(map(shaped, inner)))
+
+
+def _named(text: str) -> Value:
+    """`x = [1, 2]` is the interval, 1 \u00b1 x are two values; else the text itself."""
     if _PLUS_MINUS.search(text):
         return _set_of([text])
     name, side = sides_of(text)
-    if name and isinstance(several := shaped(side), Several):
-        return several
-    return text
+    several = shaped(side) if name else text
+    return several if isinstance(several, Several) else text
 
 
 def sides_of(text: str) -> tuple[str | None, str]:
