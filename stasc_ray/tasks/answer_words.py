@@ -23,7 +23,7 @@ RESULT = one_of(_RESULT) + "|結果|结果|결과"
 
 _CHOICE = r"""
 choices? options? correct_one pick(?:ed)? choose chose select(?:ed)? go(?:ing)?_with went_with opt_for
-vote_for wahl wähle choix choisis opci[óo]n elijo opzione scelta op[çc][ãa]o alternativa keuze
+vote_for letter wahl wähle choix choisis opci[óo]n elijo opzione scelta op[çc][ãa]o alternativa keuze
 вариант\w* الخيار विकल्प گزینه
 """
 CHOICE = one_of(_CHOICE) + "|选项?|選項?|应选|故选|選擇|选择|선택"
@@ -32,7 +32,7 @@ _RIGHT = r"""
 correct right answer best true richtige?n? korrekt antwort bonne correct[eao] juste respuesta corretta
 giusta corret[ao] certa juiste? poprawna rätt doğru правильн\w* верн\w*
 """
-RIGHT = one_of(_RIGHT) + "|正确|正確|正解|答案|정답|맞|सही"
+RIGHT = one_of(_RIGHT) + "|正确|正確|正しい|正解|答案|정답|맞|सही"
 
 _IS = "is was would_be seems fits must_be ist est es é è to jest är это"
 IS = rf"(?:\s+{one_of(_IS)}|\s*(?:是|が|は|가|이|은|는|[\u2013\u2014-](?=\s))|\s+(?=सही))"
@@ -43,8 +43,8 @@ EQUALS = one_of(_EQUALS) + "|[:=是为為は은는]|هو|هي"
 _NOT = r"""
 not never neither nor isn't wasn't cannot can't won't doesn't don't rather_than instead_of unlike except
 incorrect wrong false excludes? eliminate[ds]? rule_out ruled_out nicht kein\w* falsch\w* pas non fausse?
-incorrecte? no incorrect[ao] falsa não errad[ao] niet nie ikke inte değil bukan không
-не нет неверн\w* неправильн\w*
+anything_but everything_but all_but incorrecte? no incorrect[ao] falsa não errad[ao] niet nie ikke inte
+değil bukan không не нет неверн\w* неправильн\w*
 """
 NOT = one_of(_NOT) + r"|n't\b|不|没|非|错|錯|誤|ではな|じゃな|아니|틀[린렸]|नहीं|ليس|غير"
 NOT_AFTER = r"\s*(?:가|이|은|는|は|が|也)?\s*(?:아니|不|ではな|じゃな|नहीं|değil|bukan)"
