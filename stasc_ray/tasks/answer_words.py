@@ -62,9 +62,10 @@ BECAUSE = one_of(_BECAUSE) + "|因为|因為|なぜなら|왜냐하면|क्य
 
 _UNSURE = r"""
 not never neither nor isn't aren't wasn't cannot can't wrong incorrect unknown between than least most
-over under above below exceeds? up_to except half quarters? thirds? hundreds? thousands? millions? billions?
-trillions? either maybe perhaps or out_of squared cubed minus negative squares?_root factorial plus
-times_the nicht kein\w* mehr_als weniger_als pas plus_de moins_de más_de menos_de не больше меньше
+twice double triple thrice over under above below exceeds? up_to except half quarters? thirds? hundreds?
+thousands? millions? billions? trillions? either maybe perhaps or out_of squared cubed minus negative
+squares?_root factorial plus times_the nicht kein\w* mehr_als weniger_als pas plus_de moins_de más_de
+menos_de не больше меньше
 """
 UNSURE = one_of(_UNSURE) + "|不|没|大于|小于|至少|至多|以上|以下|ではな|万|萬|亿|億|억"
 """Before a number: it is not the value, but a limit, denied, or a part of it."""

@@ -75,6 +75,6 @@ def _first_line(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without space and Markdown emphasis around it; `__73__` is 73, and a name keeps its own `_`."""
-    text = text.strip().strip("*`").strip()
+    """Without space and Markdown emphasis; `__73__` is 73, and a name keeps its own `_`, x**2 its stars."""
+    text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text.strip().strip("*`")).strip()
     return text[2:-2].strip() if re.fullmatch(r"__.+__", text) else text

@@ -6,7 +6,7 @@ If a text holds several numbers and does not say which is the answer, it states 
 
 import re
 
-from stasc_ray.tasks.answer_words import ANSWER, CLOSING, EQUALS, RESULT, UNSURE, UNSURE_AFTER
+from stasc_ray.tasks.answer_words import ANSWER, CLOSING, EQUALS, RESULT, UNSURE, UNSURE_AFTER, one_of
 from stasc_ray.tasks.math_signs import clean
 
 LONGEST = 400
@@ -15,6 +15,8 @@ END_READ = 4000
 """Characters at the end of a text that are searched for its answer."""
 
 _RUNS = re.compile(r"[^\S\n]{2,}|\n{3,}|([*_`=-])\1{9,}")
+_EMPHASIS = re.compile(r"(?<![\w)])\*\*(?=\S)([^*\n]+?)\*\*(?![\w(])")
+_BECAUSE = re.compile(rf"[\s,(]+{one_of('because since weil parce_que porque denn')}|\s*因为")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:and|or|\\text\{\s*(?:and|or)\s*\})?[\s$]*")
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|textit|mathbf|mathit|rm|bf)\s*\{([^{}]*)\}")
@@ -36,14 +38,14 @@ _FUNCTION_WORDS = frozenset(
 )
 _WORD = r"(?:(?<![\\A-Za-z\d_^])[^\W\d_]{2,}|[^\W\d_a-zA-Z]|\\text\{[^{}]*\})(?:['-][^\W\d_]+)*"
 _TAIL = re.compile(
-    rf"(?:(?<=\d)(?:{_ATTACHED_UNITS})\b"
+    rf"(?:(?<=\d)(?:{_ATTACHED_UNITS})\b|(?<=[\d}}])\s*(?:k?m|cm|mi|ft)\s*/\s*(?:s|h|hr|min|sec)\b"
     rf"|[\s,.]*(?:{_WORD}|\((?:\s*{_WORD})+\s*\)|(?<=\s)an?(?=\s*$)|(?<=[A-Za-z}}])\s*/\s*[A-Za-z]{{1,6}}))"
     r"(?:\s*\^\s*\{?[23]\}?)?[.,!?]?\s*$"
 )
 _MATH_SIGN = re.compile(r"[\d\\$=<>^+*/({\[|]|(?<![A-Za-z])-")
 _LINK = re.compile(
     r"\b(?:is|are|was|equals?|be|total of|gives?|makes?|gets?|get|have|has|ist|est|es)\s+(?=[-\d$\\(.])"
-    r"|(?:=|:)\s*(?=\S)"
+    r"|\b(?:so|thus|therefore|hence|altogether)\s+(?=[-\d$\\(])|(?:=|:)\s*(?=\S)"
 )
 _LEADING_VALUE = re.compile(
     r"([-+]?[$]?\d[\d.]*(?:/\d+)?%?)\s+[^\W\d_]{2,}(?:\s+[^\W\d_]{2,}){0,2}\s+"
@@ -63,7 +65,7 @@ def stated(text: str) -> str | None:
     if boxed is not None:
         boxed = _unwrap(clean(boxed))
         return _bare(boxed) or boxed or None
-    text = clean(_RUNS.sub(lambda run: run[0][0], text[-END_READ:]))
+    text = _EMPHASIS.sub(r"\1", clean(_RUNS.sub(lambda run: run[0][0], text[-END_READ:])))
     text = _one_line_blocks(_PLEASANTRY.sub("", _TAG.sub(" ", text), count=1))
     statement = next(reversed(list(_STATEMENT.finditer(text))), None)
     lines = [line for line in text[statement.end() if statement else 0 :].splitlines() if line.strip()]
@@ -145,6 +147,9 @@ def _expression(sentence: str) -> str | None:
     sentence = _unwrap(sentence) if len(sentence) <= LONGEST else ""
     if not sentence:
         return None
+    because = _BECAUSE.search(sentence)
+    if because and _MATH_SIGN.search(sentence[: because.start()]):
+        sentence = _unwrap(sentence[: because.start()])
     core = _bare(sentence)
     if core is not None:
         return core
