@@ -1,4 +1,4 @@
-"""The `stasc` command: run | look | evaluate | report | config | datasets | serve | ask | keys | submit | jobs.
+"""The `stasc` command, one function or module for each subcommand.
 
 stasc run jobs/configs/demo.toml
 """

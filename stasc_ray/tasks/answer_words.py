@@ -23,7 +23,7 @@ RESULT = one_of(_RESULT) + "|結果|结果|결과"
 
 _CHOICE = r"""
 choices? options? correct_one pick(?:ed)? choose chose select(?:ed)? go(?:ing)?_with went_with opt_for
-vote_for wahl wähle choix choisis opci[óo]n elijo opzione scelta op[çc][ãa]o alternativa keuze
+vote_for letter wahl wähle choix choisis opci[óo]n elijo opzione scelta op[çc][ãa]o alternativa keuze
 вариант\w* الخيار विकल्प گزینه
 """
 CHOICE = one_of(_CHOICE) + "|选项?|選項?|应选|故选|選擇|选择|선택"
@@ -32,7 +32,7 @@ _RIGHT = r"""
 correct right answer best true richtige?n? korrekt antwort bonne correct[eao] juste respuesta corretta
 giusta corret[ao] certa juiste? poprawna rätt doğru правильн\w* верн\w*
 """
-RIGHT = one_of(_RIGHT) + "|正确|正確|正解|答案|정답|맞|सही"
+RIGHT = one_of(_RIGHT) + "|正确|正確|正しい|正解|答案|정답|맞|सही"
 
 _IS = "is was would_be seems fits must_be ist est es é è to jest är это"
 IS = rf"(?:\s+{one_of(_IS)}|\s*(?:是|が|は|가|이|은|는|[\u2013\u2014-](?=\s))|\s+(?=सही))"
@@ -43,8 +43,8 @@ EQUALS = one_of(_EQUALS) + "|[:=是为為は은는]|هو|هي"
 _NOT = r"""
 not never neither nor isn't wasn't cannot can't won't doesn't don't rather_than instead_of unlike except
 incorrect wrong false excludes? eliminate[ds]? rule_out ruled_out nicht kein\w* falsch\w* pas non fausse?
-incorrecte? no incorrect[ao] falsa não errad[ao] niet nie ikke inte değil bukan không
-не нет неверн\w* неправильн\w*
+anything_but everything_but all_but incorrecte? no incorrect[ao] falsa não errad[ao] niet nie ikke inte
+değil bukan không не нет неверн\w* неправильн\w*
 """
 NOT = one_of(_NOT) + r"|n't\b|不|没|非|错|錯|誤|ではな|じゃな|아니|틀[린렸]|नहीं|ليس|غير"
 NOT_AFTER = r"\s*(?:가|이|은|는|は|が|也)?\s*(?:아니|不|ではな|じゃな|नहीं|değil|bukan)"
@@ -61,13 +61,22 @@ denn obwohl parce_que car porque ya_que pues perché poiché omdat ponieważ eft
 BECAUSE = one_of(_BECAUSE) + "|因为|因為|なぜなら|왜냐하면|क्योंकि|لأن"
 
 _UNSURE = r"""
-not never neither nor isn't aren't wasn't cannot can't wrong incorrect unknown between than least most over
-under above below exceeds? up_to except half quarters? thirds? hundreds? thousands? millions? billions?
-trillions? either maybe perhaps or out_of squared cubed minus negative squares?_root factorial plus
-times_the nicht kein\w* mehr_als weniger_als pas plus_de moins_de más_de menos_de не больше меньше
+not never neither nor isn't aren't wasn't cannot can't wrong incorrect unknown between than least most
+twice double triple thrice over under above below exceeds? up_to except half quarters? thirds? hundreds?
+thousands? millions? billions? trillions? either maybe perhaps or out_of squared cubed minus negative
+squares?_root factorial plus times_the nicht kein\w* mehr_als weniger_als pas plus_de moins_de más_de
+menos_de не больше меньше
 """
 UNSURE = one_of(_UNSURE) + "|不|没|大于|小于|至少|至多|以上|以下|ではな|万|萬|亿|億|억"
-"""With these a number is not the value that it writes: a limit, a denial, a factor."""
+"""Before a number: it is not the value, but a limit, denied, or a part of it."""
+
+_UNSURE_AFTER = r"""
+or and_a_half half quarters? thirds? hundreds? thousands? millions? billions? trillions? squared cubed
+factorial is_not isn't was_not wasn't is_wrong is_incorrect at_most at_least minimum maximum plus minus
+times_the if and_above and_up and_over and_more oder ou
+"""
+UNSURE_AFTER = one_of(_UNSURE_AFTER) + "|不|没|以上|以下|ではな|万|萬|亿|億|억"
+"""The same behind a number."""
 
 _PARTICLES = """
 은 는 이 가 을 를 의 에 에서 에게 로 으로 와 과 도 만 부터 까지 보다 처럼 이나 나 한테 께 께서 랑 이랑 하고

@@ -12,7 +12,7 @@ _BLOCK = re.compile(
     re.DOTALL,
 )
 _NEXT_TURN = re.compile(
-    r"^[\s#*<|]*(?:question|problem|exercise|user|human|q)\s*\d*[*]*\s*[:.]", re.IGNORECASE | re.MULTILINE
+    r"^[ \t#*<|]*(?:question|problem|exercise|user|human|q)\s*\d*[*]*\s*[:.]", re.IGNORECASE | re.MULTILINE
 )
 _CLOSING = re.compile(rf"(?<=[.!?])\s+{CLOSING}.*")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
@@ -48,6 +48,8 @@ def final_answer(text: str, marker: str) -> str | None:
     if boxed:
         whole = _TEXT.fullmatch(boxed.strip())
         return (whole[1] if whole else boxed).strip()
+    if len(line) > 4000:
+        return line.strip()
     tagged = _TAG.search(line)
     return _bare(tagged[2] if tagged else _CLOSING.sub("", line))
 
@@ -73,6 +75,6 @@ def _first_line(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without space and Markdown emphasis around it; `__73__` is 73, and a name keeps its own `_`."""
-    text = text.strip().strip("*`").strip()
+    """Without space and Markdown emphasis; `__73__` is 73, and a name keeps its own `_`, x**2 its stars."""
+    text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text.strip().strip("*`")).strip()
     return text[2:-2].strip() if re.fullmatch(r"__.+__", text) else text

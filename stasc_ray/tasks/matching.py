@@ -82,7 +82,11 @@ def one_of_several(answer: str, references: Sequence[str]) -> bool:
 
 def _among_others(answer: str, reference: str, references: Sequence[str]) -> bool:
     pattern = re.compile(r"[\W_]*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", reference))), re.IGNORECASE)
-    found = [match for match in pattern.finditer(answer) if not _DENIED.search(answer[: match.start()])]
+    found = [
+        match
+        for match in pattern.finditer(answer)
+        if not _DENIED.search(answer[max(0, match.start() - 60) : match.start()])
+    ]
     if not found and pattern.search(answer):
         return True
     masked = pattern.sub("\u00d8", answer)  # a comma within the reference parts nothing
@@ -140,14 +144,17 @@ def _contains(answer: str, reference: str) -> bool:
     words = form.split()
     if form in _BOOLEANS:
         return any(_says(answer, word) for word in _BOOLEANS[form])
-    if (len(form) < 2 and not form.isdigit()) or words[-1] in ARTICLES or _FUNCTION_WORDS.issuperset(words):
-        return _states(spaced(answer), reference.strip())
     texts = [f" {text} " for text in spellings(answer)]
+    if not form.isascii() and any(_attached(form).search(text) for text in texts):
+        return True
+    of_chance = (len(form) < 2 and not form.isdigit()) or words[-1] in ARTICLES
+    if of_chance or _FUNCTION_WORDS.issuperset(words):
+        return _states(spaced(answer), reference.strip())
     if any(f" {form} " in text for form in wanted for text in texts):
         return True
-    if form[-1].isdigit() and "." in texts[0] and any(_same_number(word, form) for word in texts[0].split()):
-        return True
-    return not form.isascii() and any(_attached(form).search(text) for text in texts)
+    return (
+        form[-1].isdigit() and "." in texts[0] and any(_same_number(word, form) for word in texts[0].split())
+    )
 
 
 @lru_cache(maxsize=1024)

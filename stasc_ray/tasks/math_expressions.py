@@ -44,7 +44,7 @@ def symbols(node: Node) -> set[str]:
 
 
 def rounded_alike(text: str, value: Any) -> bool:
-    """Whether the decimal `text`, of at least 6 places and significant digits, is the real `value` rounded."""
+    """Whether the decimal `text`, of 6 places and digits at least, is the real `value` rounded there."""
     decimal = re.fullmatch(r"-?(\d*)\.(\d+)", text)
     if not decimal or len(decimal[2]) < 6 or len((decimal[1] + decimal[2]).lstrip("0")) < 6:
         return False

@@ -21,7 +21,7 @@ _NAME = re.compile(
     r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\{?\w+\}?)?'*(?:\^\{-1\})?(?:\([a-zA-Z](?:,\s*[a-zA-Z])*\))?"
     r"|m?\s*\\angle\s*[A-Z]+|\|?[A-Z]{2,4}\|?|\\overline\s*\{?[A-Z]{2}\}?|\\text\{[^{}]*\}"
     r"|[a-zA-Z]{3,}(?: [a-zA-Z]+)*"
-    r"|\[[A-Z]+\]|[PE]\([A-Z]\)"
+    r"|\[[A-Z]+\]|[PE]\([A-Z]\)|\([a-zA-Z](?:,\s*[a-zA-Z])+\)"
 )
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])")
 _IN = re.compile(r"\\in(?![a-zA-Z])")
@@ -49,32 +49,42 @@ def shaped(text: str) -> Value:
     member = _IN.search(text)
     if member and _NAME.fullmatch(text[: member.start()].strip()):
         return shaped(text[member.end() :])
+    if both := _both(text):
+        return both
     items = _split(text, _SEPARATOR)
     if len(items) > 1:
         return _set_of(items)
-    if matrix := _MATRIX.fullmatch(text):
-        rows = [row for row in re.split(r"\\\\", matrix[2]) if row.strip()]
-        cells = tuple(Several("row", tuple(shaped(cell) for cell in row.split("&"))) for row in rows)
-        return Several("matrix", cells)
+    return _matrix(text) or _bracketed(text) or _interval(text) or _named(text)
+
+
+def _matrix(text: str) -> Several | None:
+    matrix = _MATRIX.fullmatch(text)
+    if not matrix:
+        return None
+    rows = [row.split("&") for row in re.split(r"\\\\", matrix[2]) if row.strip()]
+    return Several("matrix", tuple(Several("row", tuple(map(shaped, row))) for row in rows))
+
+
+def _bracketed(text: str) -> Several | None:
+    """A set in braces; a tuple or an interval, whose brackets are its kind."""
     if braces := _enclosed(text, r"\{", r"\}") or _enclosed(text, "{", "}"):
         return _set_of(_split(braces, _SEPARATOR))
-    if (
-        len(text) > 1
-        and text[0] in "([]"
-        and text[-1] in ")]["
-        and len(inner := _split(text[1:-1], _SEPARATOR)) > 1
-    ):
-        # ]1, 2[ is the open interval
-        kind = (text[0] + text[-1]).replace("][", "()")
-        return Several(kind, tuple(map(shaped, inner)))
-    if interval := _interval(text):
-        return interval
+    if not (len(text) > 1 and text[0] in "([]" and text[-1] in ")][" and _enclosed(text, text[0], text[-1])):
+        return None
+    inner = _split(text[1:-1], _SEPARATOR)
+    if len(inner) < 2:
+        return None
+    # ]1, 2[ is the open interval
+    return Several((text[0] + text[-1]).replace("][", "()"), tuple(map(shaped, inner)))
+
+
+def _named(text: str) -> Value:
+    """`x = [1, 2]` is the interval, 1 \u00b1 x are two values; else the text itself."""
     if _PLUS_MINUS.search(text):
         return _set_of([text])
     name, side = sides_of(text)
-    if name and isinstance(several := shaped(side), Several):
-        return several
-    return text
+    several = shaped(side) if name else text
+    return several if isinstance(several, Several) else text
 
 
 def sides_of(text: str) -> tuple[str | None, str]:
@@ -110,6 +120,18 @@ def _interval(text: str) -> Several | None:
         orders.reverse()
     kind = ("[" if orders[0].endswith("=") else "(") + ("]" if orders[1].endswith("=") else ")")
     return Several(kind, (sides[0], sides[2]))
+
+
+def _both(text: str) -> Several | None:
+    """`x > 1 and x < 3` as an interval."""
+    sides = re.split(r"\sand\s", text)
+    names = {name for side in sides for name in re.findall(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", side)}
+    if len(sides) != 2 or len(names) != 1:
+        return None
+    low, high = sorted(map(_interval, sides), key=lambda one: one is not None and one.items[0] == "-\\infty")
+    if low is None or high is None or low.items[1] != "\\infty" or high.items[0] != "-\\infty":
+        return None
+    return Several(low.kind[0] + high.kind[1], (low.items[0], high.items[1]))
 
 
 def _set_of(items: Sequence[str]) -> Several:

@@ -71,7 +71,7 @@ _SPELLED = [
         (r"\s*\b(?:percent|per cent)\b", "%"),
         (r"(?<![\d)}])(\s|^)(?:minus|negative)\s+(?=\d)", r"\1-"),
         (r"(?<![\\a-zA-Z])infinity(?![a-zA-Z])", r"\\infty"),
-        (r"(?<=\d)\s*x\s*(?=10\s*\^)", r"\\times "),
+        (r"(?<=[\d)%])\s*x\s*(?=\$?\d)", r" \\times "),
         (r"(?<=[\w)])\*\*(?=[\w(])", "^"),
         (r"(\^\s*\{?\s*\\circ\s*\}?)\s*[CF](?![a-zA-Z])", r"\1"),
         (r"\{\s*([^{}\s]+)\s*\\choose\s*([^{}\s]+)\s*\}", r"\\binom{\1}{\2}"),

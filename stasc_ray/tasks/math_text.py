@@ -6,9 +6,17 @@ If a text holds several numbers and does not say which is the answer, it states 
 
 import re
 
-from stasc_ray.tasks.answer_words import ANSWER, CLOSING, EQUALS, RESULT, UNSURE
+from stasc_ray.tasks.answer_words import ANSWER, CLOSING, EQUALS, RESULT, UNSURE, UNSURE_AFTER, one_of
 from stasc_ray.tasks.math_signs import clean
 
+LONGEST = 400
+"""Characters of an expression with the words around it: what is longer states none."""
+END_READ = 4000
+"""Characters at the end of a text that are searched for its answer."""
+
+_RUNS = re.compile(r"[^\S\n]{2,}|\n{3,}|([*_`=-])\1{9,}")
+_EMPHASIS = re.compile(r"(?<![\w)])\*\*(?=\S)([^*\n]+?)\*\*(?![\w(])")
+_BECAUSE = re.compile(rf"[\s,(]+{one_of('because since weil parce_que porque denn')}|\s*因为")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:and|or|\\text\{\s*(?:and|or)\s*\})?[\s$]*")
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|textit|mathbf|mathit|rm|bf)\s*\{([^{}]*)\}")
@@ -17,6 +25,7 @@ _STATEMENT = re.compile(rf"(?:{ANSWER}|{RESULT}|####)[*_]*(?:\s*(?:{EQUALS})[*_]
 _PLEASANTRY = re.compile(rf"(?<=[.!\s])\s*{CLOSING}.*", re.DOTALL)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"$\\*(]|[^\x00-\x7f])|(?<=\.)(?=[^\x00-\x7f\s])")
 _BLOCKED = re.compile(UNSURE)
+_BLOCKED_AFTER = re.compile(UNSURE_AFTER)
 _SHORT_WORDS = frozenset(
     """is in of to at by on an as be it he we so or if up no my us am do go me cm mm km kg mg ml ft lb oz
     hr hz kw la le el un il en de du au es da di em um ja er im zu""".split()  # noqa: SIM905
@@ -29,13 +38,14 @@ _FUNCTION_WORDS = frozenset(
 )
 _WORD = r"(?:(?<![\\A-Za-z\d_^])[^\W\d_]{2,}|[^\W\d_a-zA-Z]|\\text\{[^{}]*\})(?:['-][^\W\d_]+)*"
 _TAIL = re.compile(
-    rf"(?:(?<=\d)(?:{_ATTACHED_UNITS})\b|[\s,.]*(?:{_WORD}|\((?:\s*{_WORD})+\s*\)|(?<=[A-Za-z}}])\s*/\s*[A-Za-z]{{1,6}}))"
+    rf"(?:(?<=\d)(?:{_ATTACHED_UNITS})\b|(?<=[\d}}])\s*(?:k?m|cm|mi|ft)\s*/\s*(?:s|h|hr|min|sec)\b"
+    rf"|[\s,.]*(?:{_WORD}|\((?:\s*{_WORD})+\s*\)|(?<=\s)an?(?=\s*$)|(?<=[A-Za-z}}])\s*/\s*[A-Za-z]{{1,6}}))"
     r"(?:\s*\^\s*\{?[23]\}?)?[.,!?]?\s*$"
 )
 _MATH_SIGN = re.compile(r"[\d\\$=<>^+*/({\[|]|(?<![A-Za-z])-")
 _LINK = re.compile(
     r"\b(?:is|are|was|equals?|be|total of|gives?|makes?|gets?|get|have|has|ist|est|es)\s+(?=[-\d$\\(.])"
-    r"|(?:=|:)\s*(?=\S)"
+    r"|\b(?:so|thus|therefore|hence|altogether)\s+(?=[-\d$\\(])|(?:=|:)\s*(?=\S)"
 )
 _LEADING_VALUE = re.compile(
     r"([-+]?[$]?\d[\d.]*(?:/\d+)?%?)\s+[^\W\d_]{2,}(?:\s+[^\W\d_]{2,}){0,2}\s+"
@@ -50,10 +60,13 @@ def stated(text: str) -> str | None:
     answer is", the last line that holds a number, a formula or, in a text of one line, anything.
     """
     boxed = last_boxed(text)
+    if boxed is not None and len(boxed) > LONGEST:
+        return None
     if boxed is not None:
         boxed = _unwrap(clean(boxed))
         return _bare(boxed) or boxed or None
-    text = _one_line_blocks(_PLEASANTRY.sub("", _TAG.sub(" ", clean(text)), count=1))
+    text = _EMPHASIS.sub(r"\1", clean(_RUNS.sub(lambda run: run[0][0], text[-END_READ:])))
+    text = _one_line_blocks(_PLEASANTRY.sub("", _TAG.sub(" ", text), count=1))
     statement = next(reversed(list(_STATEMENT.finditer(text))), None)
     lines = [line for line in text[statement.end() if statement else 0 :].splitlines() if line.strip()]
     if not lines:
@@ -116,38 +129,53 @@ def _ends_in_value(text: str) -> bool:
 
 def _is_word(text: str) -> bool:
     """Two letters may be two variables; more are a word."""
-    words = re.findall(r"[^\W\d_]+", text.replace("\\text", ""))
+    words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.replace("\\text", ""))
     return (
         "\\text" in text
         or "/" in text
-        or all(len(word) > 2 or word.lower() in _SHORT_WORDS or not word.isascii() for word in words)
+        or all(
+            len(word) > 2 or word.lower() in _SHORT_WORDS or word in ("a", "an") or not word.isascii()
+            for word in words
+        )
     )
 
 
 def _expression(sentence: str) -> str | None:
     """The expression in one line or sentence, without the words around it."""
-    sentence = _unwrap(sentence)
+    if len(sentence) > LONGEST:
+        sentence = _SENTENCE.split(sentence)[-1]
+    sentence = _unwrap(sentence) if len(sentence) <= LONGEST else ""
     if not sentence:
         return None
+    because = _BECAUSE.search(sentence)
+    if because and _MATH_SIGN.search(sentence[: because.start()]):
+        sentence = _unwrap(sentence[: because.start()])
     core = _bare(sentence)
     if core is not None:
         return core
-    first = _SENTENCE.split(sentence)[0]
-    if first != sentence and re.match(r"[-$\d\\(]", first) and (core := _bare(_unwrap(first))) is not None:
-        return core
-    if leading := _LEADING_VALUE.fullmatch(sentence.replace("\\", "")):
-        return _unwrap(leading[1])
-    links = list(_LINK.finditer(sentence))
-    if links:
-        rest = _unwrap(sentence[links[-1].end() :])
-        if _BLOCKED.search(sentence[max(0, links[-1].start() - 25) : links[-1].start()]):
-            return None
-        core = _bare(rest)
-        if core is not None and _MATH_SIGN.search(core):
-            return core
-        if leading := _LEADING_VALUE.fullmatch(rest):
-            return _unwrap(leading[1])
-    return None
+    first = _unwrap(_SENTENCE.split(sentence)[0])
+    if first != sentence and re.match(r"[-$\d\\(]", first) and "=" not in first:
+        core = _bare(first)
+    return core or _leading(sentence) or _linked(sentence)
+
+
+def _leading(text: str) -> str | None:
+    """The first number of "72 clips in 2 months"."""
+    leading = _LEADING_VALUE.fullmatch(text.replace("\\", ""))
+    return _unwrap(leading[1]) if leading else None
+
+
+def _linked(sentence: str) -> str | None:
+    """The expression behind the last "is" or "=" of a sentence."""
+    link = next(reversed(list(_LINK.finditer(sentence))), None)
+    if link is None:
+        return None
+    clause = re.split(r"[,;]\s", sentence[: link.start()])[-1]
+    if _BLOCKED.search(clause[-25:]):
+        return None
+    rest = _unwrap(sentence[link.end() :])
+    core = _bare(rest)
+    return core if core and _MATH_SIGN.search(core) else _leading(rest)
 
 
 def _bare(text: str) -> str | None:
@@ -157,7 +185,7 @@ def _bare(text: str) -> str | None:
         return text if len(text) < 60 else None  # "Evelyn", "even"
     head = text[: _end_of_words(text)]
     core, tail = without_units(text[len(head) :].strip(" ,:"))
-    if _BLOCKED.search(head) or _BLOCKED.search(tail):
+    if _BLOCKED.search(head) or _BLOCKED_AFTER.search(tail):
         return None
     inner = _TEXT.sub(" ", core)
     for word in re.finditer(r"(?<![\\A-Za-z])[^\W\d_]{2,}", inner):

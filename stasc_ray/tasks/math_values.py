@@ -185,6 +185,7 @@ def _conflict(given: set[str], wanted: set[str]) -> bool:
 
 def _tidy(text: str) -> str:
     """Without space, delimiters and the braces of single signs: equal texts are equal values."""
+    text = re.sub(r"(?<=\d)\s+(?=\d)", "_ _", text)  # 7 2 is not 72
     text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|[\s$]", "", text)
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
     return text.strip(".").removeprefix("+")

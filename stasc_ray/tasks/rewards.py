@@ -27,13 +27,12 @@ def choice(answer: str, references: Sequence[str]) -> float:
 
 
 def math(answer: str, references: Sequence[str]) -> float:
-    """1.0 if the answer equals a reference mathematically (math-verify), else 0.0; in a child process of its
-    own.
+    """1.0 if the answer equals a reference mathematically, else 0.0; what takes computing runs in a child.
 
     A Grader keeps its child, which is much faster.
 
     Raises:
-        TimeoutError: after 5 s. RuntimeError: math-verify failed.
+        TimeoutError: after 5 s. RuntimeError: the child failed.
     """
     reward = MathReward(timeout_s=5.0)
     try:

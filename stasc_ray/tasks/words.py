@@ -28,7 +28,7 @@ _PARTING_PERIOD = re.compile(r"(?<=[^\W\d_]{3})\.(?=[^\W\d_])|(?<=[^\W\d_])\.(?=
 _DROPPED = re.compile(r"'|\.(?!\d)")  # U.S. = US; the point in 3.14 stays
 # Everything else that is no letter, digit or mark parts words; a minus sign before a number stays.
 _PARTING = re.compile(r"[^\w\s.\-]|_|(?<=\w)-|-(?!\.?\d)")
-_HYPHEN = re.compile(r"(?<=[^\W\d_])[-\u2010\u2011](?=[^\W\d_])")
+_HYPHEN = re.compile(r"(?<=[^\W\d_])[-\u2010\u2011](?=[^\W_])|(?<=[^\W_])[-\u2010\u2011](?=[^\W\d_])")
 _INITIALS = re.compile(r"(?<![\w.])((?:[^\W\d_]\.\s+)+)(?=[^\W\d_]\.)|(?<!\w)([A-Z] )(?=[A-Z] [A-Z][a-z])")
 _WHOLE_DECIMAL = re.compile(r"(?<![\d.])(\d+)\.0+(?![\d.])")
 
@@ -37,6 +37,7 @@ UNSPACED = re.compile(
     "\U00020000-\U0003ffff]"
 )
 """Scripts that do not part words by spaces (Thai, Lao, Burmese, Khmer, Japanese, Chinese)."""
+_MINUS_BESIDE = re.compile(rf"(?<={UNSPACED.pattern})-(?=\.?\d)")
 _HANGUL = "\uac00-\ud7a3"
 _MARKS = (
     "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u102b-\u103e\u1056-\u1059\u105e-\u1060"
@@ -111,6 +112,7 @@ _LATIN = "[A-Za-z0-9]"
 
 def _fold(text: str) -> str:
     text = _DASHED_NUMBER.sub("-", text).casefold().translate(_LETTERS_FOLDED)
+    text = _MINUS_BESIDE.sub(" -", text)
     text = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
     text = unicodedata.normalize("NFC", _POINTS.sub("", text)).casefold()
     signs = (str(unicodedata.digit(sign)) if sign.isdecimal() else sign for sign in text)
