@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from string import ascii_uppercase
 
 from stasc_ray.tasks.answer_words import one_of
@@ -60,8 +61,8 @@ def named_by_text(text: str, choices: Sequence[str], *, whole: bool) -> str | No
 
 def _whole(text: str, choices: Sequence[str]) -> str | None:
     prefix = _PREFIX.match(text)
-    for form in (str.strip, _trimmed, _symbols, str.casefold, _casefolded, _number, _words):
-        wanted = [form(choice) for choice in choices]
+    for at, form in enumerate(_FORMS):
+        wanted = [_forms(choice)[at] for choice in choices]
         if letter := _only(form(text), wanted, choices):
             return letter
         if prefix and (letter := _only(form(text[prefix.end() :]), wanted, choices)) == prefix[1].upper():
@@ -101,14 +102,24 @@ def _casefolded(text: str) -> str:
 def _number(text: str) -> object:
     """Its value, if it is a number: 22.50 is 22.5."""
     text = _trimmed(text).replace("$", "")
-    value = number(clean(text)) if re.search(r"\d", text) and len(text) < 40 else None
-    return value and (str(value[0]), value[1])
+    if not re.search(r"\d", text) or re.search(r"(?<![\\a-zA-Z])[a-zA-Z]{2}", text) or len(text) > 40:
+        return None
+    return number(clean(text))
 
 
 def _words(text: str) -> str:
     """Lower-case words with single spaces; "" if signs between or beside them have a meaning."""
     text = _trimmed(text)
     return "" if _SYMBOLS.search(text) else " ".join(re.findall(r"\w+", text.casefold()))
+
+
+_FORMS = (str.strip, _trimmed, _symbols, str.casefold, _casefolded, _number, _words)
+"""How a text and a choice are compared: the first form in which one choice alone is equal counts."""
+
+
+@lru_cache(maxsize=1024)
+def _forms(choice: str) -> tuple[object, ...]:
+    return tuple(form(choice) for form in _FORMS)
 
 
 def _mentioned(text: str, choices: Sequence[str]) -> str | None:
