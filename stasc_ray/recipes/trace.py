@@ -161,7 +161,8 @@ def grade(
     """
     for text in texts:
         if text.turn in answers:
-            text.reward, text.grader_error = reward(text.answer)
+            unanswered = text.answer_start and not text.answer.strip()
+            text.reward, text.grader_error = (0.0, None) if unanswered else reward(text.answer)
     for text in texts:
         if text.turn in verdicts and text.parent and text.parent.reward is not None:
             said = says_right(text.answer)

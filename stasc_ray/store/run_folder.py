@@ -38,6 +38,7 @@ OPERATIONAL = (
     "engine.gpu_memory_utilization",
     "engine.kv_cache_gb",
     "engine.max_error_fraction",
+    "reward.max_error_fraction",
     "engine.reserve_gpus",
     "engine.start_timeout_s",
     "finetune.gradient_checkpointing",

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stasc_ray.config import Columns, hashing
-from stasc_ray.tasks.choice_columns import Choices, choices_of, letter_of
-from stasc_ray.tasks.columns import MISSING, Paths, as_paths, find, written_value
-from stasc_ray.tasks.documents import documents_of
-from stasc_ray.tasks.values import as_list, as_text, normalize
+from stasc_ray.tasks.loading.choice_columns import Choices, choices_of, letter_of
+from stasc_ray.tasks.loading.columns import MISSING, Paths, as_paths, find, written_value
+from stasc_ray.tasks.loading.documents import documents_of
+from stasc_ray.tasks.loading.values import as_list, as_text, normalize
 
 Row = dict[str, Any]
 _NO_CHOICES = Choices([], [])

@@ -6,8 +6,8 @@ from functools import lru_cache
 from string import ascii_uppercase
 
 from stasc_ray.tasks.answer_words import one_of
-from stasc_ray.tasks.math_signs import clean
-from stasc_ray.tasks.math_values import number
+from stasc_ray.tasks.math.signs import clean
+from stasc_ray.tasks.math.values import number
 
 _OWN_LETTER = re.compile(r"\s*(?:\(?([A-Za-z])[).:]|([A-Za-z])\s+[-\u2013])\s*(?=\S)")
 _PREFIX = re.compile(r"\s*[*_(\[]*([A-Za-z])[*_]*(?:[.):\]]+|\s+[-\u2013\u2014]|\s)[*_]*\s*(?=\S)")

@@ -10,7 +10,7 @@ from string import ascii_uppercase
 
 from stasc_ray.tasks.answer_words import ANSWER, BECAUSE, CHOICE, IS, NOT, NOT_AFTER, OR_AND, RIGHT, one_of
 from stasc_ray.tasks.choice_texts import named_by_text, own_texts, plain_letter
-from stasc_ray.tasks.math_text import last_boxed
+from stasc_ray.tasks.math.text import last_boxed
 
 _LETTER = (
     r"(?<![\w'\u2019\\-])[(\[{<\"'`*_$\u2018\u201c]*([A-Z]|[a-z])[)\]}>\"'`*_$\u2019\u201d]*"

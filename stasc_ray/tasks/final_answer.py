@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 
 from stasc_ray.tasks.answer_words import CLOSING
-from stasc_ray.tasks.math_text import last_boxed
+from stasc_ray.tasks.math.text import last_boxed
 
 _BLOCK = re.compile(
     r"(?P<fence>```)\w*\s*\n(?P<code>.*?)(?:```|\Z)|\\\[.*?\\\]|\$\$.*?\$\$"

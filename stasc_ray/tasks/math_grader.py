@@ -1,7 +1,7 @@
 """The `math` reward: equality of values, in a child process that may hang or crash where it takes computing.
 
 Most answers are decided here: equal texts, exact rational numbers, and lists, intervals and words of them
-(math_values.py). A child (`python -m stasc_ray.tasks.math_grader`, JSON lines in and out) compares the rest:
+(tasks/math). A child (`python -m stasc_ray.tasks.math_grader`, JSON lines in and out) compares the rest:
 by value to 60 digits where our reader knows the whole expression, by math-verify where it holds a sum, an
 integral or the like. math-verify runs SymPy on whatever a model wrote: it can loop for hours, eat memory, or
 overflow the C stack, and its own time limit needs SIGALRM in a main thread, which a Ray worker can't give. So
@@ -27,9 +27,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from stasc_ray.tasks import math_expressions
-from stasc_ray.tasks.math_reading import Node, read
-from stasc_ray.tasks.math_values import equal, reference_expression
+from stasc_ray.tasks.math import expressions
+from stasc_ray.tasks.math.reading import Node, read
+from stasc_ray.tasks.math.values import equal, reference_expression
 
 START_TIMEOUT_S = 180.0
 """Importing SymPy takes a second, on a busy machine many; it does not count against an answer's time."""
@@ -188,18 +188,18 @@ def _by_value(given: str, wanted: str) -> bool:
         if left is None or right is None:
             return _by_sympy(given, wanted)
         if _EQUATION.search(given):
-            return math_expressions.proportional(left, right)
+            return expressions.proportional(left, right)
         # exact values that are too big to write out are SymPy's
-        exact = [math_expressions.exact(node) for node in (left, right)]
-    except math_expressions.TooBig:
+        exact = [expressions.exact(node) for node in (left, right)]
+    except expressions.TooBig:
         return _by_sympy(given, wanted)
-    if math_expressions.equal_values(left, right):
+    if expressions.equal_values(left, right):
         return True
     return any(
-        text_value is not None and math_expressions.rounded_alike(text, text_value)
+        text_value is not None and expressions.rounded_alike(text, text_value)
         for text, value, text_value in (
-            (given, exact[1], math_expressions.value_of(right)),
-            (wanted, exact[0], math_expressions.value_of(left)),
+            (given, exact[1], expressions.value_of(right)),
+            (wanted, exact[0], expressions.value_of(left)),
         )
         if value is None
     )

@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple
 
 from stasc_ray.config import Questions, hashing
 from stasc_ray.tasks.canonical import Row
-from stasc_ray.tasks.nearness import Neighbours
-from stasc_ray.tasks.pools import Pool
-from stasc_ray.tasks.reading import SANDBOX, BadRows, check_columns, read
-from stasc_ray.tasks.retrieval import check_corpus, retrieve
+from stasc_ray.tasks.loading.nearness import Neighbours
+from stasc_ray.tasks.loading.pools import Pool
+from stasc_ray.tasks.loading.reading import SANDBOX, BadRows, check_columns, read
+from stasc_ray.tasks.loading.retrieval import check_corpus, retrieve
 
 SplitName = Literal["train", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")

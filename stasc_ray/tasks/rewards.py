@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from stasc_ray.config import Reward, named
+from stasc_ray.tasks import reasoning
 from stasc_ray.tasks.choice_texts import first_alike
 from stasc_ray.tasks.choices import choice_letter
 from stasc_ray.tasks.final_answer import after_marker, final_answer, marker_pattern
@@ -99,7 +100,10 @@ class Grader:
             self._function.close()
 
     def _grade(self, answer: str, question_row: Mapping[str, Any]) -> float:
-        graded = answer
+        start = reasoning.answer_start(answer)
+        graded = answer = answer[start:]
+        if start and not answer.strip():  # cut inside its reasoning
+            return 0.0
         if self.reward.scope == "after_marker":
             found = final_answer(answer, self.answer_marker)
             if found is None:

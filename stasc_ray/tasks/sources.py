@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from stasc_ray.tasks.columns import Paths
-from stasc_ray.tasks.json_rows import json_rows
-from stasc_ray.tasks.opened import COMPRESSION_SUFFIXES, opened
-from stasc_ray.tasks.record import SPLIT_COLUMN, Record
-from stasc_ray.tasks.table_rows import BATCH_ROWS, csv_rows, parquet_rows, pick_columns, plain_rows
+from stasc_ray.tasks.loading.columns import Paths
+from stasc_ray.tasks.loading.json_rows import json_rows
+from stasc_ray.tasks.loading.opened import COMPRESSION_SUFFIXES, opened
+from stasc_ray.tasks.loading.record import SPLIT_COLUMN, Record
+from stasc_ray.tasks.loading.table_rows import BATCH_ROWS, csv_rows, parquet_rows, pick_columns, plain_rows
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 CSV_SUFFIXES = (".csv", ".tsv")

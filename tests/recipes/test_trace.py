@@ -149,3 +149,16 @@ def test_without_a_reader_of_verdicts_no_other_turn_is_graded():
     plan = Text("plan", "yes", 0, answer)
     grade([answer, plan], ANSWERS, lambda _: (1.0, None), (), lambda _: True, 1.0)
     assert (answer.reward, plan.reward) == (1.0, None)
+
+
+def test_a_text_that_was_cut_inside_its_reasoning_has_no_answer_and_no_reward():
+    """Even if an empty answer would be paid, as by squad_em for a question without one."""
+    cut, answered = (
+        Text("answer", "It may be 52", answer_start=12),
+        Text("answer", "a</think>52", answer_start=9),
+    )
+    seen = []
+    grade(
+        [cut, answered], ("answer",), lambda text: (seen.append(text) or 1.0, None), (), lambda _: None, 1.0
+    )
+    assert (cut.reward, answered.reward, seen) == (0.0, 1.0, ["52"])

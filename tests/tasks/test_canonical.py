@@ -8,8 +8,8 @@ import pytest
 from stasc_ray.config import Questions, load_config
 from stasc_ray.recipes import section_of
 from stasc_ray.tasks.canonical import canonical_row
-from stasc_ray.tasks.columns import MISSING, find, steps
-from stasc_ray.tasks.values import normalize
+from stasc_ray.tasks.loading.columns import MISSING, find, steps
+from stasc_ray.tasks.loading.values import normalize
 
 
 def canonical(values: dict[str, Any], preset: str = "canonical", **columns: Any) -> dict[str, Any]:

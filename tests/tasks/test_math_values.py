@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from stasc_ray.tasks.final_answer import final_answer
-from stasc_ray.tasks.math_expressions import TooBig, exact
+from stasc_ray.tasks.math.expressions import TooBig, exact
+from stasc_ray.tasks.math.reading import read
+from stasc_ray.tasks.math.text import stated
 from stasc_ray.tasks.math_grader import MathReward, decide_quickly
-from stasc_ray.tasks.math_reading import read
-from stasc_ray.tasks.math_text import stated
 
 MARKER = "Final Answer:"
 MATH_500 = Path(__file__).resolve().parents[3] / "shared" / "data" / "math500.test.jsonl"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stasc_ray.config import Questions
-from stasc_ray.tasks.nearness import Neighbours, words
+from stasc_ray.tasks.loading.nearness import Neighbours, words
 from stasc_ray.tasks.questions import LoadedQuestions, load_questions
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -7,7 +7,7 @@ If a text holds several numbers and does not say which is the answer, it states 
 import re
 
 from stasc_ray.tasks.answer_words import ANSWER, CLOSING, EQUALS, RESULT, UNSURE, UNSURE_AFTER, one_of
-from stasc_ray.tasks.math_signs import clean
+from stasc_ray.tasks.math.signs import clean
 
 LONGEST = 400
 """Characters of an expression with the words around it: what is longer states none."""

@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from stasc_ray.tasks.columns import MISSING, written_value
-from stasc_ray.tasks.values import as_list, as_text, normalize
+from stasc_ray.tasks.loading.columns import MISSING, written_value
+from stasc_ray.tasks.loading.values import as_list, as_text, normalize
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _TEXT_KEYS = ("text", "texts", "choice", "choices", "option", "options", "value", "content", "answer")

@@ -7,8 +7,8 @@ from typing import Any
 
 from stasc_ray.config import Questions
 from stasc_ray.tasks.canonical import Row
-from stasc_ray.tasks.columns import MISSING, as_paths, find
-from stasc_ray.tasks.documents import documents_of
+from stasc_ray.tasks.loading.columns import MISSING, as_paths, find
+from stasc_ray.tasks.loading.documents import documents_of
 from stasc_ray.tasks.sources import records
 
 _QUESTIONS_AT_ONCE = 1000

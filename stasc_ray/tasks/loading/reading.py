@@ -11,10 +11,10 @@ from typing import Any
 
 from stasc_ray.config import Columns, Questions, dataset
 from stasc_ray.tasks.canonical import canonical_row
-from stasc_ray.tasks.columns import MISSING, Paths, as_paths, find, steps
-from stasc_ray.tasks.json_rows import rows_path
-from stasc_ray.tasks.pools import Packed, Pool, pack
-from stasc_ray.tasks.record import Record
+from stasc_ray.tasks.loading.columns import MISSING, Paths, as_paths, find, steps
+from stasc_ray.tasks.loading.json_rows import rows_path
+from stasc_ray.tasks.loading.pools import Packed, Pool, pack
+from stasc_ray.tasks.loading.record import Record
 from stasc_ray.tasks.sources import records
 
 SANDBOX = "sandbox"

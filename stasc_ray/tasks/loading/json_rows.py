@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
-from stasc_ray.tasks.columns import MISSING, Paths, as_paths, find, inner_rows
-from stasc_ray.tasks.record import Record, record, unreadable
+from stasc_ray.tasks.loading.columns import MISSING, Paths, as_paths, find, inner_rows
+from stasc_ray.tasks.loading.record import Record, record, unreadable
 
 _CHUNK_BYTES = 1 << 20
 _MAX_DEPTH = 5

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
-from stasc_ray.tasks.columns import Paths, as_paths, top_level
-from stasc_ray.tasks.record import Record, record, unreadable
+from stasc_ray.tasks.loading.columns import Paths, as_paths, top_level
+from stasc_ray.tasks.loading.record import Record, record, unreadable
 
 BATCH_ROWS = 4096
 

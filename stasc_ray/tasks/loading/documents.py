@@ -7,8 +7,8 @@ of them, or {"title": [...], "sentences": [[...]]} as HotpotQA stands on the Hub
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stasc_ray.tasks.columns import written_value
-from stasc_ray.tasks.values import as_list, as_text
+from stasc_ray.tasks.loading.columns import written_value
+from stasc_ray.tasks.loading.values import as_list, as_text
 
 TITLES = ("title", "titles", "wikipedia_title", "page_title", "name", "heading")
 TEXTS = (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from stasc_ray.tasks.math_reading import Node
+from stasc_ray.tasks.math.reading import Node
 
 MAX_BITS = 200_000
 """Of a number that is computed exactly; 1/2006! has 19,000."""

@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 
-from stasc_ray.tasks.math_expressions import TooBig, exact
-from stasc_ray.tasks.math_reading import read
-from stasc_ray.tasks.math_shapes import Several, Value, shaped, sides_of
-from stasc_ray.tasks.math_signs import clean
-from stasc_ray.tasks.math_text import stated, without_units
+from stasc_ray.tasks.math.expressions import TooBig, exact
+from stasc_ray.tasks.math.reading import read
+from stasc_ray.tasks.math.shapes import Several, Value, shaped, sides_of
+from stasc_ray.tasks.math.signs import clean
+from stasc_ray.tasks.math.text import stated, without_units
 
 Compare = Callable[[str, str], bool | None]
 """Whether two single expressions are equal; None if unknown."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from stasc_ray.config import hashing
 from stasc_ray.tasks.canonical import Row
-from stasc_ray.tasks.values import normalize
+from stasc_ray.tasks.loading.values import normalize
 
 _MEMORY_BYTES = 1 << 23
 """Rows that wait in memory before they are written."""
