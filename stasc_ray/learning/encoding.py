@@ -138,7 +138,7 @@ def _canonical(chat: Chat, messages: Sequence[Message], prompt: list[int]) -> li
     end = len(whole) - len(closing)
     if whole[end:] != closing and end_of_turn[-1] in closing:
         raise ValueError(
-            "chat template: expected every assistant turn to end alike, "
+            "model.path: chat template: expected every assistant turn to end alike, "
             f"found {tokenizer.decode(whole[end - 4 :])!r} instead of {tokenizer.decode(closing)!r}; "
             "use a template that does not look at the answer's text"
         )
@@ -235,7 +235,7 @@ def _not_a_prefix(tokenizer: Any, prompt: list[int], whole: list[int]) -> str:
     )
     start = max(0, same - 8)
     return (
-        "chat template: expected the prompt's tokens to begin the tokens of the whole conversation, found "
+        "model.path: chat template: expected the prompt's tokens to begin the tokens of the whole conversation, found "
         f"that they part at token {same}: the prompt has {tokenizer.decode(prompt[start : same + 8])!r}, the "
         f"conversation {tokenizer.decode(whole[start : same + 8])!r}. A text that no model generated can be "
         "learnt only if the template writes earlier turns the same way whether or not an answer follows; use "

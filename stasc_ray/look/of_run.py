@@ -238,7 +238,7 @@ class _Traced:
         yield self._why(text)
 
     def _why(self, text: Text) -> str:
-        """Why a text is learnt or not. Equal texts of a question are not told apart."""
+        """Why a text is learnt or not. Equal texts of a question are counted, not told apart."""
         if self.row["split"] != "train":
             return f"not learnt, a {self.row['split']} question"
         if self.failed:
@@ -248,7 +248,10 @@ class _Traced:
             kinds["kept" if self._is_learnt(example) else "thinned"].append(example.kind)
         if kinds["kept"]:
             when = "kept" if self.learnt_ids is not None else "to be kept"
-            return f"{when} as {', '.join(dict.fromkeys(kinds['kept']))}"
+            equal = sum(one.text == text.text and one.turn == text.turn for one in self.texts)
+            kept = len(kinds["kept"])
+            of = f" ({kept} of {equal} equal texts)" if kept < equal else ""
+            return f"{when} as {', '.join(dict.fromkeys(kinds['kept']))}{of}"
         if kinds["thinned"]:
             return "chosen, then dropped: too many of its class for the shares that the recipe aims at"
         section = self.run.section

@@ -123,7 +123,7 @@ class Chat:
         )
         if first == second:
             raise ValueError(
-                "chat template: expected the assistant's text in the conversation, found that it is left "
+                "model.path: chat template: expected the assistant's text in the conversation, found that it is left "
                 "out; use a text model (image models want lists of parts), or another chat_template.jinja"
             )
         pairs = zip(reversed(first), reversed(second), strict=False)
@@ -136,7 +136,7 @@ class Chat:
                 return closing, closing[: position + 1]
         if eos is None:
             raise ValueError(
-                "chat template: expected a control token after the assistant's text, found none, and the "
+                "model.path: chat template: expected a control token after the assistant's text, found none, and the "
                 "tokenizer has no eos_token; set one of them, or the model never learns to stop"
             )
         return closing, [eos]
@@ -284,7 +284,7 @@ def _dated(template: str, day: date) -> str:
     fixed = _TODAY.sub(lambda call: json.dumps(day.strftime(call.group(2)), ensure_ascii=False), template)
     if "strftime_now(" in fixed:
         raise ValueError(
-            "chat template: expected today's date in a format that is written out, strftime_now('%d %b %Y'), "
+            "model.path: chat template: expected today's date in a format that is written out, strftime_now('%d %b %Y'), "
             "found another call of strftime_now; prompts would change over night. Write a date into the "
             "template"
         )
