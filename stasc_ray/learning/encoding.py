@@ -235,9 +235,10 @@ def _not_a_prefix(tokenizer: Any, prompt: list[int], whole: list[int]) -> str:
     )
     start = max(0, same - 8)
     return (
-        "model.path: chat template: expected the prompt's tokens to begin the tokens of the whole conversation, found "
-        f"that they part at token {same}: the prompt has {tokenizer.decode(prompt[start : same + 8])!r}, the "
-        f"conversation {tokenizer.decode(whole[start : same + 8])!r}. A text that no model generated can be "
+        "model.path: chat template: expected the prompt's tokens to begin the tokens of the whole "
+        f"conversation, found that they part at token {same}: the prompt has "
+        f"{tokenizer.decode(prompt[start : same + 8])!r}, the conversation "
+        f"{tokenizer.decode(whole[start : same + 8])!r}. A text that no model generated can be "
         "learnt only if the template writes earlier turns the same way whether or not an answer follows; use "
         "another chat template, or learn generated texts alone"
     )

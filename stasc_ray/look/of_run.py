@@ -238,7 +238,7 @@ class _Traced:
         yield self._why(text)
 
     def _why(self, text: Text) -> str:
-        """Why a text is learnt or not. Equal texts of a question are counted, not told apart."""
+        """Why a text is learnt or not."""
         if self.row["split"] != "train":
             return f"not learnt, a {self.row['split']} question"
         if self.failed:
@@ -248,10 +248,7 @@ class _Traced:
             kinds["kept" if self._is_learnt(example) else "thinned"].append(example.kind)
         if kinds["kept"]:
             when = "kept" if self.learnt_ids is not None else "to be kept"
-            equal = sum(one.text == text.text and one.turn == text.turn for one in self.texts)
-            kept = len(kinds["kept"])
-            of = f" ({kept} of {equal} equal texts)" if kept < equal else ""
-            return f"{when} as {', '.join(dict.fromkeys(kinds['kept']))}{of}"
+            return f"{when} as {', '.join(dict.fromkeys(kinds['kept']))}"
         if kinds["thinned"]:
             return "chosen, then dropped: too many of its class for the shares that the recipe aims at"
         section = self.run.section
@@ -291,9 +288,7 @@ def other_rewards(ours: config.Reward, row: Row, text: Text, marker: str) -> Ite
 
 def _learns(example: Example, text: Text) -> bool:
     return any(
-        piece["train"]
-        and piece["text"] == text.text
-        and list(piece["token_ids"] or ()) == list(text.token_ids)
+        piece["train"] and piece["token_ids"] is text.token_ids  # not an equal text's
         for message in example.messages
         for piece in message.get("pieces") or ()
     )

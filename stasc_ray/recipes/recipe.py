@@ -124,13 +124,17 @@ class Recipe:
 
 def learnt(*texts: Text, train: bool = True) -> dict[str, Any]:
     """An assistant's message made of generated texts; loss falls on it if `train`. Targets are the generated
-    ids.
+    ids: the text's own list, by which `look` tells it from an equal text.
     """
     pieces = [
-        {"text": text.text, "token_ids": list(text.token_ids), "train": train, "cut": text.cut}
+        {"text": text.text, "token_ids": _as_list(text.token_ids), "train": train, "cut": text.cut}
         for text in texts
     ]
     return {"role": "assistant", "pieces": pieces}
+
+
+def _as_list(ids: Sequence[int]) -> list[int]:
+    return ids if isinstance(ids, list) else list(ids)
 
 
 def written(text: str) -> dict[str, Any]:

@@ -123,8 +123,9 @@ class Chat:
         )
         if first == second:
             raise ValueError(
-                "model.path: chat template: expected the assistant's text in the conversation, found that it is left "
-                "out; use a text model (image models want lists of parts), or another chat_template.jinja"
+                "model.path: chat template: expected the assistant's text in the conversation, found that it "
+                "is left out; use a text model (image models want lists of parts), or another "
+                "chat_template.jinja"
             )
         pairs = zip(reversed(first), reversed(second), strict=False)
         same = next(i for i, (a, b) in enumerate(pairs) if a != b)
@@ -136,8 +137,8 @@ class Chat:
                 return closing, closing[: position + 1]
         if eos is None:
             raise ValueError(
-                "model.path: chat template: expected a control token after the assistant's text, found none, and the "
-                "tokenizer has no eos_token; set one of them, or the model never learns to stop"
+                "model.path: chat template: expected a control token after the assistant's text, found none, "
+                "and the tokenizer has no eos_token; set one of them, or the model never learns to stop"
             )
         return closing, [eos]
 
@@ -284,9 +285,9 @@ def _dated(template: str, day: date) -> str:
     fixed = _TODAY.sub(lambda call: json.dumps(day.strftime(call.group(2)), ensure_ascii=False), template)
     if "strftime_now(" in fixed:
         raise ValueError(
-            "model.path: chat template: expected today's date in a format that is written out, strftime_now('%d %b %Y'), "
-            "found another call of strftime_now; prompts would change over night. Write a date into the "
-            "template"
+            "model.path: chat template: expected today's date in a format that is written out, "
+            "strftime_now('%d %b %Y'), found another call of strftime_now; prompts would change over night. "
+            "Write a date into the template"
         )
     return fixed
 
