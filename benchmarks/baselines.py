@@ -5,6 +5,7 @@ Every function takes one dictionary of plain values and returns one. Times are o
 engines being warm, unless the name says otherwise (`*_whole`).
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -373,14 +374,20 @@ def read_config(work: dict[str, Any]) -> config.Config:
     return config.validate(json.loads(work["config"]), section_of)
 
 
+@functools.cache
+def chat_of(tokenizer: Any) -> chat.Chat:
+    """How a tokenizer's conversations are rendered: worked out once."""
+    return chat.Chat(tokenizer)
+
+
 def initial_prompt(tokenizer: Any, row: dict[str, Any], texts: config.Prompts) -> list[int]:
     """Token ids of the first turn."""
-    return chat.Chat(tokenizer).render(prompts.initial_messages(row, texts), add_generation_prompt=True)
+    return chat_of(tokenizer).render(prompts.initial_messages(row, texts), add_generation_prompt=True)
 
 
 def correction_prompt(tokenizer: Any, row: dict[str, Any], answer: str, texts: config.Prompts) -> list[int]:
     """Token ids of the second turn."""
-    return chat.Chat(tokenizer).render(
+    return chat_of(tokenizer).render(
         prompts.correction_messages(row, answer, texts), add_generation_prompt=True
     )
 

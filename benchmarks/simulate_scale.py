@@ -25,9 +25,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from stasc_ray import config
@@ -46,18 +45,16 @@ AT_ONCE = 10**12
 ENGINES_PER_NODE = 16
 
 
-class NoTokenizer:
+class NoChat:
     """Renders every conversation as nothing, in no time."""
 
-    added_tokens_decoder: Mapping[int, Any] = MappingProxyType({})
+    def render(self, *_: Any, **__: Any) -> list[int]:
+        """No tokens."""
+        return []
 
-    def get_chat_template(self) -> str:
-        """No template."""
-        return ""
-
-    def apply_chat_template(self, *_: Any, **__: Any) -> str:
-        """No text."""
-        return ""
+    def opens(self, _: Any) -> bool:
+        """No reasoning."""
+        return False
 
 
 class SleepingActor(rollouts.RolloutActor):
@@ -69,7 +66,8 @@ class SleepingActor(rollouts.RolloutActor):
         import ray
 
         self.job, self.recipe, self.tokens_per_s = job, recipe_of(job.settings.algorithm.recipe), tokens_per_s
-        self.engine: Any = SimpleNamespace(tokenizer=NoTokenizer(), alive=True)
+        self.engine: Any = SimpleNamespace(alive=True)
+        self.chat: Any = NoChat()
         self.engine_start_s, self.node = 0.0, ray.get_runtime_context().get_node_id()
         self.lock, self.free_at, self.begun, self.tokens = threading.Lock(), 0.0, 0.0, 0
         self.clock = Path(job.destination) / f"clock-{os.getpid()}.json"

@@ -26,7 +26,6 @@ def stasc(run: Run) -> dict[str, Any]:
     iterations = run.settings.algorithm.iterations
     stages.repair_metrics(run.folder)
     stages.prepare_questions(run)
-    stages.rehearse(run)
     for n in range(1, iterations + 1):
         # Steps 1 and 2: initial answers from M_0 or M_{n-1}, corrections from M_{n-1}; dev and test in the
         # same pass.

@@ -102,7 +102,7 @@ def look_at_cluster(
 
     Raises:
         ValueError, RuntimeError: as `preflight.check` and `gguf.convert`; or the tokenizer has no chat
-            template; or as `model_folder.check_trainable`.
+            template; or as `model_folder.check_context` and `check_trainable`.
     """
     import ray
 
@@ -111,7 +111,8 @@ def look_at_cluster(
     for lack in preflight.check(settings, folder, model, cuda, generation=generation, training=training):
         display.note(lack)
     load = ray.remote(num_cpus=1)(_try_model)  # in a worker: the driver stays light
-    if problem := ray.get(load.remote(model, settings.model, training)):
+    context = settings.engine.max_model_len_tokens if generation else None
+    if problem := ray.get(load.remote(model, settings.model, training, context)):
         raise ValueError(problem)
 
 
@@ -155,10 +156,12 @@ def describe(settings: config.Config, folder: Path, cuda: bool, start_s: float) 
     )
 
 
-def _try_model(path: str, model: config.Model, training: bool) -> str | None:
+def _try_model(path: str, model: config.Model, training: bool, context: int | None) -> str | None:
     revision, trust = model_folder.revision(path, model), model.trust_remote_code
     try:
         model_folder.load_tokenizer(path, revision=revision, trust_remote_code=trust)
+        if context:
+            model_folder.check_context(path, context, revision=revision, trust_remote_code=trust)
         if training:
             model_folder.check_trainable(path, revision=revision, trust_remote_code=trust)
     except (ValueError, OSError) as error:

@@ -5,6 +5,7 @@ Reads questions, a tokenizer and the config; writes nothing.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from stasc_ray import config
 from stasc_ray.learning import encoding
 from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.policies import answer
-from stasc_ray.recipes.recipe import train_plan
+from stasc_ray.recipes.recipe import plan_for, train_plan
 from stasc_ray.recipes.selection import choose
 from stasc_ray.recipes.trace import ANSWER, Text, grade
 from stasc_ray.tasks import prompts, reasoning, rewards
@@ -21,6 +22,10 @@ from stasc_ray.tasks.chat import Chat, Message, content
 
 Row = Mapping[str, Any]
 OnPrompt = Callable[[str, list[int]], Any]
+ROWS = 20
+"""Questions of each split whose references are graded."""
+_RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
+"""What the rendering itself passes."""
 WRONG = "no such answer"
 MARKED_WRONG = {"choice": "?", "math": "-918273.5"}
 
@@ -43,14 +48,20 @@ def rehearse(settings: config.Config, tokenizer: Any, rows: Mapping[str, Sequenc
     _check_marker(settings, next(iter(rows.values()))[0])
     reward = rewards.grader(settings.reward, settings.prompts.answer_marker)
     try:
-        notes = _check_reward(settings, reward, [row for split in rows.values() for row in split])
-        for split, (row, *_) in rows.items():
-            traces = [made_up(chat, settings, row, reward, right=right) for right in (False, True)]
+        every = [row for split in rows.values() for row in split]
+        notes = _check_reward(settings, reward, every) if settings.reward.rehearse else []
+        for split, (first, *others) in rows.items():
+            traces = [
+                made_up(chat, settings, first, reward, right=right, notes=notes) for right in (False, True)
+            ]
+            if others:  # for its prompts' lengths alone
+                longest = max(others, key=lambda row: len(row["question"]) + sum(map(len, _documents(row))))
+                made_up(chat, settings, longest, reward, right=False, notes=notes)
             if split == "train":
-                notes += _check_examples(chat, settings, row, traces)
+                notes += _check_examples(chat, settings, first, traces)
     finally:
         reward.close()
-    return notes
+    return list(dict.fromkeys(notes))
 
 
 def made_up(
@@ -61,19 +72,25 @@ def made_up(
     *,
     right: bool,
     on_prompt: OnPrompt = lambda turn, token_ids: None,
+    notes: list[str] | None = None,
 ) -> list[Text]:
-    """A graded trace of the recipe's turns about a train question, written by no model.
+    """A graded trace of what is asked about a question of its split, written by no model.
 
     Args:
         right: whether the first answers are right; what follows them is.
         on_prompt: gets every turn that is asked, with the token ids (T,) of its prompt.
+        notes: gets what a person should know of the prompts' lengths.
 
     Raises:
         ValueError: the chat template refuses a turn's conversation, or a prompt leaves no room for a text.
     """
     recipe, section = recipe_of(settings.algorithm.recipe), settings.algorithm
     ask = _MadeUpAsk(chat, settings, row, right, on_prompt)
-    asyncio.run(answer("recipe", recipe, row, ask, train_plan(settings, 0)))
+    split = row.get("split", "train")
+    policy = "recipe" if split == "train" else settings.evaluation.policy
+    asyncio.run(answer(policy, recipe, row, ask, plan_for(settings, 0, split)))
+    if notes is not None:
+        notes += ask.notes
     says_right = partial(recipe.says_right, section)
     pays = partial(reward, question_row=row)
     grade(ask.texts, recipe.answers, pays, recipe.verdicts, says_right, section.threshold)
@@ -101,7 +118,7 @@ class _MadeUpAsk:
         self, chat: Chat, settings: config.Config, row: Row, right: bool, on_prompt: OnPrompt
     ) -> None:
         self.chat, self.settings, self.row, self.right = chat, settings, row, right
-        self.on_prompt = on_prompt
+        self.on_prompt, self.notes = on_prompt, []
         self.texts: list[Text] = []
 
     async def __call__(
@@ -115,15 +132,19 @@ class _MadeUpAsk:
     ) -> list[Text]:
         prompt = _rendered(self.chat, messages, turn)
         self.on_prompt(turn, prompt)
-        self._check_room(turn, len(prompt))
-        texts = [self._text(turn, number, parent) for number in range(n)]
+        self._check_room(turn, len(prompt), parent)
+        opened = self.chat.opens(prompt)
+        texts = [self._text(turn, number, parent, opened) for number in range(n)]
+        for text in texts:
+            text.logprob = -1.0 if logprob else None
         self.texts += texts
         return texts
 
-    def _text(self, turn: str, number: int, parent: Text | None) -> Text:
-        said = reasoning.shaped(self._said(turn, number), self.chat.template, self.chat.opening)
+    def _text(self, turn: str, number: int, parent: Text | None, opened: bool) -> Text:
+        opening = self.chat.opening if opened else ""
+        said = reasoning.shaped(self._said(turn, number), self.chat.template, opening)
         ids = [*self.chat.tokenizer.encode(said, add_special_tokens=False), *self.chat.closing[1]]
-        start = reasoning.answer_start(said, opened=bool(self.chat.opening))
+        start = reasoning.answer_start(said, opened=opened)
         return Text(turn, said, number, parent, token_ids=ids, answer_start=start)
 
     def _said(self, turn: str, number: int) -> str:
@@ -135,30 +156,58 @@ class _MadeUpAsk:
             return wrong_answer(self.settings, self.row)
         return right_answer(self.settings, self.row)
 
-    def _check_room(self, turn: str, found: int) -> None:
-        name = "initial" if turn == ANSWER else "correction"
-        engine, most = self.settings.engine, getattr(self.settings.sampling, name).max_tokens
-        if found + most > engine.max_model_len_tokens:
+    def _check_room(self, turn: str, found: int, parent: Text | None) -> None:
+        """Refuse a prompt that leaves no room for its text; note one that a long answer may make so long."""
+        limit, name = self.settings.engine.max_model_len_tokens, _sampling_of(turn)
+        most = getattr(self.settings.sampling, name).max_tokens
+        if found + most > limit:
             raise ValueError(
                 f"engine.max_model_len_tokens: expected room for a prompt and sampling.{name}.max_tokens = "
-                f"{most}, found a {turn} prompt of {found} tokens (question {self.row['id']!r}) in a context "
-                f"of {engine.max_model_len_tokens}; set it to {found + most} or more, lower max_tokens, or "
-                "shorten prompts and documents"
+                f"{most}, found {limit}, while the prompt of turn {turn!r} has {found} tokens (question "
+                f"{self.row['id']!r}); set it to {found + most} or more, lower max_tokens, or shorten "
+                "prompts and documents"
             )
+        longest = getattr(self.settings.sampling, _sampling_of(parent.turn)).max_tokens if parent else 0
+        more = found + longest - len(parent.token_ids) if parent else found
+        if more + most > limit:
+            self.notes.append(
+                f"engine.max_model_len_tokens = {limit} has no room for the longest texts: the prompt of "
+                f"turn {turn!r} may have {more} tokens and its text {most}; such texts are cut, or fail"
+            )
+
+
+def _sampling_of(turn: str) -> str:
+    return "initial" if turn == ANSWER else "correction"
+
+
+def _documents(row: Row) -> list[str]:
+    documents = row.get("documents")
+    return [] if documents is None else list(documents)
 
 
 def _chat(settings: config.Config, tokenizer: Any) -> Chat:
     """How conversations are rendered, and that a turn ends."""
     chat = Chat.of(tokenizer, settings)
-    unread = [word for word in settings.model.chat_template_kwargs if word not in chat.template]
+    read = _words_of(chat.template)
+    unread = [word for word in settings.model.chat_template_kwargs if word not in read or word in _RESERVED]
     if unread:
         raise ValueError(
-            f"model.chat_template_kwargs: expected words that the chat template reads, found {unread[0]!r}, "
-            "which is nowhere in it; correct or remove it"
+            "model.chat_template_kwargs: expected words that the chat template reads "
+            f"({', '.join(sorted(read - _RESERVED)) or 'it reads none'}), found {unread[0]!r}; correct or "
+            "remove it"
         )
     _rendered(chat, [prompts.user("?"), prompts.assistant("0"), prompts.user("?")], "probe")
     chat.closing  # noqa: B018 - raises if nothing ends a turn
     return chat
+
+
+def _words_of(template: str) -> set[str]:
+    """The words that a chat template reads from outside."""
+    import jinja2.meta
+
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)  # transformers' own tag
+    return jinja2.meta.find_undeclared_variables(environment.parse(plain))
 
 
 def _rendered(chat: Chat, messages: Sequence[Message], turn: str) -> list[int]:
@@ -194,19 +243,26 @@ def _check_reward(settings: config.Config, reward: rewards.Grader, rows: Sequenc
     """That the reward runs, pays right answers and tells wrong ones apart."""
     right = [reward(right_answer(settings, row), row) for row in rows]
     wrong = [reward(wrong_answer(settings, row), row) for row in rows]
-    failed = [error for _, error in right + wrong if error]
-    if len(failed) == len(right + wrong):
+    tried = (
+        f"the {len(rows)} questions that were tried, with {right_answer(settings, rows[0])!r} for references "
+        f"{list(rows[0]['answers'])}"
+    )
+    ways = (
+        "Correct the reward or the references; if right answers are written in another way, say how: "
+        "reward.example = '<answer>{answer}</answer>'; if a reference is no answer (unit tests), "
+        "reward.rehearse = false"
+    )
+    failed = [error for _, error in right if error]
+    if len(failed) == len(rows):
         raise ValueError(
-            f"reward.name = {settings.reward.name!r}: expected a number in [0, 1] for a made-up answer, "
-            f"found that it fails on all {len(rows)} questions that were tried: {failed[0]}"
+            f"reward.name = {settings.reward.name!r}: expected a number in [0, 1] for a right answer, found "
+            f"that it fails on all of {tried}: {failed[0]}. {ways}"
         )
     unpaid = [row for row, (value, _) in zip(rows, right, strict=True) if not value]
     if len(unpaid) == len(rows):
         raise ValueError(
-            f"reward.name = {settings.reward.name!r}: expected it to pay a right answer, found 0 for "
-            f"{right_answer(settings, rows[0])!r} with references {list(rows[0]['answers'])}, and for all "
-            f"{len(rows)} questions that were tried. Correct the reward or the references; if right answers "
-            "are written in another way, say how: reward.example = '<answer>{answer}</answer>'"
+            f"reward.name = {settings.reward.name!r}: expected it to pay a right answer, found 0 for all of "
+            f"{tried}. {ways}"
         )
     notes = []
     if unpaid:
@@ -241,4 +297,4 @@ def _check_examples(chat: Chat, settings: config.Config, row: Row, traces: Seque
         if not isinstance(sequences, str):
             encoded += sequences
     encoding.pack(encoded, limit)
-    return []
+    return [] if encoded else ["the made-up examples have no text to learn, so none was encoded"]

@@ -9,13 +9,11 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from stasc_ray import config, rehearsal
 from stasc_ray.evaluation import measuring
@@ -29,9 +27,6 @@ from stasc_ray.store import RunFolder, iteration_name, now, tracking
 from stasc_ray.store.files import move_into_place
 from stasc_ray.tasks import questions, rewards, sandbox
 from stasc_ray.tasks.questions import SPLITS
-
-REHEARSED = 20
-"""Questions of each split whose references are graded before a run."""
 
 
 class NothingKeptError(RuntimeError):
@@ -72,10 +67,11 @@ def base_model(settings: config.Config, run_folder: Path | None = None) -> str:
 
 
 def prepare_questions(run: Run) -> None:
-    """Load, check and split the questions once; from then on the run reads its own copy.
+    """Load, check and split the questions once, and rehearse with some; then the run reads its own copy.
 
     Raises:
-        ValueError: unusable rows, an empty split, references that can never match.
+        ValueError: unusable rows, an empty split, references that can never match; what would fail later
+            (`rehearsal.rehearse`).
     """
     folder = run.folder.questions
     if run.folder.committed(folder):
@@ -84,8 +80,9 @@ def prepare_questions(run: Run) -> None:
     loaded = questions.load_questions(settings.questions, settings.seed, run.splits)
     skip = settings.questions.on_bad_row == "skip"
     rows = rewards.gradable(loaded.rows, settings.reward, settings.prompts.answer_marker, skip=skip)
-    run.folder.fresh_stage(folder)
     by_split = {split: [row for row in rows if row["split"] == split] for split in run.splits}
+    _check_by_rehearsal(run, by_split)
+    run.folder.fresh_stage(folder)
     for split, split_rows in by_split.items():
         unit_files.write_questions(split_rows, folder / f"{split}.parquet", run.settings.engine.batch_size)
     counts = {split: len(split_rows) for split, split_rows in by_split.items()}
@@ -101,35 +98,33 @@ def prepare_questions(run: Run) -> None:
         run.display.note(f"questions: {line}")
 
 
-def rehearse(run: Run) -> None:
-    """One question of each split through everything with made-up texts, before the first engine starts.
+def _check_by_rehearsal(run: Run, by_split: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """One question of each split through everything with made-up texts, before anything is committed.
 
     Raises:
         ValueError: what would fail later (`rehearsal.rehearse`).
     """
     import ray
 
-    if run.folder.committed(run.folder.stage(0, "rollouts")):
-        return
-    files = {split: str(run.folder.questions / f"{split}.parquet") for split in run.splits}
+    rows = {split: list(found[: rehearsal.ROWS]) for split, found in by_split.items() if found}
     # in a worker, which has loaded the tokenizer before: the driver stays light
-    problem, notes = ray.get(ray.remote(num_cpus=1)(_rehearse).remote(run.settings, run.model(0), files))
+    task = ray.remote(num_cpus=1)(_rehearse)
+    problem, notes = ray.get(task.remote(run.settings, run.model(0), rows))
     if problem:
         raise ValueError(problem)
     for note in notes:
         run.display.note(f"  {note}")
 
 
-def _rehearse(settings: config.Config, model: str, files: Mapping[str, str]) -> tuple[str | None, list[str]]:
+def _rehearse(
+    settings: config.Config, model: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[str | None, list[str]]:
     """What is wrong, and what a person should know."""
     tokenizer = model_folder.load_tokenizer(
         model,
         revision=model_folder.revision(model, settings.model),
         trust_remote_code=settings.model.trust_remote_code,
     )
-    rows = {
-        split: next(pq.ParquetFile(file).iter_batches(REHEARSED)).to_pylist() for split, file in files.items()
-    }
     try:
         return None, rehearsal.rehearse(settings, tokenizer, rows)
     except ValueError as error:
@@ -180,11 +175,12 @@ def keep_improvements(run: Run, iteration: int) -> None:
         f"{name.replace('_to_', '->')} {summary[name]}" for name in ("c_to_c", "c_to_i", "i_to_c", "i_to_i")
     )
     if summary["kept"] == 0:
-        raise NothingKeptError(_nothing_kept(run.settings, iteration, seen))
+        raise NothingKeptError(_nothing_kept(run.settings, iteration, seen, summary["left_out_truncated"]))
     _commit(run, folder, "examples", iteration, {**summary, "duration_s": time.monotonic() - started})
+    left_out = f"; {summary['left_out_truncated']} left out, cut" if summary["left_out_truncated"] else ""
     run.display.note(
         f"{iteration_name(iteration)}: kept {summary['kept']} examples of {summary['attempts']} attempts "
-        f"({seen})"
+        f"({seen}){left_out}"
     )
 
 
@@ -342,8 +338,15 @@ def _metrics_of(folder: RunFolder, iteration: int, stage: str) -> dict[str, Any]
     return next(line for line in folder.metrics() if (line["stage"], line["iteration"]) == (stage, iteration))
 
 
-def _nothing_kept(settings: config.Config, iteration: int, seen: str) -> str:
+def _nothing_kept(settings: config.Config, iteration: int, seen: str, truncated: int) -> str:
     section = settings.algorithm
+    if truncated:
+        return (
+            f"{iteration_name(iteration)}: nothing was kept; {truncated} examples would have been, but learn "
+            f"texts that were cut at max_tokens. Transitions: {seen}. Raise sampling.initial.max_tokens and "
+            "sampling.correction.max_tokens, ask for shorter texts, or learn them without an end of turn "
+            "(algorithm.keep_truncated = true). The run folder keeps what is done"
+        )
     return (
         f"{iteration_name(iteration)}: algorithm.recipe {section.recipe!r} kept nothing; it keeps "
         f"{recipe_of(section.recipe).keeps(section)}. Transitions: {seen}. Look at some rollouts: are right "

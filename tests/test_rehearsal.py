@@ -73,19 +73,19 @@ def test_a_trace_is_made_up_in_the_recipes_turns():
             ROW,
             r"expected prompts that ask for '='.*whole_text",
         ),
-        ((f"{HERE}:always_raises",), ROW, r"fails on all 3 questions that were tried: KeyError: 'score'"),
+        ((f"{HERE}:always_raises",), ROW, r"fails on all of the 3 questions .*'score'.*reward\.example"),
         (
             (f"{HERE}:never_pays",),
             ROW,
-            r"expected it to pay a right answer, found 0 for '5'.*reward\.example",
+            r"found 0 for all of the 3 .*'5'.*reward\.rehearse = false",
         ),
-        ((f"{HERE}:pays_tags",), ROW, r"found 0 for '5'"),
+        ((f"{HERE}:pays_tags",), ROW, r"found 0 for all of the 3 .*'5'"),
         (("engine.max_model_len_tokens=60",), ROW, r"max_model_len_tokens: expected room for a prompt and"),
         (("finetune.max_length_tokens=8",), ROW, r"finetune\.max_length_tokens: .* is longer than 8 tokens"),
         (
             ("model.chat_template_kwargs={enable_thinkin=false}",),
             ROW,
-            r"found 'enable_thinkin', which is now",
+            r"it reads none\), found 'enable_thinkin'",
         ),
     ],
 )
@@ -96,6 +96,36 @@ def test_what_would_fail_later_is_refused(overrides: tuple[str, ...], row: dict[
 
 def test_a_reward_with_a_form_of_its_own_is_tried_in_that_form():
     assert rehearse(f"{HERE}:pays_tags", "reward.example=<answer>{answer}</answer>") == []
+
+
+def test_a_reward_whose_references_are_no_answers_can_be_left_untried():
+    (note,) = rehearse(f"{HERE}:always_raises", "reward.rehearse=false")
+    assert "nothing to learn" in note
+
+
+def test_words_are_those_that_the_template_reads():
+    tokenizer = trl_templates.tokenizer_of("qwen3")
+    assert rehearse("model.chat_template_kwargs={enable_thinking=false}", tokenizer=tokenizer) == []
+    for wrong in ("think", "messages", "add_generation_prompt"):
+        with pytest.raises(ValueError, match=r"reads \(.*enable_thinking.*found"):
+            rehearse(f"model.chat_template_kwargs={{{wrong}=true}}", tokenizer=tokenizer)
+
+
+def test_the_longest_question_and_the_longest_texts_are_measured():
+    given = settings(*ROOM, "engine.max_model_len_tokens=600")
+    rows = {"train": [{**ROW, "split": "train"}, {**ROW, "question": "x" * 900, "split": "train"}]}
+    with pytest.raises(ValueError, match="of turn 'answer' has 9"):
+        rehearsal.rehearse(given, TOKENIZER, rows)
+    (note,) = rehearse("engine.max_model_len_tokens=400")
+    assert "has no room for the longest texts: the prompt of turn 'correction' may" in note
+
+
+def test_the_turns_of_evaluation_are_rehearsed_too():
+    given = settings(*ROOM, "algorithm.recipe=verdict", "evaluation.rounds=2")
+    reward = rewards.grader(given.reward, given.prompts.answer_marker)
+    row = {**ROW, "split": "test"}
+    turns = [text.turn for text in rehearsal.made_up(Chat(TOKENIZER), given, row, reward, right=False)]
+    assert turns[:3] == ["answer", "verdict", "correction"] and turns.count("correction") == 2
 
 
 def test_a_reward_that_pays_anything_is_named():

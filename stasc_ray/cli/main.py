@@ -105,7 +105,8 @@ def evaluate(
 
         suits = config.dataset("sandbox")["suits"] if data == "sandbox" else {}
         # A failed row is a scored failure here, shown in the figures, and stops nothing.
-        limits = {"engine.max_model_len_tokens": 4096, "engine.max_error_fraction": 1.0}
+        limits = {"engine.max_model_len_tokens": 4096}
+        limits |= {"engine.max_error_fraction": 1.0, "reward.max_error_fraction": 1.0}
         suits = {} if config_file else {**suits, **limits}
         given = {"model.path": model, "questions.preset": preset, "questions.test.source": data}
         given |= {"algorithm.iterations": 0} | ({"evaluation.rounds": rounds} if rounds else {})

@@ -13,8 +13,8 @@ from importlib import resources
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveInt,
@@ -25,7 +25,7 @@ from pydantic import (
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
-IsoDate = Annotated[str, AfterValidator(lambda text: date.fromisoformat(text).isoformat())]
+IsoDate = Annotated[str, BeforeValidator(lambda value: date.fromisoformat(str(value)).isoformat())]
 ColumnPath = str | tuple[str, ...]
 
 
@@ -266,10 +266,11 @@ class Reward(Section):
     scope: Literal["whole_text", "after_marker"] = "whole_text"
     """Grade the whole generation, or the line (or box) that follows the last `prompts.answer_marker`."""
     example: str | None = None
-    """How a right answer is written, with `{answer}` for the reference; None: bare, or after the marker. A
-    run first tries whether the reward pays it."""
+    """How a right answer is written, with `{answer}` for the reference; None: bare, or after the marker."""
     max_answer_words: PositiveInt | None = None
     """Graded texts of more words have reward 0: long ones please `in_accuracy` easily; unset: no limit."""
+    rehearse: bool = True
+    """Whether a run first tries that the reward pays the references as answers, and wrong ones less."""
     timeout_s: PositiveFloat = 5.0
     """Seconds one answer may take to grade before it counts as a grader error (reward 0); used by `math`."""
     max_error_fraction: Fraction = 0.05

@@ -82,9 +82,10 @@ class Asker:
         on_text, started = self.on_text, time.monotonic()
         on_piece = on_text and (lambda sample, piece: on_text(texts[sample], piece))
         samples = await self.generate(token_ids, request, on_piece)
+        opened = self.chat.opens(token_ids)
         for text, sample in zip(texts, samples * (n // request.n), strict=True):
             text.text, text.token_ids = sample.text, sample.token_ids
-            text.answer_start = reasoning.answer_start(sample.text, opened=bool(self.chat.opening))
+            text.answer_start = reasoning.answer_start(sample.text, opened=opened)
             text.finish_reason = sample.finish_reason
             text.logprob, text.seconds = sample.logprob, time.monotonic() - started
         self.texts += texts

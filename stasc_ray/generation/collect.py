@@ -54,15 +54,16 @@ def collect(
             f"rollouts in {destination}: expected {total} questions, found {counts['questions']}; delete the "
             f"folder"
         )
+    by_turn, texts, cut = (_by_turn((*earlier, *fresh), key) for key in ("tokens", "texts", "truncated"))
     if fresh:
         seconds = f"{duration_s:.0f} s, of which the engines took {start_s:.0f} s to start"
-        display.note(f"{what}: {total - resumed} questions in {seconds}")
+        share = f"{sum(cut.values()) / max(texts.total(), 1):.1%} of the texts were cut at max_tokens"
+        display.note(f"{what}: {total - resumed} questions in {seconds}; {share}")
     again = rollouts.done_again(destination, units)
     if again:
         display.note(
             f"{what}: {again} of {len(units)} units were begun again, since a process or node was lost"
         )
-    by_turn, texts, cut = (_by_turn((*earlier, *fresh), key) for key in ("tokens", "texts", "truncated"))
     for turn in sorted(texts):
         if advice := cut_advice(turn, cut[turn] / texts[turn], job.settings.sampling):
             display.note(f"  {advice}")

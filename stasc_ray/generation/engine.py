@@ -81,7 +81,7 @@ class Engine:
         self.tokenizer = model_folder.load_tokenizer(
             model, revision=revision, trust_remote_code=trust_remote_code
         )
-        self._hidden = hidden_tokens(self.tokenizer)
+        self.hidden = hidden_tokens(self.tokenizer)
         self.max_model_len_tokens = engine.max_model_len_tokens
         self._stop_token_ids = model_folder.stop_token_ids(model, self.tokenizer, revision=revision)
         self._inbox: queue.SimpleQueue[_Submission | _Abort | _Command | None] = queue.SimpleQueue()
@@ -257,7 +257,7 @@ class Engine:
         return [self._sample(completion) for completion in output.outputs]
 
     def _sample(self, completion: "CompletionOutput") -> Sample:
-        shown = [token for token in completion.token_ids if token not in self._hidden]
+        shown = [token for token in completion.token_ids if token not in self.hidden]
         text = self.tokenizer.decode(shown)
         ids, why, logprob = (
             tuple(completion.token_ids),

@@ -14,7 +14,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from stasc_ray.generation.samples import Request, Sample
 from stasc_ray.generation.unit_files import Row, Unit, from_one_row, read_unit, written
 from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.policies import answer
-from stasc_ray.recipes.recipe import Plan, gather, train_plan
+from stasc_ray.recipes.recipe import Plan, gather, plan_for
 from stasc_ray.recipes.trace import Text, grade, read_texts, write_texts
 from stasc_ray.runtime import capacity, model_folder, ray_session
 from stasc_ray.store import files
@@ -65,16 +65,7 @@ class Job:
 
     def plan(self, split: str) -> Plan:
         """What is asked about the questions of a split."""
-        plan = train_plan(self.settings, self.iteration)
-        if split == "train":
-            return plan
-        evaluation, n_corrections = self.settings.evaluation, min(1, plan.n_corrections)
-        counts = {
-            "n_initial": evaluation.samples,
-            "n_corrections": n_corrections,
-            "rounds": evaluation.rounds,
-        }
-        return replace(plan, **counts, learn=False)
+        return plan_for(self.settings, self.iteration, split)
 
     def sampling(self, split: str) -> config.SamplingPerTurn:
         """Sampling values for the questions of a split."""

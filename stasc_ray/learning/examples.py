@@ -22,6 +22,7 @@ from stasc_ray.recipes.selection import TRANSITIONS, choose, keep_probabilities,
 from stasc_ray.recipes.trace import Text, finals, read_texts, roots
 from stasc_ray.store import files
 from stasc_ray.store.rows import EXAMPLE_SCHEMA, question_columns, text_columns
+from stasc_ray.tasks.matching import word_count
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -146,13 +147,13 @@ def _lengths(texts: Sequence[Text], examples: Sequence[Example], turn: str) -> d
     A reward that is easy to please by long texts shows here.
     """
     pieces = [piece for example in examples for one in example.messages for piece in one.get("pieces") or ()]
-    learnt = {tuple(piece["token_ids"]) for piece in pieces if piece["train"]}
+    learnt = {tuple(piece.get("token_ids") or ()) for piece in pieces if piece["train"]}
     found: collections.Counter[str] = collections.Counter()
     for text in texts:
         if text.turn == turn:
             which = "kept" if tuple(text.token_ids) in learnt else "dropped"
             found[f"{which}_texts"] += 1
-            found[f"{which}_words"] += len(text.text.split())
+            found[f"{which}_words"] += word_count(text.answer)
     return found
 
 

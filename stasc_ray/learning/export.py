@@ -88,7 +88,9 @@ def export(
     _save_weights(state, job, output)
     AutoTokenizer.from_pretrained(**job.source).save_pretrained(output)
     (output / "README.md").write_text(_model_card(job), encoding="utf-8")
-    (output / "canary.json").write_text(json.dumps(canary(output, examples, device)), encoding="utf-8")
+    trust = job.source["trust_remote_code"]
+    found = canary(output, examples, device, trust_remote_code=trust)
+    (output / "canary.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def _save_weights(state: MutableMapping[str, "torch.Tensor"], job: "FinetuneJob", output: Path) -> None:
@@ -115,7 +117,9 @@ def _load(model: Any, state: MutableMapping[str, "torch.Tensor"]) -> None:
     state.clear()
 
 
-def canary(folder: Path, examples: Sequence[Mapping[str, Any]], device: Any) -> dict[str, Any]:
+def canary(
+    folder: Path, examples: Sequence[Mapping[str, Any]], device: Any, *, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """What an engine that serves this folder must agree with.
 
     Returns:
@@ -126,8 +130,9 @@ def canary(folder: Path, examples: Sequence[Mapping[str, Any]], device: Any) -> 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    saved = AutoConfig.from_pretrained(folder).dtype or torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    trust = {"trust_remote_code": trust_remote_code}
+    saved = AutoConfig.from_pretrained(folder, **trust).dtype or torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **trust).eval()
     if (
         torch.device(device).type == "cuda"
         and 1.2 * model.get_memory_footprint() > torch.cuda.mem_get_info(device)[0]

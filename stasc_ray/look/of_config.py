@@ -18,8 +18,6 @@ from stasc_ray.tasks.chat import Chat
 from stasc_ray.tasks.questions import SPLITS, LoadedQuestions, load_questions
 
 Row = Mapping[str, Any]
-REHEARSED = 20
-"""Questions of each split whose references are graded."""
 UNMATCHED = 10
 """Questions that can never score that are listed."""
 EXPECTED = {(True, False): "! right, but not paid", (False, True): "! wrong, but paid"}
@@ -49,7 +47,9 @@ def look_at_config(settings: config.Config, id: str | None = None) -> Page:
     reward = rewards.grader(settings.reward, marker)
     try:
         for row in _shown(by_split, id):
-            others = [one for one in by_split[row["split"]][:REHEARSED] if one["answers"] != row["answers"]]
+            others = [
+                one for one in by_split[row["split"]][: rehearsal.ROWS] if one["answers"] != row["answers"]
+            ]
             blocks = [*_as_asked(chat, settings, row, reward), _graded(settings, row, reward, others[:1])]
             parts.append(Part(f"{row['split']}: {row['id']}", blocks))
     finally:
@@ -114,7 +114,7 @@ def _questions(
 
 def _rehearsed(settings: config.Config, chat: Chat, by_split: Mapping[str, Sequence[Row]]) -> Iterator[Block]:
     """What `rehearsal.rehearse` notes or refuses."""
-    rows = {split: found[:REHEARSED] for split, found in by_split.items() if found}
+    rows = {split: found[: rehearsal.ROWS] for split, found in by_split.items() if found}
     if len(rows) < len(by_split):
         yield Note("a split has no questions left: a run would stop", warns=True)
     try:

@@ -288,7 +288,7 @@ def other_rewards(ours: config.Reward, row: Row, text: Text, marker: str) -> Ite
 
 def _learns(example: Example, text: Text) -> bool:
     return any(
-        piece["train"] and piece["token_ids"] is text.token_ids  # not an equal text's
+        piece["train"] and piece.get("token_ids") is text.token_ids  # not an equal text's
         for message in example.messages
         for piece in message.get("pieces") or ()
     )

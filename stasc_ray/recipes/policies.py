@@ -35,7 +35,7 @@ async def until_unchanged(
 
     def unchanged(answer: Text) -> bool:
         before = [text for text in answer.lineage[:-1] if text.turn in recipe.answers]
-        keys = [answer_key(text.answer, choices, marker) for text in (*before[-1:], answer)]
+        keys = [answer_key(text.answer, choices, marker) for text in (*before[-1:], answer) if text.answered]
         return len(keys) == 2 and keys[0] == keys[1]
 
     await _in_rounds(recipe, question, ask, plan, given, unchanged)
@@ -109,10 +109,12 @@ def ranked(ends: Sequence[Text], choices: Sequence[str], answer_marker: str) -> 
     """Answers with their votes, most votes first, the first of equals first; answers count as the same by
     `answer_key`.
     """
-    keys = [answer_key(text.answer, choices, answer_marker) for text in ends]
+    # A text that was cut inside its reasoning votes for nothing, and comes last.
+    keys = [answer_key(text.answer, choices, answer_marker) if text.answered else text for text in ends]
     first = dict(zip(reversed(keys), reversed(ends), strict=True))
     # Equal counts stay in the order in which they were met.
-    return [(first[key], votes) for key, votes in Counter(keys).most_common()]
+    votes = [(first[key], count) for key, count in Counter(keys).most_common()]
+    return sorted(votes, key=lambda vote: not vote[0].answered)
 
 
 def answer_key(answer: str, choices: Sequence[str], answer_marker: str) -> Any:

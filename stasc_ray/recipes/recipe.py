@@ -8,7 +8,7 @@ grading, training, evaluation, resume, report, serving. One's own is a file with
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from stasc_ray.config import Algorithm, Config, Prompts
@@ -43,6 +43,15 @@ def train_plan(settings: Config, iteration: int) -> Plan:
     section = settings.algorithm
     counts = {"n_initial": section.n_initial, "n_corrections": section.n_corrections}
     return Plan(settings.prompts, section, **counts, learn=True, iteration=iteration)
+
+
+def plan_for(settings: Config, iteration: int, split: str) -> Plan:
+    """What M_iteration is asked about the questions of a split."""
+    plan, evaluation = train_plan(settings, iteration), settings.evaluation
+    if split == "train":
+        return plan
+    counts = {"n_initial": evaluation.samples, "n_corrections": min(1, plan.n_corrections)}
+    return replace(plan, **counts, rounds=evaluation.rounds, learn=False)
 
 
 class Ask(Protocol):

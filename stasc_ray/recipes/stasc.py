@@ -81,7 +81,7 @@ class Stasc(Algorithm):
 async def turns(question: Question, ask: Ask, plan: Plan, given: Sequence[Text] | None = None) -> None:
     """Steps 1 and 2: initial answers (unless given), and independent corrections of each."""
     answers = given or await ask(ANSWER, initial_messages(question, plan.prompts), n=plan.n_initial)
-    asked = [(answer, correction_messages(question, answer.text, plan.prompts)) for answer in answers]
+    asked = [(answer, correction_messages(question, answer.said, plan.prompts)) for answer in answers]
     await gather(ask(CORRECTION, messages, n=plan.n_corrections, parent=answer) for answer, messages in asked)
 
 
@@ -92,7 +92,7 @@ def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -
     attempts = [correction for answer in answers for correction in corrections(texts, answer)]
     kept = []
     for j, answer in enumerate(answers):
-        asked = correction_messages(question, answer.text, plan.prompts)
+        asked = correction_messages(question, answer.said, plan.prompts)
         for number, correction in enumerate(attempts):
             own = section.pairing == "cross" or correction.parent is answer
             rewards = answer.graded, correction.graded, section.threshold

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stasc_ray.config import SamplingPerTurn
+from stasc_ray.tasks import reasoning
 
 ANSWER, VERDICT_TURN, CORRECTION = "answer", "verdict", "correction"
 """What recipes call their answers, verdicts and corrections."""
@@ -44,6 +45,18 @@ class Text:
     def answer(self) -> str:
         """What follows the reasoning: what is graded, read and compared; "" if it was cut inside it."""
         return self.text[self.answer_start :]
+
+    @property
+    def answered(self) -> bool:
+        """Whether it has an answer, if only an empty one: it was not cut inside its reasoning."""
+        return not reasoning.unfinished(self.text, self.answer_start)
+
+    @property
+    def said(self) -> str:
+        """The text as later prompts show it; "" if it never left the reasoning that its prompt had opened,
+        which no mark in it tells.
+        """
+        return self.text if self.answered or reasoning.answer_start(self.text) else ""
 
     @property
     def cut(self) -> bool:
@@ -161,8 +174,7 @@ def grade(
     """
     for text in texts:
         if text.turn in answers:
-            unanswered = text.answer_start and not text.answer.strip()
-            text.reward, text.grader_error = (0.0, None) if unanswered else reward(text.answer)
+            text.reward, text.grader_error = reward(text.answer) if text.answered else (0.0, None)
     for text in texts:
         if text.turn in verdicts and text.parent and text.parent.reward is not None:
             said = says_right(text.answer)

@@ -63,7 +63,7 @@ async def _judge(question: Question, ask: Ask, plan: Plan, answer: Text) -> None
     """One verdict; a correction unless it says right. A verdict that can't be read counts as "wrong"."""
     (verdict,) = await ask(VERDICT_TURN, verdict_messages(question, answer, plan), parent=answer)
     if plan.section.reads(verdict.answer) is not True:
-        messages = second_messages(question, answer, verdict.text, plan)
+        messages = second_messages(question, answer, verdict.said, plan)
         await ask(CORRECTION, messages, n=plan.n_corrections, parent=verdict)
 
 
@@ -73,19 +73,19 @@ async def _explore(question: Question, ask: Ask, plan: Plan, answer: Text) -> No
     sampled = section.n_verdicts if plan.iteration or section.verdicts == "sampled" else 0
     said = await ask(VERDICT_TURN, asked, n=sampled, parent=answer)
     wrong = [one for one in said if section.reads(one.answer) is False and section.correction_sees_verdict]
-    told = second_messages(question, answer, wrong[0].text if wrong else "", plan)
+    told = second_messages(question, answer, wrong[0].said if wrong else "", plan)
     await ask(CORRECTION, told, n=plan.n_corrections, parent=wrong[0] if wrong else answer)
 
 
 def verdict_messages(question: Question, answer: Text, plan: Plan) -> list[Any]:
     """The conversation that asks for a verdict on an answer."""
     ask = user(plan.section.verdict_prompt)
-    return [*initial_messages(question, plan.prompts), assistant(answer.text), ask]
+    return [*initial_messages(question, plan.prompts), assistant(answer.said), ask]
 
 
 def second_messages(question: Question, answer: Text, verdict: str, plan: Plan) -> list[Any]:
     """The conversation that asks for a correction after a verdict; "": it was told to be wrong."""
-    plain = correction_messages(question, answer.text, plan.prompts)
+    plain = correction_messages(question, answer.said, plan.prompts)
     if not plan.section.correction_sees_verdict:
         return plain
     asked, said = verdict_messages(question, answer, plan), assistant(verdict or plan.section.says_wrong)
@@ -105,7 +105,7 @@ def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -
         asked, kind = verdict_messages(question, answer, plan), "says right" if right else "says wrong"
         pairs = [(kind, [*asked, verdict]) for verdict in verdicts]
         for text in (text for text in below if text.turn == CORRECTION and text.graded >= section.threshold):
-            wrong = text.parent.text if text.parent and text.parent is not answer else ""
+            wrong = text.parent.said if text.parent and text.parent is not answer else ""
             told = second_messages(question, answer, wrong, plan)
             pairs.append(("c->c" if right else "i->c", [*told, learnt(text)]))
         if section.learn_answers == "all" or (right and section.learn_answers == "right"):

@@ -21,7 +21,7 @@ ORDER: tuple[Transition, ...] = ("i->c", "c->i", "i->i", "c->c")
 """The most telling first."""
 COLUMNS = (
     *("id", "question", "answers", "split", "choices"),
-    *text_columns("turn", "sample", "parent", "writer", "text", "reward"),
+    *text_columns("turn", "sample", "parent", "writer", "text", "answer_start", "reward"),
 )
 MAX_CHARACTERS = 4000  # of one answer; the page shows where it was cut
 MAX_ROWS = 20_000  # rows read at most, whatever the size of the run
@@ -164,7 +164,7 @@ def _may_hold(group: Any, split: str) -> bool:
 
 def _transcript(name: str, row: Mapping[str, Any], last: Text, after: Sequence[Text]) -> Transcript:
     first, between = last.root, [*last.lineage[1:-1], *after]
-    left, right = word_diff(_cut(first.text), _cut(last.text))
+    left, right = word_diff(_cut(first.answer), _cut(last.answer))
     counts = [
         sum(len(re.findall(r"\w+", piece.text)) for piece in side if piece.changed) for side in (left, right)
     ]
@@ -176,12 +176,17 @@ def _transcript(name: str, row: Mapping[str, Any], last: Text, after: Sequence[T
         transition=name,
         r1=first.reward or 0.0,
         r2=last.reward or 0.0,
-        initial=left,
+        initial=(*_reasoning(first), *left),
         between=tuple((text.turn, _cut(text.text)) for text in between),
-        correction=right,
-        changed=first.text != last.text,
+        correction=(*_reasoning(last), *right),
+        changed=first.answer != last.answer,
         changed_words=max(counts),
     )
+
+
+def _reasoning(text: Text) -> tuple[Piece, ...]:
+    """What stands in the place of reasoning, which is not compared."""
+    return (Piece(f"[{text.answer_start} characters of reasoning]\n", False),) if text.answer_start else ()
 
 
 def _cut(text: str) -> str:

@@ -96,6 +96,28 @@ def check_trainable(path: str, *, revision: str | None = None, trust_remote_code
         check_loaded(path, loaded[1])
 
 
+def check_context(
+    path: str, tokens: int, *, revision: str | None = None, trust_remote_code: bool = False
+) -> None:
+    """Refuse a context that is longer than the model's; one whose positions are scaled is left to vLLM.
+
+    Raises:
+        ValueError: `engine.max_model_len_tokens` is above the model's `max_position_embeddings`.
+    """
+    from transformers import AutoConfig
+
+    found = AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
+    text = found.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    scaled = any("factor" in str(value) for value in (rope, *rope.values()))
+    if most and tokens > most and not scaled:
+        raise ValueError(
+            f"engine.max_model_len_tokens: expected at most {most}, the context of {path}, found {tokens}; "
+            "lower it, and prompts and max_tokens with it"
+        )
+
+
 def check_loaded(path: str, info: Mapping[str, Any]) -> None:
     """Refuse a model of which transformers made up some weights: it fills in random ones for those it misses.
 

@@ -188,6 +188,7 @@ def local_paths(settings: config.Config, root: Path) -> list[Path]:
     """Files and folders below `root` that a config names by relative path."""
     splits = (settings.questions.train, settings.questions.dev, settings.questions.test)
     named = [split.source for split in splits if split.source] + [settings.model.path]
+    named += [settings.questions.corpus] if settings.questions.corpus else []
     for dotted in (settings.reward.name, settings.algorithm.recipe):
         module, colon, _ = dotted.partition(":")
         if colon:

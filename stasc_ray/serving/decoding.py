@@ -1,8 +1,7 @@
 """Token ids to text while they come in."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
-
-from stasc_ray.tasks.chat import hidden_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -19,13 +18,13 @@ class TextStream:
     (a tokenizer in Python, or one that cleans up spaces), there are no pieces, and the text comes at its end.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", hidden: Collection[int]) -> None:
         from tokenizers.decoders import DecodeStream
 
         self.sent = ""
         self._read = 0
         self._stream = DecodeStream(skip_special_tokens=False)
-        self._backend, self._hidden = _backend(tokenizer), hidden_tokens(tokenizer)
+        self._backend, self._hidden = _backend(tokenizer), hidden
         # One invalid byte makes its whole run of byte tokens unreadable, so a run is text only once it ended.
         # Hidden tokens end no run.
         self._open: set[int | None] = set(self._hidden)

@@ -86,7 +86,7 @@ class EngineActor:
         with self._abortable(call):
             future = asyncio.wrap_future(self._engine.submit(token_ids, request, adapter, on_tokens=note))
             future.add_done_callback(lambda _: news.set())
-            text = TextStream(self._engine.tokenizer)
+            text = TextStream(self._engine.tokenizer, self._engine.hidden)
             while not future.done():
                 await news.wait()
                 news.clear()

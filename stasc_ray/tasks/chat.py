@@ -82,7 +82,13 @@ class Chat:
         Raises:
             jinja2.TemplateError: the template refuses the conversation.
         """
-        plain = self._fold_system([self._plain(message) for message in messages])
+        *earlier, last = messages
+        keeps = None if last["role"] == "assistant" and not add_generation_prompt else self.keep_reasoning
+        shown = [
+            *(self._plain(message, self.keep_reasoning) for message in earlier),
+            self._plain(last, keeps),
+        ]
+        plain = self._fold_system(shown)
         text = self._apply(plain, add_generation_prompt)
         ids = self._encode(text)
         if add_generation_prompt or plain[-1]["role"] != "assistant":
@@ -98,9 +104,22 @@ class Chat:
         pieces = self._disarmed(text, self._own_patterns).split(_SEAM)
         return [token for piece in pieces for token in self._encode_continuation(piece)]
 
+    def opens(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt (T,) ends in reasoning that it opened, which may depend on what it says
+        (`/no_think`).
+        """
+        starts, ends = (
+            {number for number, token in self.control_tokens.items() if token in marks}
+            for marks in zip(*reasoning.BLOCKS, strict=True)
+        )
+        if not starts:  # marks are plain text
+            return bool(self.opening)
+        last = next((token for token in reversed(prompt) if token in self.control_tokens), None)
+        return last in starts and last not in ends
+
     @cached_property
     def opening(self) -> str:
-        """What the prompt opens the model's reasoning with (R1-Distill's `<think>`); "" if it opens none."""
+        """What a prompt opens the model's reasoning with (R1-Distill's `<think>`); "" if it opens none."""
         asked = [{"role": "user", "content": "?"}]
         return reasoning.opening(
             self._apply(asked, True).removeprefix(self._apply(asked, add_generation_prompt=False))
@@ -175,7 +194,7 @@ class Chat:
         left = set(left)
         return [(_starts_of(markers - tokens - left), _ZERO_WIDTH_SPACE), (_starts_of(tokens - left), _SEAM)]
 
-    def _plain(self, message: Message) -> dict[str, str]:
+    def _plain(self, message: Message, keep_reasoning: bool | None) -> dict[str, str]:
         """The message as the template gets it: {role, content}, nothing in it but text."""
         text = content(message)
         if message["role"] != "assistant":
@@ -183,18 +202,18 @@ class Chat:
         start = reasoning.answer_start(text)
         if not start:
             return {"role": "assistant", "content": self._disarmed(text, self._own_patterns)}
-        if reasoning.HEADER_END in text and self.keep_reasoning:
+        if reasoning.HEADER_END in text and keep_reasoning:
             raise ValueError(
                 "prompts.keep_reasoning: expected reasoning in one block (<think>), found channels, which "
                 "this chat template never shows of an earlier turn; leave prompts.keep_reasoning out"
             )
         # Templates with channels refuse them in a content, and show no reasoning of earlier turns.
-        if self.keep_reasoning is False or reasoning.HEADER_END in text:
+        if keep_reasoning is False or reasoning.HEADER_END in text:
             answer = text[start:].lstrip("\n")
             return {"role": "assistant", "content": self._disarmed(answer, self._own_patterns)}
         has_own = any(text.lstrip().startswith(mark) for mark, _ in reasoning.BLOCKS)
         whole = self._disarmed(text if has_own else self.opening + text, self._own_patterns)
-        if self.keep_reasoning is None:
+        if keep_reasoning is None:
             return {"role": "assistant", "content": whole}
         return {"role": "assistant", "content": _PLACE + _PLACE, "whole": whole}
 

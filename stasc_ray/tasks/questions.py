@@ -176,6 +176,7 @@ def _choose(
         pool, limit = pools[place], getattr(questions, split).limit
         free = _free(pool, place, split, seed, taken, counts)
         if split == "train":
+            pool.forget_keys()
             measured = [row for rows in chosen.values() for row in rows]
             rows = list(_train_rows(pool, free, measured, questions, counts))
         else:

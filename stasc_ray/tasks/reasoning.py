@@ -18,6 +18,8 @@ HEADER_END = "<|message|>"
 CHANNEL_TOKENS = ("<|start|>", "<|channel|>", HEADER_END, "<|end|>", "<|eom|>")
 """Control tokens that are part of a text with channels."""
 _HEADER = re.compile(r"(?:<\|channel\|>|(?:^|\s)to=)(\w+)[^<]*<\|message\|>")
+_OPENS = re.compile("|".join(rf"^\s*{re.escape(start)}" for start, _ in BLOCKS), re.MULTILINE)
+"""At the start of a line: a mark that a sentence mentions opens nothing."""
 _TO_THE_USER = ("final", "user")
 
 
@@ -32,8 +34,17 @@ def answer_start(text: str, *, opened: bool = False) -> int:
     if headers:
         return headers[-1].end() if headers[-1].group(1) in _TO_THE_USER else len(text)
     closed = max(text.rfind(end) + len(end) if end in text else 0 for _, end in BLOCKS)
-    reopened = any(text.rfind(start) >= closed for start, _ in BLOCKS if start in text)
+    reopened = any(begin.start() >= closed for begin in _OPENS.finditer(text))
     return len(text) if reopened or (opened and not closed) else closed
+
+
+def unfinished(text: str, start: int) -> bool:
+    """Whether a text whose answer begins at `start` was cut inside its reasoning, so that it has no answer.
+
+    One that ended its reasoning and then said nothing has an answer, an empty one.
+    """
+    ended = text.rstrip().endswith(tuple(end for _, end in BLOCKS)) or text.endswith(HEADER_END)
+    return 0 < start == len(text) and not ended
 
 
 def shaped(answer: str, template: str, opened: str) -> str:
@@ -52,7 +63,5 @@ def shaped(answer: str, template: str, opened: str) -> str:
 
 def opening(prompt: str) -> str:
     """What opens the reasoning at the end of a rendered prompt; "" if nothing does."""
-    starts = [prompt.rfind(start) for start, _ in BLOCKS if start in prompt]
-    if not starts or answer_start(prompt) < len(prompt):
-        return ""
-    return prompt[max(starts) :]
+    begins, ends = (max(map(prompt.rfind, marks)) for marks in zip(*BLOCKS, strict=True))
+    return prompt[begins:] if begins > ends else ""

@@ -99,10 +99,10 @@ class Grader:
         if isinstance(self._function, MathReward):
             self._function.close()
 
-    def _grade(self, answer: str, question_row: Mapping[str, Any]) -> float:
-        start = reasoning.answer_start(answer)
-        graded = answer = answer[start:]
-        if start and not answer.strip():  # cut inside its reasoning
+    def _grade(self, text: str, question_row: Mapping[str, Any]) -> float:
+        start = reasoning.answer_start(text)
+        graded = answer = text[start:]
+        if reasoning.unfinished(text, start):
             return 0.0
         if self.reward.scope == "after_marker":
             found = final_answer(answer, self.answer_marker)

@@ -32,6 +32,11 @@ def names() -> list[str]:
 @cache
 def tokenizer_of(name: str) -> Any:
     """A tokenizer for the template; shared, so tests must leave it as it is."""
+    return fresh(name)
+
+
+def fresh(name: str, chat_template: str | None = None) -> Any:
+    """A tokenizer with the template's control tokens, and perhaps another template."""
     template = (folder() / f"{name}.jinja").read_text(encoding="utf-8")
     backend = Tokenizer(
         models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
@@ -43,5 +48,5 @@ def tokenizer_of(name: str) -> Any:
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in special])
     backend.add_tokens([AddedToken(token, normalized=False) for token in found if token in PLAIN])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>")
-    tokenizer.chat_template = template
+    tokenizer.chat_template = chat_template or template
     return tokenizer

@@ -140,3 +140,9 @@ def test_of_equal_votes_the_first_answer_wins():
 def test_an_answer_without_a_word_still_counts_as_itself():
     assert answer_key("...", [], "") == "..." and answer_key("?!", [], "") == "?!"
     assert answer_key(" The Rhine. ", [], " ") == answer_key("rhine", [], " ")
+
+
+def test_texts_that_were_cut_inside_their_reasoning_never_win_a_vote():
+    cut = [Text("answer", "<think>a", number, answer_start=8) for number in range(2)]
+    right = Text("answer", "4", 2)
+    assert ranked([*cut, right], (), "") == [(right, 1), (cut[0], 1), (cut[1], 1)]

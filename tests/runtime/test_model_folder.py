@@ -116,16 +116,16 @@ VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "n
 
 def test_the_shipped_model_can_be_trained(folder: Path) -> None:
     model_folder.check_trainable(str(folder))
-    assert opening._try_model(str(folder), config.Model(), training=True) is None
+    assert opening._try_model(str(folder), config.Model(), training=True, context=None) is None
 
 
 def test_quantized_weights_are_not_trained(folder: Path) -> None:
     settings = json.loads((folder / "config.json").read_text())
     settings["quantization_config"] = {"quant_method": "awq", "bits": 4}
     (folder / "config.json").write_text(json.dumps(settings))
-    problem = opening._try_model(str(folder), config.Model(), training=True)
+    problem = opening._try_model(str(folder), config.Model(), training=True, context=None)
     assert problem and "found quantized ones" in problem and "(awq)" in problem
-    assert opening._try_model(str(folder), config.Model(), training=False) is None
+    assert opening._try_model(str(folder), config.Model(), training=False, context=None) is None
 
 
 @pytest.mark.parametrize("how", ["missing", "mismatched"])
@@ -137,9 +137,9 @@ def test_weights_that_transformers_would_make_up_are_refused(folder: Path, how: 
     else:
         tensors[name] = tensors[name][:-1].clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    problem = opening._try_model(str(folder), config.Model(), training=True)
+    problem = opening._try_model(str(folder), config.Model(), training=True, context=None)
     assert problem and "1 of the model's missing or of another shape" in problem and name in problem
-    assert opening._try_model(str(folder), config.Model(), training=False) is None
+    assert opening._try_model(str(folder), config.Model(), training=False, context=None) is None
 
 
 def test_a_multimodal_model_is_refused_with_what_to_use_instead(tmp_path: Path) -> None:
@@ -177,3 +177,10 @@ def test_what_is_no_causal_language_model_is_refused(settings: Any, tmp_path: Pa
     settings.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"found model_type '{settings.model_type}' .*text-only model"):
         model_folder.check_trainable(str(tmp_path))
+
+
+def test_a_context_longer_than_the_models_is_refused():
+    path = str(sandbox.model_path())
+    model_folder.check_context(path, 4096)
+    with pytest.raises(ValueError, match=r"max_model_len_tokens: expected at most 4096.*found 4097"):
+        model_folder.check_context(path, 4097)

@@ -10,6 +10,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving.decoding import TextStream
 from stasc_ray.tasks import sandbox
+from stasc_ray.tasks.chat import hidden_tokens
 
 TEXT = "na\u00efve \u6f22\u5b57, \U0001f600 \U0001f468\u200d\U0001f469, 47 he's 7"
 
@@ -51,7 +52,10 @@ def tokenizers() -> dict:
 
 
 def pieces_of(tokenizer, token_ids: list[int], at_once: int = 1) -> list[str]:
-    stream, whole = TextStream(tokenizer), tokenizer.decode(token_ids, skip_special_tokens=True)
+    stream, whole = (
+        TextStream(tokenizer, hidden_tokens(tokenizer)),
+        tokenizer.decode(token_ids, skip_special_tokens=True),
+    )
     pieces = []
     for end in [*range(at_once, len(token_ids), at_once), len(token_ids)]:
         pieces.append(stream.next_piece(token_ids[:end]))

@@ -172,3 +172,37 @@ def test_both_lists_are_in_the_docs():
     assert {name for name in trl_templates.names() if not trains(name)} <= set(
         re.findall(r"`(\w+)`", refused)
     )
+
+
+NEMOTRON_V2 = """\
+{%- set off = messages | selectattr('role', 'equalto', 'system') | map(attribute='content') | join \
+== '/no_think' %}{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + \
+'<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' + \
+('\\n</think>\\n\\n' if off else '') }}{% endif %}"""
+
+
+def test_whether_the_prompt_opens_the_reasoning_is_read_from_the_prompt_itself():
+    """As in Nemotron Nano v2, where `/no_think` in the system text closes the block."""
+    tokenizer: Any = trl_templates.fresh("qwen3", NEMOTRON_V2)
+    chat = Chat(tokenizer)
+    for system, opened in (("/no_think", False), ("/think", True), ("", True)):
+        asked = initial_messages({**QUESTION, "question": "<think>"}, Prompts(preset="qa", system=system))
+        assert chat.opens(chat.render(asked, add_generation_prompt=True)) is opened
+
+
+def test_an_answer_cut_in_reasoning_that_its_prompt_opened_is_shown_as_empty():
+    cut = Text("answer", "51? 52?", answer_start=7, finish_reason="length")
+    assert (cut.answered, cut.said, cut.answer) == (False, "", "")
+    ended = Text("answer", "51?</think>", answer_start=11)
+    assert (ended.answered, ended.said, ended.answer) == (True, "51?</think>", "")
+    seen = Text("answer", "<think>51?", answer_start=10)
+    assert (seen.answered, seen.said) == (False, "<think>51?")
+
+
+@pytest.mark.parametrize("keep", [None, False, True])
+def test_a_persons_own_target_keeps_its_reasoning(keep: bool | None):
+    chat = Chat(trl_templates.tokenizer_of("qwen3"), keep_reasoning=keep)
+    own = {"role": "assistant", "content": "<think>\nadd\n</think>\n\n52", "train": True}
+    (example,) = encode(chat, [{"role": "user", "content": "26 + 26?"}, own], 9999)  # type: ignore[misc]
+    target = [label for label in example["labels"].tolist() if label != IGNORED]
+    assert chat.tokenizer.decode(target) == "<think>\nadd\n</think>\n\n52<|im_end|>"
