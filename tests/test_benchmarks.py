@@ -84,6 +84,7 @@ def test_utilization_counts_the_weights_of_the_real_shape() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster  # 70 s: in `make test-cluster`
 def test_a_quick_benchmark_measures_both_sides(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -70,7 +70,7 @@ def encode(chat: Chat, messages: Sequence[Message], max_length_tokens: int) -> l
 
     Raises:
         ValueError: nothing is trained, or a message that is not the assistant's; the prompt is not a prefix
-            of the conversation; nothing ends the assistant's turn; the template drops or rewrites the
+            of the conversation; nothing ends the assistant's turn; the template drops the
             assistant's text.
     """
     trained = [place for place, message in enumerate(messages) if _is_trained(message)]

@@ -13,6 +13,8 @@ from stasc_ray.recipes.recipe import train_plan
 from stasc_ray.recipes.selection import choose
 from stasc_ray.report.figures import Table
 from stasc_ray.report.look_page import Block, Note, Page, Part, Said, Tokens
+from stasc_ray.runtime import gguf, model_folder
+from stasc_ray.stages import base_model
 from stasc_ray.tasks import reasoning, rewards
 from stasc_ray.tasks.chat import Chat
 from stasc_ray.tasks.questions import SPLITS, LoadedQuestions, load_questions
@@ -112,8 +114,27 @@ def _questions(
         yield Table(("id", "reason"), [[id, why] for id, why in list(unmatched.items())[:UNMATCHED]])
 
 
+def _model_problem(settings: config.Config) -> str | None:
+    path = base_model(settings)
+    how: dict[str, Any] = {
+        "revision": model_folder.revision(path, settings.model),
+        "trust_remote_code": settings.model.trust_remote_code,
+    }
+    try:
+        model_folder.check_model(path)
+        if not gguf.is_gguf(path):  # converted, and checked then
+            model_folder.check_context(path, settings.engine.max_model_len_tokens, **how)
+            if settings.algorithm.iterations:
+                model_folder.check_trainable(path, **how)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
+
+
 def _rehearsed(settings: config.Config, chat: Chat, by_split: Mapping[str, Sequence[Row]]) -> Iterator[Block]:
-    """What `rehearsal.rehearse` notes or refuses."""
+    """What the checks of the model and `rehearsal.rehearse` note or refuse."""
+    if problem := _model_problem(settings):
+        yield Note(f"a run would stop: {problem}", warns=True)
     rows = {split: found[: rehearsal.ROWS] for split, found in by_split.items() if found}
     if len(rows) < len(by_split):
         yield Note("a split has no questions left: a run would stop", warns=True)

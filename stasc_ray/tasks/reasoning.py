@@ -1,25 +1,33 @@
 """Where the reasoning in a text ends and its answer begins, as models of several families write it. Pure.
 
-Blocks have an opening and a closing mark (`<think>`, Qwen3, DeepSeek-R1, GLM-4.5, Nemotron 3; `[THINK]`,
-Magistral; `<|channel>`, Gemma 4; `<seed:think>`, Seed-OSS; `<thought>`, EXAONE Deep). Channels have a header
-before each message (gpt-oss's `<|channel|>final<|message|>`, Muse's `to=user<|message|>`).
+Blocks have an opening and a closing mark. Channels have a header before each message (gpt-oss's
+`<|channel|>final<|message|>`, Muse's `to=user<|message|>`). A mark counts wherever it stands: an answer that
+only mentions one is missed, which costs less than paying for what was only weighed.
 """
 
 import re
 
 BLOCKS = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|channel>", "<channel|>"),
-    ("<seed:think>", "</seed:think>"),
-    ("<thought>", "</thought>"),
+    ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, GLM-4.5, Nemotron 3
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<|channel>", "<channel|>"),  # Gemma 4
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<thought>", "</thought>"),  # EXAONE Deep
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),  # OpenThinker
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),  # Kimi
+    ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    ("<unused94>", "<unused95>"),  # MedGemma
+    ("<longcat_think>", "</longcat_think>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
 )
+"""Opening and closing marks, as public model cards and templates have them."""
 HEADER_END = "<|message|>"
 CHANNEL_TOKENS = ("<|start|>", "<|channel|>", HEADER_END, "<|end|>", "<|eom|>")
 """Control tokens that are part of a text with channels."""
-_HEADER = re.compile(r"(?:<\|channel\|>|(?:^|\s)to=)(\w+)[^<]*<\|message\|>")
-_OPENS = re.compile("|".join(rf"^\s*{re.escape(start)}" for start, _ in BLOCKS), re.MULTILINE)
-"""At the start of a line: a mark that a sentence mentions opens nothing."""
+_HEADER = re.compile(r"(?:<\|channel\|>|(?:^|\s)to=)(\w+)[^<]{0,80}<\|message\|>")
 _TO_THE_USER = ("final", "user")
 
 
@@ -34,7 +42,7 @@ def answer_start(text: str, *, opened: bool = False) -> int:
     if headers:
         return headers[-1].end() if headers[-1].group(1) in _TO_THE_USER else len(text)
     closed = max(text.rfind(end) + len(end) if end in text else 0 for _, end in BLOCKS)
-    reopened = any(begin.start() >= closed for begin in _OPENS.finditer(text))
+    reopened = any(text.rfind(start) >= closed for start, _ in BLOCKS if start in text)
     return len(text) if reopened or (opened and not closed) else closed
 
 

@@ -1,8 +1,10 @@
 """Where the answer begins: what is graded must never be what was only weighed."""
 
+import time
+
 import pytest
 
-from stasc_ray.tasks.reasoning import answer_start, opening
+from stasc_ray.tasks.reasoning import BLOCKS, answer_start, opening
 
 CHANNELS = "<|channel|>analysis<|message|>51? 52?<|end|><|start|>assistant<|channel|>final<|message|>"
 
@@ -31,10 +33,27 @@ CHANNELS = "<|channel|>analysis<|message|>51? 52?<|end|><|start|>assistant<|chan
         ),
         (" to=self<|message|>51?", ""),
         ("a < b and b > c", "a < b and b > c"),
+        ("London. <think>It may be Paris", ""),
+        ("**<think>** Paris", ""),
+        ("<think>a</think>London<think>It may be Paris, London or Rome.", ""),
     ],
 )
 def test_the_answer_follows_the_last_end_of_thinking(text: str, answer: str):
     assert text[answer_start(text) :] == answer
+
+
+@pytest.mark.parametrize(("begin", "end"), BLOCKS)
+def test_every_mark_opens_and_closes(begin: str, end: str):
+    text = f"{begin}It may be Paris, London or Rome.{end}London"
+    assert text[answer_start(text) :] == "London"
+    assert answer_start(text.partition(end)[0]) == len(text.partition(end)[0])
+
+
+@pytest.mark.parametrize("text", ["\n" * 100_000, " to=a" * 40_000, "<think>" * 20_000, "<" * 100_000])
+def test_long_texts_take_no_time(text: str):
+    started = time.perf_counter()
+    answer_start(text)
+    assert time.perf_counter() - started < 1
 
 
 def test_a_text_that_never_ends_the_reasoning_that_its_prompt_opened_has_no_answer():
