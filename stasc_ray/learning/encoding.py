@@ -65,13 +65,11 @@ def encode(chat: Chat, messages: Sequence[Message], max_length_tokens: int) -> l
 
     Returns:
         The sequences, or why the example is left out: `too_long` (one of more than `max_length_tokens`),
-            `no_target`
-        (every trained text is empty or whitespace).
+            `no_target` (every trained text is empty or whitespace).
 
     Raises:
         ValueError: nothing is trained, or a message that is not the assistant's; the prompt is not a prefix
-            of the conversation; nothing ends the assistant's turn; the template drops the
-            assistant's text.
+            of the conversation; nothing ends the assistant's turn; the template drops the assistant's text.
     """
     trained = [place for place, message in enumerate(messages) if _is_trained(message)]
     wrong = [messages[place]["role"] for place in trained if messages[place]["role"] != "assistant"]

@@ -62,6 +62,7 @@ def check_trainable(path: str, *, revision: str | None = None, trust_remote_code
         ValueError: not a causal language model, a multimodal or quantized one, or weights are missing.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
     found = AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(found), None)
@@ -86,6 +87,7 @@ def check_trainable(path: str, *, revision: str | None = None, trust_remote_code
             "the model they were made from"
         )
     if Path(path).is_dir():
+        logging.disable_progress_bar()  # nothing is read but names and shapes
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             device_map="meta",
