@@ -250,7 +250,8 @@ def test_a_filter_that_keeps_nothing_ends_with_status_3_and_says_what_to_change(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "harness"))
     few = ("questions.train.limit=8", "questions.dev.limit=4", "questions.test.limit=4")
-    done = stasc("reward.name=always_wrong:grade", *few, folder=tmp_path / "nothing")
+    wrong = ("reward.name=always_wrong:grade", "reward.rehearse=false")  # else it is refused before
+    done = stasc(*wrong, *few, folder=tmp_path / "nothing")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "kept nothing" in done.stderr and "i->i 32" in done.stderr and "reward.scope" in done.stderr
     assert (
