@@ -10,7 +10,7 @@ from stasc_ray.learning import encoding, export
 from stasc_ray.recipes import section_of
 from stasc_ray.recipes.recipe import written
 from stasc_ray.runtime import model_folder
-from stasc_ray.tasks import prompts, sandbox
+from stasc_ray.tasks import chat, prompts, sandbox
 
 
 def make_run(folder: Path, *overrides: str) -> store.RunFolder:
@@ -92,7 +92,7 @@ def canary_examples() -> list[dict[str, Any]]:
     pairs = [("47+385+12", "434", "444"), ("1+2+3", "6", "6"), ("99+1+50", "140", "150")]
     found = (
         encoding.encode(
-            tokenizer, [*prompts.correction_messages({"question": q}, y1, texts), written(y2)], 256
+            chat.Chat(tokenizer), [*prompts.correction_messages({"question": q}, y1, texts), written(y2)], 256
         )
         for q, y1, y2 in pairs
     )
