@@ -68,7 +68,7 @@ _FILLERS = one_of(
     "in the a an it is was by at on be that this think believe know sure if whether answer correct really "
     "called es est ist é è"
 )
-_DENIED = re.compile(rf"(?:{NOT})(?:\s*(?:{_FILLERS}|[是在叫为為会會]|可能))*\s*$")
+_DENIED = re.compile(rf"(?:{NOT}|\bdoubt)(?:\s*(?:{_FILLERS}|[是在叫为為会會]|可能))*\s*$")
 _DENIED_AFTER = re.compile(
     r"\s*(?:(?:is|was|are|were|would\s+be|seems)\s+(?:\w+ly\s+)?(?:not|wrong|incorrect|false)\b"
     rf"|(?:is|was|are|were|ca)n't\b|cannot\b)|{NOT_AFTER}",
@@ -76,8 +76,9 @@ _DENIED_AFTER = re.compile(
 )
 _O = "\u00d8"
 """Stands for a reference within an answer, so that its own commas and its `and` part nothing."""
+_GUESS = one_of("maybe perhaps possibly probably")
 _ALTERNATIVE = re.compile(
-    rf"{OR}|{OTHER_OR}|(?<=\s)o(?=\s)|/(?![a-z]\b)|[|\n\t]|\?(?=\s*\w)"
+    rf"{OR}|{OTHER_OR}|(?<=\s)o(?=\s)|/(?![a-z]\b)|[|\n\t]|\(\s*(?={_GUESS})|\?(?=\s*\w)"
     rf"|(?<={_O})か(?=\w)|か(?={_O})"
 )
 _AND = re.compile(
@@ -85,13 +86,11 @@ _AND = re.compile(
     rf"|(?<={_O})[和与與及と](?=\w)|[和与與及と](?={_O})|(?<={_O})[와과](?=\s)"
 )
 _COMMA = re.compile(r",(?=\s|[^\W\d])|\s(?:--?|[\u2013\u2014])\s")
-_DATE_COMMA = re.compile(
-    r"(?<=[^\W\d_] \d),(?= ?(?:\d{4}\b|\u00d8))|(?<=[^\W\d_] \d\d),(?= ?(?:\d{4}\b|\u00d8))"
-)
+_DATE_COMMA = re.compile(r"(\b\d\d? [^\W\d_]+|[^\W\d_]+ \d\d?),(?= ?\d{4}\b)")
 _NUMBERS_ONLY = re.compile(r"\W*(?:[\d.,]+|\u00d8)(?:\s+(?:[\d.,]+|\u00d8))+\W*")
-_RANGE = re.compile(r"\d\s*[-~\u2013\u2014]\s*\u00d8|\u00d8\s*[-~\u2013\u2014]\s*\d")
+_RANGE = re.compile(r"\d\s*(?:[-~\u2013\u2014]|to\b)\s*\u00d8|\u00d8\s*(?:[-~\u2013\u2014]|to\b)\s*\d")
 _ISO_DATE = re.compile(r"\b\d{4}-\d\d-\d\d\b")
-_HEDGE = re.compile(one_of("maybe perhaps possibly probably could may might also or either"))
+_HEDGE = re.compile(rf"{_GUESS}|{one_of('could may might also or either')}")
 _CLAUSE_HEADS = frozenset("it he she they this that which who is are was were has had because".split())  # noqa: SIM905
 _TOPIC = re.compile("[はがでに]$")  # what Japanese puts before the answer
 _SHORT = 3
@@ -135,6 +134,7 @@ def one_of_several(answer: str, references: Sequence[str]) -> bool:
     if any(spellings(reference)[0] in {*_BOOLEANS, *CHINESE_YES_NO} for reference in matched):
         return False  # `_contains` has weighed the opposite
     text = unaccented(answer.replace("\u2019", "'").translate(_MARKS_TO_ASCII_BUT_LISTS))
+    text = _DATE_COMMA.sub(r"\1", text)
     found = [match for reference in matched for match in _mention(reference).finditer(text)]
     if found and all(map(_is_denied, found)):
         return True
@@ -153,7 +153,10 @@ def one_of_several(answer: str, references: Sequence[str]) -> bool:
 @lru_cache(maxsize=1024)
 def _mention(reference: str) -> re.Pattern[str]:
     parts = re.findall(r"\w+|[^\w\s]", unaccented(reference))
-    return re.compile(r"[\W_]*".join(map(re.escape, parts)) or "(?!)", re.IGNORECASE)
+    words = (
+        "(?:and|&)" if part.lower() in ("and", "&") else re.escape(part) for part in parts if part != ","
+    )
+    return re.compile(r"[\W_]*".join(words) or "(?!)", re.IGNORECASE)
 
 
 def _is_denied(match: re.Match[str]) -> bool:
@@ -174,7 +177,6 @@ def _lists_others(masked: str, references: Sequence[str], *, named: bool) -> boo
     def rival(item: str) -> bool:
         return other(item) and not _tells_more(item, named=named)
 
-    masked = _DATE_COMMA.sub(" ", masked)
     if re.match(r"\W*1[.)]", masked) and re.search(r"\s\(?2[.)]\s", masked):  # a numbered list in one line
         masked = re.sub(r"(?:^|\s)\(?\d\d?[.)](?=\s)", "|", masked)
     if any(map(other, _parted(_ALTERNATIVE, masked))) or any(map(rival, _parted(_AND, masked))):
@@ -207,7 +209,10 @@ def _tells_more(item: str, *, named: bool) -> bool:
 
 
 def _second_guess(first: str, second: str) -> bool:
-    return bool(_HEDGE.match(second) or (re.search(rf"{_O}\W*$", first) and _both_numbers(first, second)))
+    return bool(
+        re.match(rf"(?:but\s+)?{_HEDGE.pattern}", second)
+        or (re.search(rf"{_O}\W*$", first) and _both_numbers(first, second))
+    )
 
 
 def _both_numbers(first: str, second: str) -> bool:

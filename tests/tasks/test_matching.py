@@ -697,6 +697,11 @@ GUESSES = [
     ("1990, 1991", ["1990"]),
     ("Yes - no", ["no"]),
     ("Yes, no", ["yes"]),
+    ("5 to 7", ["5"]),
+    ("Paris, but maybe London", ["Paris"]),
+    ("Paris (maybe London)", ["Paris"]),
+    ("I doubt it is Paris", ["Paris"]),
+    ("Apollo 11, Neil Armstrong", ["Neil Armstrong"]),
 ]
 STATED = [
     ("Paris", ["Paris"]),
@@ -718,6 +723,9 @@ STATED = [
     ("Washington, D.C.", ["Washington, D.C."]),
     ("14 December 1972", ["1972"]),
     ("1972-12-14", ["1972"]),
+    ("4 July, 1776", ["1776"]),
+    ("the duo Simon & Garfunkel", ["Simon & Garfunkel"]),
+    ("the trio Crosby, Stills and Nash", ["Crosby Stills and Nash"]),
     ("120 km/h", ["120"]),
     ("not only Paris", ["Paris"]),
     ("不，是北京", ["北京"]),
