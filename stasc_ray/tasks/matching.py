@@ -86,7 +86,7 @@ _AND = re.compile(
     rf"|(?<={_O})[和与與及と](?=\w)|[和与與及と](?={_O})|(?<={_O})[와과](?=\s)"
 )
 _COMMA = re.compile(r",(?=\s|[^\W\d])|\s(?:--?|[\u2013\u2014])\s")
-_DATE_COMMA = re.compile(r"(\b\d\d? [^\W\d_]+|[^\W\d_]+ \d\d?),(?= ?\d{4}\b)")
+_DATE_COMMA = re.compile(r"\b(\d\d? [^\W\d_]+|[^\W\d_]+ \d\d?),(?= ?\d{4}\b)")
 _NUMBERS_ONLY = re.compile(r"\W*(?:[\d.,]+|\u00d8)(?:\s+(?:[\d.,]+|\u00d8))+\W*")
 _RANGE = re.compile(r"\d\s*(?:[-~\u2013\u2014]|to\b)\s*\u00d8|\u00d8\s*(?:[-~\u2013\u2014]|to\b)\s*\d")
 _ISO_DATE = re.compile(r"\b\d{4}-\d\d-\d\d\b")
@@ -127,7 +127,7 @@ def one_of_several(answer: str, references: Sequence[str]) -> bool:
     lead-in ("In short, Paris"). A list of which every item is a reference states them; so does one that is
     itself a reference ("red, white and blue").
     """
-    answer = answer.strip()
+    answer = re.sub(r"[^\S\n\t]+", " ", answer.strip())
     matched = [reference for reference in references if _contains(answer, reference)]
     if not matched or any(_equals(answer, reference) for reference in matched):
         return False

@@ -793,3 +793,14 @@ def test_ten_thousand_short_answers_take_seconds():
     for text in texts:
         in_accuracy(text, ["Paris", "東京", "1949"])
     assert time.perf_counter() - start < 10.0  # 1 s on an idle core
+
+
+@pytest.mark.parametrize(
+    "text", ["\u662f\u5728" * 5000 + "\u5317\u4eac", "Paris" + " " * 10_000 + "\u00e9", "Paris, " * 3000]
+)
+def test_a_long_odd_text_is_graded_at_once(text):
+    start = time.perf_counter()
+    for reference in ("Paris", "\u5317\u4eac", "no"):
+        in_accuracy(text, [reference])
+        one_of_several(text, [reference])
+    assert time.perf_counter() - start < 2.0
