@@ -52,6 +52,17 @@ NOT_AFTER = r"\s*(?:가|이|은|는|は|が|也)?\s*(?:아니|不|ではな|じ�
 _OR_AND = "and or und oder et ou and/or y o u e en of и или na veya ve atau dan hoặc và"
 OR_AND = one_of(_OR_AND) + "|或者?|和|、|또는|または|[와과]|أو"
 OR = one_of("or oder ou или або atau veya hoặc") + "|或者?|または|또는|أو"
+OTHER_OR = (
+    one_of("nebo eller vagy tai sau lub albo ya_da либо ή या یا או versus vs") + r"|(?i:\bvs\.)|或|还是|還是"
+)
+"""More words that part alternatives, safe between answers in words but not between letters of choices."""
+
+_LEAD_IN = """
+in on at by for from after before during when as according so thus therefore hence well yes no indeed okay ok
+finally overall sure certainly my the_answer final_answer
+"""
+LEAD_IN = one_of(_LEAD_IN)
+"""Before a comma these begin what only leads to the answer."""
 
 _BECAUSE = r"""
 because since as whereas while but although though unlike rather_than instead_of due_to given_that weil da

@@ -30,6 +30,8 @@ _DROPPED = re.compile(r"'|\.(?!\d)")  # U.S. = US; the point in 3.14 stays
 _PARTING = re.compile(r"[^\w\s.\-]|_|(?<=\w)-|-(?!\.?\d)")
 _HYPHEN = re.compile(r"(?<=[^\W\d_])[-\u2010\u2011](?=[^\W_])|(?<=[^\W_])[-\u2010\u2011](?=[^\W\d_])")
 _INITIALS = re.compile(r"(?<![\w.])((?:[^\W\d_]\.\s+)+)(?=[^\W\d_]\.)|(?<!\w)([A-Z] )(?=[A-Z] [A-Z][a-z])")
+_WORD_NUMBER = re.compile(r"(?<=[a-z]{2}) (?=\d)")
+_WORDNUMBER = re.compile(r"(?<=[a-z]{2})(?=\d)")
 _WHOLE_DECIMAL = re.compile(r"(?<![\d.])(\d+)\.0+(?![\d.])")
 
 UNSPACED = re.compile(
@@ -78,6 +80,23 @@ def spellings(text: str) -> tuple[str, ...]:
     closed = _HYPHEN.sub("", joined)
     forms = [_apart(normalize(form)) for form in ([joined] if closed == joined else [joined, closed])]
     return tuple(dict.fromkeys(forms))
+
+
+@lru_cache(maxsize=1024)
+def in_one_piece(reference: str) -> tuple[str, ...]:
+    """The `spellings` of a reference, and those with word and number closed or apart (iPhone15)."""
+    forms = spellings(reference)
+    both = (form for text in forms for form in (_WORD_NUMBER.sub("", text), _WORDNUMBER.sub(" ", text)))
+    return tuple(dict.fromkeys([*forms, *both]))
+
+
+def unaccented(text: str) -> str:
+    """The text without accents, its case kept."""
+    return (
+        text
+        if text.isascii()
+        else unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", text)))
+    )
 
 
 def units(text: str) -> list[str]:
