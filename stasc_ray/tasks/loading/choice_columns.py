@@ -188,6 +188,10 @@ def letter_of(answer: Any, choices: Choices, choice_key: str) -> str:
         ValueError: it fits no choice, or several.
     """
     if isinstance(answer, bool):
+        names = ("true", "yes") if answer else ("false", "no")
+        said = [LETTERS[place] for place, choice in enumerate(choices.texts) if normalize(choice) in names]
+        if len(said) == 1:
+            return said[0]
         raise ValueError(
             f"answer: expected an index, label, letter or text of one choice, found {str(answer).lower()}: "
             "leave out questions.columns.choices to ask for yes or no, or write the index of the right choice"

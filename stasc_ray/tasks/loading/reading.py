@@ -4,6 +4,7 @@ Reads the sources named in `config.Questions` (through `sources`, or `sandbox`);
 temporary files.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from stasc_ray.config import Columns, Questions, dataset
 from stasc_ray.tasks.canonical import canonical_row
 from stasc_ray.tasks.loading.choice_columns import FROM_1
 from stasc_ray.tasks.loading.columns import MISSING, Paths, as_paths, find, steps
-from stasc_ray.tasks.loading.json_rows import rows_path
+from stasc_ray.tasks.loading.json_rows import rows_paths
 from stasc_ray.tasks.loading.pools import Packed, Pool, pack
 from stasc_ray.tasks.loading.record import Record
 from stasc_ray.tasks.sources import records
@@ -142,9 +143,9 @@ def _choices_required(questions: Questions) -> bool:
 
 
 def _advice(record: Record, columns: Columns) -> str:
-    inside = rows_path(record.values, columns.question)
+    inside = " or ".join(map(repr, itertools.islice(rows_paths(record.values, columns.question), 4)))
     if inside and columns.rows is None:
-        return f". There are questions inside the row: set questions.columns.rows = {inside!r}"
+        return f". There are questions inside the row: set questions.columns.rows = {inside}"
     return '. Repair the row, or set questions.on_bad_row = "skip" to leave such rows out.'
 
 
