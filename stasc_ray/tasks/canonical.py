@@ -6,14 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stasc_ray.config import Columns, hashing
-from stasc_ray.tasks.loading.choice_columns import Choices, choices_of, letter_of
+from stasc_ray.tasks.loading.choice_columns import Choices, choices_of, letters_of
 from stasc_ray.tasks.loading.columns import MISSING, Paths, as_paths, find, written_value
 from stasc_ray.tasks.loading.documents import documents_of
 from stasc_ray.tasks.loading.values import as_list, as_text, normalize
 
 Row = dict[str, Any]
 _NO_CHOICES = Choices([], [])
-_WITH_UNIT = re.compile(r"([-+]?\d[\d,]*(?:\.\d+)?)\s*\((?!mod\b)[^\W\d][^()]*\)")
+# Plain words: `2(x + 1)`, `2 (xy)` and `4 (pi)` are products, and `3 (million)` is not 3.
+_NO_UNIT = "mod|base|sin|cos|tan|log|exp|sqrt|pi|ln|hundred|thousand|million|billion|trillion|dozen"
+_WITH_UNIT = re.compile(
+    rf"([-+]?\d[\d,]*(?:\.\d+)?) +\((?![^()]*\b(?:{_NO_UNIT})\b)([^\W\d_]{{3,}}(?:[ -][^\W\d_]{{2,}})*)\)",
+    re.IGNORECASE,
+)
 _quoted = json.encoder.encode_basestring
 WITHHELD = "<unk>"
 """What TriviaQA puts in the place of answers that are kept secret."""
@@ -88,7 +93,7 @@ def _answers(values: Mapping[str, Any], columns: Columns, choices: Choices) -> l
     if columns.answer_pattern:
         raw = texts = [_match(columns.answer_pattern, text) for text in texts]
     if choices.texts:
-        texts = [letter_of(answer, choices, columns.choice_key) for answer in raw]
+        texts = letters_of(raw, choices, columns.choice_key)
     if not texts:
         raise ValueError(f"no answer: expected text, a number or a list in {_found(values, columns.answers)}")
     if columns.one_answer and len({normalize(text) for text in texts}) > 1:

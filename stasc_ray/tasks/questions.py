@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from stasc_ray.config import Questions, hashing
 from stasc_ray.tasks.canonical import Row
 from stasc_ray.tasks.loading.nearness import Neighbours
-from stasc_ray.tasks.loading.pools import Pool
+from stasc_ray.tasks.loading.pools import Pool, agree
 from stasc_ray.tasks.loading.reading import SANDBOX, BadRows, check_columns, read
 from stasc_ray.tasks.loading.retrieval import check_corpus, retrieve
 
@@ -70,6 +70,14 @@ class _Place(NamedTuple):
 
     source: str
     label: str | None
+
+
+class _Taken(NamedTuple):
+    """A question that an earlier split took."""
+
+    source: str
+    spelling: int
+    row: Row
 
 
 @dataclasses.dataclass
@@ -170,7 +178,7 @@ def _choose(
     """Each split's rows, in the order of hash(seed, split, id): no row moves when others are added or
     reordered.
     """
-    taken: dict[bytes, tuple[str, str]] = {}
+    taken: dict[bytes, list[_Taken]] = {}
     chosen: dict[SplitName, list[Row]] = {}
     for split, place in places.items():
         pool, limit = pools[place], getattr(questions, split).limit
@@ -182,8 +190,11 @@ def _choose(
         else:
             slots = _in_order(free, limit)
             rows = [pool.row(slot) for slot in slots]
-            wanted = set(slots)
-            taken |= {key: (place.source, identity) for slot, key, identity in pool if slot in wanted}
+            by_slot = dict(zip(slots, rows, strict=True))
+            for slot, key, _ in pool:
+                if slot in by_slot:
+                    found = _Taken(place.source, pool.spelling(slot), by_slot[slot])
+                    taken.setdefault(key, []).append(found)
         if not rows:
             near = sum(counts.near.values()) if split == "train" and chosen else 0
             also = f", and {near} are too near one of those (questions.on_near_duplicate)" if near else ""
@@ -201,7 +212,7 @@ def _free(
     place: _Place,
     split: str,
     seed: int,
-    taken: Mapping[bytes, tuple[str, str]],
+    taken: Mapping[bytes, list[_Taken]],
     counts: _Counts,
 ) -> list[int]:
     """The questions that no earlier split took, as numbers in the split's order whose last 32 bits are the
@@ -209,13 +220,19 @@ def _free(
     """
     free = []
     for slot, key, identity in pool:
-        other = taken.get(key)
-        if other is None:
+        others = taken.get(key)
+        same = others and [other for other in others if _same(pool, slot, other)]
+        if not same:
             free.append(int.from_bytes(_order(seed, split, identity), "big") << 32 | slot)
-        elif other != (place.source, identity):
+        elif all((other.source, other.row["id"]) != (place.source, identity) for other in same):
             # the same row, drawn by another split of a shared place, is no duplicate
             counts.duplicates += 1
     return free
+
+
+def _same(pool: Pool, slot: int, other: _Taken) -> bool:
+    """Whether two questions that are equal but for case and white space are the same one."""
+    return pool.spelling(slot) == other.spelling or agree(pool.row(slot)["answers"], other.row["answers"])
 
 
 def _in_order(free: list[int], limit: int | None) -> list[int]:
@@ -255,7 +272,13 @@ def _order(seed: int, split: str, identity: str) -> bytes:
 
 def _ambiguous_ids(pools: Collection[Pool]) -> set[str]:
     """Ids that stand for different questions in different places (each file counting from 0)."""
-    first: dict[str, bytes] = {}
+    first: dict[str, tuple[bytes, int]] = {}
     if len(pools) < 2:
         return set()
-    return {identity for pool in pools for _, key, identity in pool if first.setdefault(identity, key) != key}
+    found: set[str] = set()
+    for pool in pools:
+        for slot, key, identity in pool:
+            question = (key, pool.spelling(slot))
+            if first.setdefault(identity, question) != question:
+                found.add(identity)
+    return found

@@ -85,6 +85,23 @@ def test_multiple_choice_needs_choices_in_every_row(tmp_path: Path, choices: Any
         only_row(tmp_path, {"question": "q", "choices": choices, "answer": 0}, preset="commonsense_qa")
 
 
+@pytest.mark.parametrize("numbers", [["1", "2", "1"], [1, 2, 1]])
+def test_choices_that_are_counted_from_1_are_refused_not_skipped(tmp_path: Path, numbers: list[Any]) -> None:
+    """WinoGrande's shape."""
+    rows = [
+        {"question": f"q{n}", "one": "x", "two": "y", "answers": number} for n, number in enumerate(numbers)
+    ]
+    source = write_lines(tmp_path / "rows.jsonl", rows)
+    columns = {"choices": ["one", "two"]}
+    for on_bad_row in ("fail", "skip"):
+        with pytest.raises(ValueError, match=r"line 2: .*choice_key = 'index_from_1' \(no row .*\)$"):
+            load_test(source, columns=columns, on_bad_row=on_bad_row)
+    loaded = load_test(source, columns={**columns, "choice_key": "index_from_1"}).rows
+    assert {row["question"]: row["answers"] for row in loaded} == {"q0": ["A"], "q1": ["B"], "q2": ["A"]}
+    source = write_lines(tmp_path / "rows.jsonl", [*rows, {**rows[0], "question": "q", "answers": 0}])
+    assert load_test(source, columns=columns, on_bad_row="skip").skipped_bad_rows == 1
+
+
 # --- bad rows
 
 BAD_LINES: list[tuple[Any, str]] = [
@@ -184,7 +201,7 @@ def test_choice_depends_on_seed_and_not_on_file_order(tmp_path: Path) -> None:
 
 
 def test_which_duplicate_stays_does_not_depend_on_file_order(tmp_path: Path) -> None:
-    rows = [{"question": "Who?", "answers": ["x"]}, {"question": "who?  ", "answers": ["y"]}]
+    rows = [{"question": "Who?", "answers": ["x"]}, {"question": "who?  ", "answers": ["X"]}]
     first, second = (load_test(write_lines(tmp_path / f"{n}.jsonl", rows[::n])) for n in (1, -1))
     assert first == second
     assert (len(first.rows), first.dropped_duplicates) == (1, 1)
@@ -313,6 +330,52 @@ def test_references_of_the_same_question_are_joined_whatever_the_order(tmp_path:
     assert loaded[0].rows[0]["id"] == min(ids)
     same = [{"question": text, "answers": ["b", "a"]} for text in ("Who?", "who? ")]
     assert rows_of(tmp_path, same)[0]["answers"] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "count"),
+    [
+        (("Cross BB x bb?", ["1"]), ("Cross Bb x Bb?", ["2"]), 2),
+        (("Solve x^2 = N", ["1"]), ("Solve X^2 = n", ["2"]), 2),
+        (("if a:\n  b\nc", ["1"]), ("if a:\n  b\n  c", ["2"]), 2),
+        (("Who?", ["1", "2"]), ("who?", ["2", "3"]), 2),
+        (("Who?", ["a"]), ("who?", ["A"]), 1),
+        (("Who?", ["1", "2"]), ("who?", ["2"]), 1),
+        (("Who  is?", ["1"]), ("Who is?", ["1"]), 1),
+        (("caf\u00e9?", ["1"]), (" cafe\u0301? ", ["2"]), 1),
+    ],
+)
+def test_case_and_white_space_tell_questions_apart_whose_references_do(
+    tmp_path: Path, one: Any, other: Any, count: int
+) -> None:
+    rows = [{"question": question, "answers": answers} for question, answers in (one, other)]
+    loaded, turned = (load_test(write_lines(tmp_path / f"{n}.jsonl", rows[::n])) for n in (1, -1))
+    assert loaded == turned
+    assert (len(loaded.rows), loaded.dropped_duplicates) == (count, 2 - count)
+    if count == 1:
+        assert set(loaded.rows[0]["answers"]) == {*one[1], *other[1]}
+    sources = [write_lines(tmp_path / f"{n}.jsonl", [row]) for n, row in enumerate(rows)]
+    splits = {"train": {"source": sources[0]}, "test": {"source": sources[1]}}
+    more = {"question": "Another one", "answers": "x"}
+    write_lines(tmp_path / "0.jsonl", [rows[0], more])
+    apart = load_questions(Questions.model_validate(splits), 0, ("train", "test"))
+    assert (len(apart.rows), apart.dropped_duplicates) == (count + 1, 2 - count)
+
+
+def test_spellings_of_one_question_settle_the_same_way_in_every_order(tmp_path: Path) -> None:
+    names = [("WHO?", ["1"]), ("Who?", ["1", "2"]), ("who?", ["3"]), ("who?", ["2", "3"]), ("wHo?", ["2"])]
+    rows = [
+        {"id": n, "question": question, "answers": answers} for n, (question, answers) in enumerate(names)
+    ]
+    loaded = [
+        load_test(write_lines(tmp_path / "rows.jsonl", list(order))) for order in itertools.permutations(rows)
+    ]
+    assert all(one == loaded[0] for one in loaded)
+    assert {row["id"]: row["answers"] for row in loaded[0].rows} == {"0": ["1", "2"], "2": ["2", "3"]}
+    assert loaded[0].dropped_duplicates == 3
+    source = write_lines(tmp_path / "rows.jsonl", rows)
+    splits = {"train": {"source": source}, "test": {"limit": 1}}
+    assert len(load_questions(Questions.model_validate(splits), 0, ("train", "test")).rows) == 2
 
 
 def test_a_repeated_id_names_the_first_place(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ the Hub."""
 import bz2
 import decimal
 import gzip
+import io
 import json
 import lzma
 import os
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,8 @@ def found(path: Path, raw: bytes, **fields: Any) -> list[tuple[str, str]]:
         ({"a": [{"x": 1}], "b": ROWS}, {}),
         (SQUAD, {"rows": "data[].paragraphs[].qas[]", "answers": "answers[].text", "documents": "context"}),
         (DROP, {"rows": "*.qa_pairs[]", "answers": "answer", "documents": "passage"}),
+        ({"0": ROWS[0], "1": {**ROWS[1], "more": 1}, "2": ROWS[2]}, {}),
+        ({"train": ROWS[:1], "test": ROWS[1:]}, {"rows": "*[]"}),
     ],
 )
 @pytest.mark.parametrize("indent", [None, 1])
@@ -185,6 +189,14 @@ def test_json_that_is_one_value(tmp_path: Path, value: Any, columns: Any, indent
     assert rows == [("q0", "0"), ("q1", "1"), ("q2", "2")]
     if "documents" in columns:
         assert load_test(str(tmp_path / "d.json"), columns=columns).rows[0]["documents"][0][0] == "c"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_lines_that_end_in_commas(tmp_path: Path, count: int) -> None:
+    lines = [json.dumps(row) + end for row, end in zip(ROWS, (",", " , ", ""), strict=True)]
+    assert len(found(tmp_path / "d.jsonl", "\r\n".join(lines[:count]).encode())) == count
+    with pytest.raises(ValueError, match=r"d\.jsonl, line 2: unreadable"):
+        found(tmp_path / "d.jsonl", "\n".join([lines[0], lines[1] + ","]).encode())
 
 
 def test_rows_inside_the_lines(tmp_path: Path) -> None:
@@ -226,6 +238,18 @@ def test_an_array_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
         (json.dumps({"data": [{"text": "q"}]}).encode(), "data.* row 1: no question: .* found only 'text'"),
         (json.dumps({"train": [{"q": 1}], "test": [{"q": 2}]}).encode(), "found only 'train', 'test'"),
         (json.dumps(SQUAD).encode(), r"set questions.columns.rows = 'data\[\].paragraphs\[\].qas\[\]'"),
+        *(
+            (json.dumps(value).encode(), f"in one place, found them at {places}: set questions.columns.rows")
+            for value, places in [
+                ({"train": ROWS, "test": ROWS[:1]}, r"'train\[\]', 'test\[\]'"),
+                ({"train": [{"id": 1}, ROWS[0]], "test": ROWS[:1]}, r"'train\[\]', 'test\[\]'"),
+                ({"data": {"train": ROWS[:1], "test": ROWS[1:]}}, r"'data.train\[\]', 'data.test\[\]'"),
+                ({"train": {"a": ROWS[0], "b": ROWS[1]}, "test": {"c": ROWS[2]}}, r"'train.\*', 'test.c'"),
+            ]
+        ),
+        (json.dumps({"a": ROWS[0], "b": {"answers": "x"}}).encode(), r"\* row 2: no question"),
+        (b'{"question":["q","r"],"answers":["a","b"]}', "a table by column: write it by row"),
+        (b'{"question":{"0":"q"},"answers":{"0":"a"}}', "a table by column: write it by row"),
         (json.dumps(DROP, indent=2).encode(), r"set questions.columns.rows = '\*.qa_pairs\[\]'"),
     ],
 )
@@ -275,6 +299,13 @@ def test_bad_csv(tmp_path: Path, raw: bytes, message: str) -> None:
         found(tmp_path / "d.csv", raw)
 
 
+def test_quotes_never_join_the_rows_of_a_tsv(tmp_path: Path) -> None:
+    for on_bad_row in ("fail", "skip"):
+        with pytest.raises(ValueError, match=r"d\.tsv: .* a quote at line 2 that ends only at line 3"):
+            found(tmp_path / "d.tsv", b'question\tanswers\n"x\ta\ny"\tb\n', on_bad_row=on_bad_row)
+    assert found(tmp_path / "d.tsv", b'question\tanswers\n"x ""y"""\ta\n') == [('x "y"', "a")]
+
+
 # --- files that are not what their name says
 
 LINE = b'{"question":"q","answers":"a"}\n'
@@ -310,9 +341,33 @@ def test_compressed_files(tmp_path: Path, ending: str) -> None:
         found(tmp_path / f"d.jsonl.{ending}", b"")
 
 
+def test_what_a_compressed_file_holds_is_looked_at(tmp_path: Path) -> None:
+    with io.BytesIO() as held, tarfile.open(fileobj=held, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("d.jsonl"))
+        packed = held.getvalue()
+    for ending, pack in PACKED.items():
+        path = tmp_path / f"d.jsonl.{ending}"
+        with pytest.raises(
+            ValueError, match=r"d.jsonl.\w+: is compressed twice \(gzip in \w+\): unpack it once$"
+        ):
+            found(path, pack(gzip.compress(LINE)), on_bad_row="skip")
+        with pytest.raises(
+            ValueError, match=r"file in the \w+ file, found a tar file, an archive: unpack it"
+        ):
+            found(path, pack(packed + b"\0" * 512), on_bad_row="skip")
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
+        (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z file"),
+        (b"Rar!\x1a\x07\1\0", "a RAR file"),
+        (b"\x04\x22\x4d\x18\x64", "an lz4 file"),
+        (b"SQLite format 3\x00\x10", "an SQLite database"),
+        (b"/annex/objects/SHA256E-s5--a.jsonl\n", "git annex get"),
+        (b"../.git/annex/objects/xx/yy/MD5E-s5", "git annex get"),
+        (LINE.decode().encode("utf-32"), "text in UTF-32"),
+        (LINE.decode().encode("utf-16"), "text in UTF-16"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 41\n",
             "a Git LFS pointer.*git lfs pull",
@@ -327,6 +382,8 @@ def test_compressed_files(tmp_path: Path, ending: str) -> None:
 def test_a_file_is_named_for_what_it_is(tmp_path: Path, name: str, raw: bytes, message: str) -> None:
     if name == "d.parquet":
         message = message.replace("a Parquet file: name it .parquet", "could not read it")
+        with pytest.raises(ValueError, match=r"d.parquet: expected a Parquet file, found .*\.jsonl, \.json"):
+            found(tmp_path / name, LINE, on_bad_row="skip")
     with pytest.raises(ValueError, match=rf"^{tmp_path}/{name}: expected .*{message}"):
         found(tmp_path / name, raw, on_bad_row="skip")
 

@@ -21,6 +21,9 @@ _MARK = re.compile(r"(?:^|(?<=[\s,;|]))\(?\s*([A-Za-z])\s*[).:\uff09\uff0e\u3001
 _ANNOUNCED = re.compile(r"(?:answer\s+)?(?:options|choices)\s*[:\uff1a]\s*", re.IGNORECASE)
 _KEY = re.compile(r"\(?\s*([A-Za-z]|\d{1,2})\s*[).:\uff09]\s*(.*)", re.DOTALL)
 
+FROM_1 = ": if the first choice is number 1, set questions.columns.choice_key = 'index_from_1'"
+"""Ends the message on an index that is one too large."""
+
 
 class Choices(NamedTuple):
     """The texts of the choices, and their labels if the source gives them labels."""
@@ -151,6 +154,28 @@ def _without_own_letters(texts: Sequence[str]) -> list[str]:
     return list(texts)
 
 
+def letters_of(answers: Sequence[Any], choices: Choices, choice_key: str) -> list[str]:
+    """The letter of the right choice; several references must name the same one.
+
+    A 0 or 1 for each choice, with a single 1, names the choice that has the 1.
+
+    Raises:
+        ValueError: an answer fits no choice or several, or the answers name several choices.
+    """
+    marks = [answer for answer in answers if isinstance(answer, (bool, int, float)) and answer in (0, 1)]
+    if len(marks) == len(answers) == len(choices.texts):
+        if sum(marks) == 1:
+            return [LETTERS[marks.index(1)]]
+        raise ValueError(f"answer: expected a 1 for one choice and 0 for the others, found {list(answers)}")
+    letters = list(dict.fromkeys(letter_of(answer, choices, choice_key) for answer in answers))
+    if len(letters) > 1:
+        raise ValueError(
+            f"answer: expected one right choice, found {' and '.join(letters)} in {list(answers)}: any one "
+            "of them alone would be paid"
+        )
+    return letters
+
+
 def letter_of(answer: Any, choices: Choices, choice_key: str) -> str:
     """The letter of the right choice.
 
@@ -163,6 +188,10 @@ def letter_of(answer: Any, choices: Choices, choice_key: str) -> str:
         ValueError: it fits no choice, or several.
     """
     if isinstance(answer, bool):
+        names = ("true", "yes") if answer else ("false", "no")
+        said = [LETTERS[place] for place, choice in enumerate(choices.texts) if normalize(choice) in names]
+        if len(said) == 1:
+            return said[0]
         raise ValueError(
             f"answer: expected an index, label, letter or text of one choice, found {str(answer).lower()}: "
             "leave out questions.columns.choices to ask for yes or no, or write the index of the right choice"
@@ -180,7 +209,7 @@ def letter_of(answer: Any, choices: Choices, choice_key: str) -> str:
     if found:
         advice = ": set questions.columns.choice_key to 'index', 'index_from_1', 'letter' or 'text'"
     elif text == str(len(choices.texts)):
-        advice = ": if the first choice is number 1, set questions.columns.choice_key = 'index_from_1'"
+        advice = FROM_1
     raise ValueError(
         f"answer: expected the index, label, letter or text of one choice, found {text!r}, which fits {fits} "
         f"of {_shown(choices)}{advice}"
@@ -195,7 +224,7 @@ def _indexed(text: str, choices: Choices, first: int) -> str:
     if not text.isdecimal() or not first <= int(text) <= last:
         advice = ""
         if text.isdecimal() and int(text) == last + 1:
-            advice = ": if the first choice is number 1, set questions.columns.choice_key = 'index_from_1'"
+            advice = FROM_1
         raise ValueError(f"answer: expected an index from {first} to {last}, found {text}{advice}")
     return LETTERS[int(text) - first]
 

@@ -15,6 +15,8 @@ from stasc_ray.tasks.loading.record import Record, record, unreadable
 
 _CHUNK_BYTES = 1 << 20
 _MAX_DEPTH = 5
+_MAX_SHOWN = 4
+_SPLIT_NAMES = ("train", "training", "dev", "development", "val", "valid", "validation", "test", "eval")
 _parse = json.JSONDecoder().decode
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -48,7 +50,7 @@ def json_rows(handle: IO[bytes], path: str, question: Paths, rows: str | None) -
     where = f"{path}, line"
     for number, line in itertools.chain(begin, lines):
         try:  # bytes, line by line: one line with a broken encoding must not hide where it is
-            values = _parse(line.removeprefix(codecs.BOM_UTF8).decode())
+            values = _line_value(line.removeprefix(codecs.BOM_UTF8).decode())
         except (ValueError, RecursionError) as error:
             yield unreadable(where, number, f"expected one JSON object per line in UTF-8: {error}")
             continue
@@ -56,6 +58,17 @@ def json_rows(handle: IO[bytes], path: str, question: Paths, rows: str | None) -
             yield record(where, number, values)
         else:
             yield from _value_records(where, number, values, rows, "one JSON object per line")
+
+
+def _line_value(text: str) -> Any:
+    """The value of a line; one comma behind it, as in an array that lost its brackets, does no harm."""
+    try:
+        return _parse(text)
+    except ValueError:
+        bare = text.rstrip()
+        if not bare.endswith(","):
+            raise
+        return _parse(bare[:-1])
 
 
 def _plain(line: bytes) -> bytes:
@@ -66,7 +79,7 @@ def _object(text: bytes) -> dict[str, Any] | None:
     if not _plain(text).startswith(b"{"):
         return None
     try:
-        found = json.loads(text.decode("utf-8-sig"))
+        found = _line_value(text.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
@@ -137,46 +150,76 @@ def _elements(chunks: Iterable[bytes]) -> Iterator[Any]:
 
 def _held(values: dict[str, Any], path: str, question: Paths, rows: str | None) -> Iterator[Record]:
     """The rows of a file that is one object: at `rows`, or in the one list of objects that has them."""
-    inner = rows or (None if _has(values, question) else rows_path(values, question))
-    if inner is None:
-        lists = [name for name, item in values.items() if _first_object(item) is not None]
-        inner = f"{lists[0]}[]" if len(lists) == 1 and not _has(values, question) else None
+    inner = rows or _found_rows(values, path, question)
     if inner is None:
         yield record(f"{path}, line", 1, values)
         return
-    if rows is None and len(re.findall(r"\[\]|\*", inner)) > 1:
-        raise ValueError(
-            f"{path}: expected rows with {question!r}, found them deeper in the file: set "
-            f"questions.columns.rows = {inner!r}"
-        )
     for number, row in enumerate(inner_rows(values, inner), start=1):
         yield record(f"{path}, {inner} row", number, row)
 
 
-def rows_path(values: Mapping[str, Any], question: Paths, depth: int = 0) -> str | None:
-    """Where the objects with a question stand inside another object: `data[].qas[]`; None if nowhere."""
-    if depth > _MAX_DEPTH:
-        return None
-    objects = [item for item in values.values() if isinstance(item, Mapping)]
-    if len(objects) == len(values) > 1 and all(item.keys() == objects[0].keys() for item in objects):
-        return _join("*", objects[0], question, depth)
-    for name, item in values.items():
-        first = item if isinstance(item, Mapping) else _first_object(item)
-        step = name if first is item else f"{name}[]"
-        if first and (found := _join(step, first, question, depth)):
-            return found
-    return None
-
-
-def _join(step: str, values: Mapping[str, Any], question: Paths, depth: int) -> str | None:
+def _found_rows(values: dict[str, Any], path: str, question: Paths) -> str | None:
     if _has(values, question):
-        return step
-    inner = rows_path(values, question, depth + 1)
-    return f"{step}.{inner}" if inner else None
+        _check_columns(values, path, question)
+        return None
+    found = list(itertools.islice(rows_paths(values, question), _MAX_SHOWN))
+    if not found:
+        lists = [name for name, item in values.items() if _sample(item, question) is not None]
+        return f"{lists[0]}[]" if len(lists) == 1 else None
+    if len(found) > 1:
+        raise ValueError(
+            f"{path}: expected rows with {question!r} in one place, found them at "
+            f"{', '.join(map(repr, found))}: set questions.columns.rows = {found[0]!r} to read one of them "
+            "(`*` in the place of a key reads all), or write a file for each"
+        )
+    if len(re.findall(r"\[\]|\*", found[0])) > 1:
+        raise ValueError(
+            f"{path}: expected rows with {question!r}, found them deeper in the file: set "
+            f"questions.columns.rows = {found[0]!r}"
+        )
+    return found[0]
 
 
-def _first_object(item: Any) -> Mapping[str, Any] | None:
-    return item[0] if isinstance(item, list) and item and isinstance(item[0], Mapping) else None
+def _check_columns(values: Mapping[str, Any], path: str, question: Paths) -> None:
+    """Refuse {"question": [...], "answers": [...]}, a table by column."""
+    at = [find(values, one) for one in as_paths(question) if "[]" not in one]
+    by_number = [value for value in at if isinstance(value, Mapping) and all(map(str.isdecimal, value))]
+    if by_number or any(isinstance(value, list) for value in at):
+        raise ValueError(
+            f"{path}: expected one object per row, found one object with all values of {question!r}, a table "
+            "by column: write it by row (pandas: `to_json(path, orient='records', lines=True)`)"
+        )
+
+
+def rows_paths(values: Mapping[str, Any], question: Paths, depth: int = 0) -> Iterator[str]:
+    """Where objects with a question stand inside another object: `data[].qas[]`, `train[]` and `test[]`."""
+    if depth > _MAX_DEPTH:
+        return
+    objects = [item for item in values.values() if isinstance(item, Mapping)]
+    splits = any(name.lower() in _SPLIT_NAMES for name in values)
+    if len(objects) == len(values) > 1 and not splits:  # rows by id, some of them perhaps with a key less
+        one = next((item for item in objects if _has(item, question)), None)
+        if one or all(item.keys() == objects[0].keys() for item in objects):
+            yield from _join("*", one or objects[0], question, depth)
+            return
+    for name, item in values.items():
+        sample = item if isinstance(item, Mapping) else _sample(item, question)
+        if sample:
+            yield from _join(name if sample is item else f"{name}[]", sample, question, depth)
+
+
+def _join(step: str, values: Mapping[str, Any], question: Paths, depth: int) -> Iterator[str]:
+    if _has(values, question):
+        yield step
+    else:
+        yield from (f"{step}.{inner}" for inner in rows_paths(values, question, depth + 1))
+
+
+def _sample(item: Any, question: Paths) -> Mapping[str, Any] | None:
+    """One object of a list of objects: the first with a question, or the first."""
+    if not (isinstance(item, list) and item and isinstance(item[0], Mapping)):
+        return None
+    return next((part for part in item if isinstance(part, Mapping) and _has(part, question)), item[0])
 
 
 def _has(values: Mapping[str, Any], word: Paths) -> bool:

@@ -4,6 +4,7 @@ Reads the sources named in `config.Questions` (through `sources`, or `sandbox`);
 temporary files.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ from typing import Any
 
 from stasc_ray.config import Columns, Questions, dataset
 from stasc_ray.tasks.canonical import canonical_row
+from stasc_ray.tasks.loading.choice_columns import FROM_1
 from stasc_ray.tasks.loading.columns import MISSING, Paths, as_paths, find, steps
-from stasc_ray.tasks.loading.json_rows import rows_path
+from stasc_ray.tasks.loading.json_rows import rows_paths
 from stasc_ray.tasks.loading.pools import Packed, Pool, pack
 from stasc_ray.tasks.loading.record import Record
 from stasc_ray.tasks.sources import records
@@ -35,6 +37,25 @@ class BadRows:
         self.count += 1
         if len(self.examples) < BAD_ROW_EXAMPLES:
             self.examples.append(f"{place}: {problem}")
+
+
+@dataclass
+class _Counting:
+    """Whether the answers of a source count the choices from 1 where the config says from 0."""
+
+    beyond: str = ""
+    """The first row whose index is one too large."""
+    first_named: bool = False
+    """Whether a row before names the first choice, as index 0 does."""
+
+    def refused(self, place: str, problem: str) -> None:
+        if problem.endswith(FROM_1) and not self.beyond:
+            self.beyond = f"{place}: {problem}"
+
+    def check(self) -> None:
+        """Refuse the config, not the row: the other rows would be paid for the choice after the right one."""
+        if self.beyond and not self.first_named:
+            raise ValueError(f"{self.beyond} (no row read so far names its first choice)")
 
 
 def check_columns(columns: Columns) -> None:
@@ -70,6 +91,7 @@ def read(
     choices_required = source != SANDBOX and _choices_required(questions)
     pools: dict[str | None, Pool] = {label: Pool() for label in labels}
     dealt: dict[str | None, list[Pool]] = {}
+    counting = _Counting()
     unseen = _written_columns(questions) if source != SANDBOX else set()
     for record in _records(source, labels, questions, columns, seed):
         if record.label not in dealt:
@@ -84,13 +106,17 @@ def read(
             for pool in wanted:
                 pool.check(packed)
         except ValueError as error:
+            counting.refused(record.place, str(error))
             if questions.on_bad_row == "fail":
+                counting.check()
                 raise ValueError(f"{record.place}: {error}{_advice(record, columns)}") from None
             bad_rows.add(record.place, str(error))
             continue
+        counting.first_named |= packed.answers == ["A"]
         for pool in wanted:
             pool.add(packed, record.where, record.number)
-    _check_labels(source, pools, dealt, bad_rows)
+    counting.check()
+    _settle(source, pools, dealt, bad_rows)
     for name in sorted(unseen):
         raise ValueError(
             f"questions.columns.{name}: expected column {getattr(columns, name)!r} in {source}, found it in "
@@ -117,9 +143,9 @@ def _choices_required(questions: Questions) -> bool:
 
 
 def _advice(record: Record, columns: Columns) -> str:
-    inside = rows_path(record.values, columns.question)
+    inside = " or ".join(map(repr, itertools.islice(rows_paths(record.values, columns.question), 4)))
     if inside and columns.rows is None:
-        return f". There are questions inside the row: set questions.columns.rows = {inside!r}"
+        return f". There are questions inside the row: set questions.columns.rows = {inside}"
     return '. Repair the row, or set questions.on_bad_row = "skip" to leave such rows out.'
 
 
@@ -141,11 +167,12 @@ def _records(
             yield Record(f"sandbox [{split}], row", number, split, row)
 
 
-def _check_labels(
+def _settle(
     source: str, pools: Mapping[str | None, Pool], labels_found: Iterable[str | None], bad_rows: BadRows
 ) -> None:
-    """What shows only after the last row: a split with nothing in it."""
+    """What shows only after the last row: spellings of one question, and a split with nothing in it."""
     for label, pool in pools.items():
+        pool.settle()
         if len(pool):
             continue
         what = "questions" if label is None else f"rows of split {label!r}"

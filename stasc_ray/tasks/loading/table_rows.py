@@ -42,6 +42,13 @@ def csv_rows(handle: IO[bytes], path: str, tabs: bool, required: Sequence[Paths]
             line, number = number + 1, reader.line_num
             if not fields:
                 continue
+            if delimiter == "\t" and reader.line_num > line:
+                raise ValueError(
+                    f"{path}: expected a row per line between tabs, found a quote at line {line} that ends "
+                    f"only at line {reader.line_num}, as if the rows between were one. Write quotes that "
+                    "belong to a text twice, and the text between quotes; texts with line breaks need commas "
+                    "(.csv) or JSON lines"
+                )
             if len(fields) != len(names):
                 yield unreadable(
                     f"{path}, line",
