@@ -543,6 +543,10 @@ RIGHT = [
     ("b=4, a=3", "a=3, b=4"),
     (r"\pi!", r"\pi!"),
     ("72 apples!", "72"),
+    ("10 when x is 2", "10"),
+    ("The power is 60 watts", "60"),
+    ("She could buy 5 apples", "5"),
+    ("three quarters", "3/4"),
 ]
 WRONG = [
     (r"2\sqrt{3}", "2"),
@@ -1061,6 +1065,10 @@ WRONG = [
     ("3 m^2", "9"),
     ("2x + 3 m", "2x+3"),
     ("10 days (240 hours)", "240"),
+    ("10 when x is 2", "2"),
+    ("3 couple", "3"),
+    ("down 20", "20"),
+    ("20 in the red", "20"),
     ("小明有5个，小红有25个，一共30个。", "25"),
 ]
 

@@ -27,24 +27,28 @@ _TAG = re.compile(r"</?\s*(?:answer|result|final[_ ]answer)\s*>", re.IGNORECASE)
 _STATEMENT = re.compile(rf"(?:{ANSWER}|{RESULT}|####)[*_]*(?:\s*(?:{EQUALS})[*_]*|(?<=####))+\s*(?=\S)")
 _PLEASANTRY = re.compile(rf"(?<=[.!\s])\s*{CLOSING}.*", re.DOTALL)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"$\\*(]|[^\x00-\x7f])|(?<=\.)(?=[^\x00-\x7f\s])")
-_HEDGES = "could might maybe perhaps possibly probably unlikely could_be might_be may_be anything_but"
+_HEDGES = "could_be might_be maybe perhaps possibly probably unlikely may_be anything_but"
 _PARTS = "halves fifths? sixths? sevenths? eighths? ninths? tenths? hundredths? thousandths?"
-_OPERATIONS = "root reciprocal inverse opposite logarithm multiple power loss_of debt deficit_of decrease_of"
+_OPERATIONS = (
+    "root reciprocal inverse opposite logarithm multiple power_of loss_of debt deficit_of decrease_of"
+)
 _BLOCKED = re.compile(
-    rf"{UNSURE}|{one_of(f'{_HEDGES} {_OPERATIONS}')}|(?i:\b(?:in|^)\s*base\s*$|^\s*base\s*$)"
+    rf"{UNSURE}|{one_of(f'{_HEDGES} {_OPERATIONS}')}"
+    r"|(?i:\bin\s+base\s*$|^\s*(?:base|down)\s*$|\b(?:could|might)\s*$)"
 )
 _BLOCKED_AFTER = re.compile(
     UNSURE_AFTER
     + "|"
     + one_of(
-        f"{_HEDGES} {_PARTS} dozens? score lakhs? crores? gross less below above under negative wrong "
+        f"{_HEDGES} {_PARTS} dozens? score lakhs? crores? gross couple in_the_red "
+        "less below above under negative wrong "
         "times_(?:more|less) base to_the_power in_base"
     )
 )
 _SHARE = re.compile(one_of("more less off of fewer greater higher lower"))
 """Behind a percentage: it is a factor of something else."""
 _CONDITION = re.compile(
-    r"(?<=\S)[\s,$(]+(?:when|if|at|for|where|with|given(?:\s+that)?)\s+\$?([a-zA-Z])\s*=[^<>]*$"
+    r"(?<=\S)[\s,$(]+(?:when|if|at|for|where|with|given(?:\s+that)?)\s+\$?([a-zA-Z])\s*(?:=|is\b|equals\b)[^<>]*$"
 )
 _DENIED_AFTER = re.compile(
     rf"[\s$).*,(]*(?:(?:is|was)\s+(?:not|wrong|incorrect|false)\b|isn't|wasn't|or\b|{one_of(_HEDGES)})",

@@ -26,7 +26,12 @@ _NUMBER_WORDS = {
         for value, ten in enumerate(_TENS, 2)
         for one in range(1, 10)
     },
-    **{"one half": Fraction(1, 2), "one third": Fraction(1, 3), "two thirds": Fraction(2, 3)},
+    **{
+        "one half": Fraction(1, 2),
+        "one third": Fraction(1, 3),
+        "three quarters": Fraction(3, 4),
+        "two thirds": Fraction(2, 3),
+    },
 }
 _SUBSCRIPT = re.compile(r"-?[\dA-F]+(?:\.\d+)?\s*_\s*\{?\s*([a-z\d]+)\s*\}?")
 
