@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 
 from stasc_ray.tasks.answer_words import CLOSING
-from stasc_ray.tasks.math.text import last_boxed
+from stasc_ray.tasks.math.text import denied_box, last_boxed
 
 _BLOCK = re.compile(
     r"(?P<fence>```)\w*\s*\n(?P<code>.*?)(?:```|\Z)|\\\[.*?\\\]|\$\$.*?\$\$"
@@ -14,6 +14,11 @@ _BLOCK = re.compile(
 _NEXT_TURN = re.compile(
     r"^[ \t#*<|]*(?:question|problem|exercise|user|human|q)\s*\d*[*]*\s*[:.]", re.IGNORECASE | re.MULTILINE
 )
+_END_OF_TURN = re.compile(
+    r"<\|(?:im_end|im_start|eot_id|endoftext|end|eos|start_header_id)\|>|</s>|<eos>|<(?:end|start)_of_turn>"
+)
+_WORKING = re.compile(r"^\W*(?:step\s*\d+\s*[:.)]|let(?:'s| me| us)\b[^\d\n]*[.:!]\s*$)", re.IGNORECASE)
+"""A first line that only begins to work the answer out."""
 _CLOSING = re.compile(rf"(?<=[.!?])\s+{CLOSING}.*")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _BULLET = r"^\s*[-*\u2022]\s+(\S.*)$"
@@ -38,20 +43,25 @@ def final_answer(text: str, marker: str) -> str | None:
     found = list(marker_pattern(marker).finditer(text))
     if not found:
         return None
-    turn = _NEXT_TURN.search(text, found[0].end())
+    turns = [pattern.search(text, found[0].end()) for pattern in (_NEXT_TURN, _END_OF_TURN)]
+    turn = min(filter(None, turns), key=re.Match.start, default=None)
     if turn:
         found = [match for match in found if match.end() <= turn.start()]
     rest = text[found[-1].end() : turn.start() if turn else None]
     rest = re.sub(r"^[\s*_`]*\n", "", rest).strip()
     line = _first_line(rest)
     boxed = last_boxed(line)
+    if boxed and denied_box(line):
+        return line.strip()
     if boxed:
         whole = _TEXT.fullmatch(boxed.strip())
         return (whole[1] if whole else boxed).strip()
     if len(line) > 4000:
         return line.strip()
     tagged = _TAG.search(line)
-    return _bare(tagged[2] if tagged else _CLOSING.sub("", line))
+    bare = _bare(tagged[2] if tagged else _CLOSING.sub("", line))
+    whole = _TEXT.fullmatch(bare.strip("$ "))
+    return whole[1].strip() if whole else bare
 
 
 @lru_cache(maxsize=16)
@@ -59,7 +69,8 @@ def marker_pattern(marker: str) -> re.Pattern[str]:
     """Finds a marker, whatever its case and with or without emphasis between its words."""
     parts = re.findall(r"\w+|[^\w\s]", marker)
     boundary = r"(?<!\w)" if parts[0][0].isalnum() else ""  # the marker "A:" is not in "data:"
-    return re.compile(boundary + r"[\s*_`]*".join(map(re.escape, parts)), re.IGNORECASE)
+    spelled = ["[:\uff1a]" if part == ":" else re.escape(part) for part in parts]
+    return re.compile(boundary + r"[\s*_`]*".join(spelled), re.IGNORECASE)
 
 
 def _first_line(text: str) -> str:
@@ -68,6 +79,9 @@ def _first_line(text: str) -> str:
     if block:
         return block["code"] or "" if block["fence"] else block[0]
     line, _, rest = text.partition("\n")
+    if rest.strip() and _WORKING.match(line):
+        return text.split("\n\n")[0].strip().splitlines()[-1]
+    line = re.split(r"<br\s*/?>", line.strip(), maxsplit=1)[0]
     if rest.strip() and line.rstrip(" *_").endswith(":"):
         return _first_line(rest.strip())
     bullets = _BULLETS.match(text)

@@ -161,6 +161,8 @@ class _Reader:
         node = self.atom()
         while True:
             if self.takes("!"):
+                if self.next == ("sign", "!"):
+                    raise ValueError("two factorials")
                 node = ("factorial", node)
             elif self.takes("degree"):
                 node = ("degrees", node)

@@ -18,7 +18,7 @@ _ORDER = {"<": "<", ">": ">", "\\lt": "<", "\\gt": ">", "\\le": "<=", "\\leq": "
 _RELATION = re.compile(r"<=|>=|<|>|\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt)(?![a-zA-Z])")
 _MATRIX = re.compile(r"\\begin\{([bpvBV]?matrix|array)\}(?:\{[^}]*\})?(.*?)\\end\{\1\}")
 _NAME = re.compile(
-    r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\{?\w+\}?)?'*(?:\^\{-1\})?(?:\([a-zA-Z](?:,\s*[a-zA-Z])*\))?"
+    r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\{?\w+\}?)?'*(?:\^\{-1\})?(?:\((?:[a-zA-Z](?:,\s*[a-zA-Z])*|-?\d+)\))?"
     r"|m?\s*\\angle\s*[A-Z]+|\|?[A-Z]{2,4}\|?|\\overline\s*\{?[A-Z]{2}\}?|\\text\{[^{}]*\}"
     r"|[a-zA-Z]{3,}(?: [a-zA-Z]+)*"
     r"|\[[A-Z]+\]|[PE]\([A-Z]\)|\([a-zA-Z](?:,\s*[a-zA-Z])+\)"

@@ -77,6 +77,10 @@ _SPELLED = [
         (r"\{\s*([^{}\s]+)\s*\\choose\s*([^{}\s]+)\s*\}", r"\\binom{\1}{\2}"),
         (r"\\langle(?![a-zA-Z])", "("),
         (r"\\rangle(?![a-zA-Z])", ")"),
+        (r"(?<=\d)\s+dozen\b", r" \\times 12"),
+        (r"(?<=\d)\s+lakhs?\b", r" \\times 10^{5}"),
+        (r"(?<=\d)\s+crores?\b", r" \\times 10^{7}"),
+        (r"(\d\.\d*?)(\d)\2{2,}\s*(?:\.{3}|\\ldots)\s*", r"\1\\overline{\2}"),
         *((rf"(?<=\d)\s*{name}\b", rf" \\times 10^{{{zeros}}}")
           for name, zeros in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))),
     )

@@ -18,17 +18,46 @@ _RUNS = re.compile(r"[^\S\n]{2,}|\n{3,}|([*_`=-])\1{9,}")
 _EMPHASIS = re.compile(r"(?<![\w)])\*\*(?=\S)([^*\n]+?)\*\*(?![\w(])")
 _BECAUSE = re.compile(rf"[\s,(]+{one_of('because since weil parce_que porque denn')}|\s*因为")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+(-?\d[\d.]*)(?![\w\\^/({])")
+_METERS = re.compile(r"(-?\d[\d.,/]*)\s+m(?=\s*(?:\^|$))")
+_IN_BRACKETS = re.compile(r"(\$?\d[\d.]*\s+[^\W\d_]{3,})\s*\(=?\s*[\d.]+\s+[^\W\d_]{3,}\)")
 _BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:and|or|\\text\{\s*(?:and|or)\s*\})?[\s$]*")
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|textit|mathbf|mathit|rm|bf)\s*\{([^{}]*)\}")
 _TAG = re.compile(r"</?\s*(?:answer|result|final[_ ]answer)\s*>", re.IGNORECASE)
 _STATEMENT = re.compile(rf"(?:{ANSWER}|{RESULT}|####)[*_]*(?:\s*(?:{EQUALS})[*_]*|(?<=####))+\s*(?=\S)")
 _PLEASANTRY = re.compile(rf"(?<=[.!\s])\s*{CLOSING}.*", re.DOTALL)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"$\\*(]|[^\x00-\x7f])|(?<=\.)(?=[^\x00-\x7f\s])")
-_BLOCKED = re.compile(UNSURE)
-_BLOCKED_AFTER = re.compile(UNSURE_AFTER)
+_HEDGES = "could_be might_be maybe perhaps possibly probably unlikely may_be anything_but"
+_PARTS = "halves fifths? sixths? sevenths? eighths? ninths? tenths? hundredths? thousandths?"
+_OPERATIONS = (
+    "root reciprocal inverse opposite logarithm multiple power_of loss_of debt deficit_of decrease_of"
+)
+_BLOCKED = re.compile(
+    rf"{UNSURE}|{one_of(f'{_HEDGES} {_OPERATIONS}')}"
+    r"|(?i:\bin\s+base\s*$|^\s*(?:base|down)\s*$|\b(?:could|might)\s*$)"
+)
+_BLOCKED_AFTER = re.compile(
+    UNSURE_AFTER
+    + "|"
+    + one_of(
+        f"{_HEDGES} {_PARTS} dozens? score lakhs? crores? gross couple in_the_red "
+        "less below above under negative wrong "
+        "times_(?:more|less) base to_the_power in_base"
+    )
+)
+_SHARE = re.compile(one_of("more less off of fewer greater higher lower"))
+"""Behind a percentage: it is a factor of something else."""
+_CONDITION = re.compile(
+    r"(?<=\S)[\s,$(]+(?:when|if|at|for|where|with|given(?:\s+that)?)\s+\$?([a-zA-Z])\s*(?:=|is\b|equals\b)[^<>]*$"
+)
+_DENIED_AFTER = re.compile(
+    rf"[\s$).*,(]*(?:(?:is|was)\s+(?:not|wrong|incorrect|false)\b|isn't|wasn't|or\b|{one_of(_HEDGES)})",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(rf"n't\b|{one_of('not never neither nor ' + _HEDGES)}", re.IGNORECASE)
 _SHORT_WORDS = frozenset(
     """is in of to at by on an as be it he we so or if up no my us am do go me cm mm km kg mg ml ft lb oz
-    hr hz kw la le el un il en de du au es da di em um ja er im zu""".split()  # noqa: SIM905
+    hr hz kw sq la le el un il en de du au es da di em um ja er im zu""".split()  # noqa: SIM905
 )
 _ATTACHED_UNITS = "cm|mm|km|kg|mg|ml|ft|lbs?|oz|mph|kmh|hours?|hrs?|mins?|minutes?|seconds?|secs?|days?|am|pm"
 _JOINING = frozenset("and or und oder et ou e y o и или".split())  # noqa: SIM905
@@ -38,14 +67,14 @@ _FUNCTION_WORDS = frozenset(
 )
 _WORD = r"(?:(?<![\\A-Za-z\d_^])[^\W\d_]{2,}|[^\W\d_a-zA-Z]|\\text\{[^{}]*\})(?:['-][^\W\d_]+)*"
 _TAIL = re.compile(
-    rf"(?:(?<=\d)(?:{_ATTACHED_UNITS})\b|(?<=[\d}}])\s*(?:k?m|cm|mi|ft)\s*/\s*(?:s|h|hr|min|sec)\b"
+    rf"(?:(?<=\d)(?:{_ATTACHED_UNITS})\b|(?<=[\d}}])\s*(?:k?m|cm|mi|ft)\s*/\s*(?:s|h|hr|min|sec)\b|(?<=\d)\s*/\s*(?:hour|day|week|month|year|minute|second|person)\b"
     rf"|[\s,.]*(?:{_WORD}|\((?:\s*{_WORD})+\s*\)|(?<=\s)an?(?=\s*$)|(?<=[A-Za-z}}])\s*/\s*[A-Za-z]{{1,6}}))"
     r"(?:\s*\^\s*\{?[23]\}?)?[.,!?]?\s*$"
 )
 _MATH_SIGN = re.compile(r"[\d\\$=<>^+*/({\[|]|(?<![A-Za-z])-")
 _LINK = re.compile(
     r"\b(?:is|are|was|equals?|be|total of|gives?|makes?|gets?|get|have|has|ist|est|es)\s+(?=[-\d$\\(.])"
-    r"|\b(?:so|thus|therefore|hence|altogether)\s+(?=[-\d$\\(])|(?:=|:)\s*(?=\S)"
+    r"|\b(?:so|thus|therefore|hence|altogether)\s+(?=[-\d$\\(])|(?:一共|总共|合计)\s*(?=\d)|(?:=|:)\s*(?=\S)"
 )
 _LEADING_VALUE = re.compile(
     r"([-+]?[$]?\d[\d.]*(?:/\d+)?%?)\s+[^\W\d_]{2,}(?:\s+[^\W\d_]{2,}){0,2}\s+"
@@ -60,11 +89,12 @@ def stated(text: str) -> str | None:
     answer is", the last line that holds a number, a formula or, in a text of one line, anything.
     """
     boxed = last_boxed(text)
-    if boxed is not None and len(boxed) > LONGEST:
+    if boxed is not None and (len(boxed) > LONGEST or denied_box(text)):
         return None
     if boxed is not None:
         boxed = _unwrap(clean(boxed))
-        return _bare(boxed) or boxed or None
+        core = _bare(boxed)
+        return core or (None if _BLOCKED_AFTER.search(boxed) else boxed or None)
     text = _EMPHASIS.sub(r"\1", clean(_RUNS.sub(lambda run: run[0][0], text[-END_READ:])))
     text = _one_line_blocks(_PLEASANTRY.sub("", _TAG.sub(" ", text), count=1))
     statement = next(reversed(list(_STATEMENT.finditer(text))), None)
@@ -84,6 +114,7 @@ def last_boxed(text: str) -> str | None:
 
     Boxes with nothing but "and", "or" or a comma between them are one list.
     """
+    text = _BARE_BOX.sub(r"\\boxed{\1}", text)
     found: list[str] = []
     end = None
     for match in _BOXED.finditer(text):
@@ -97,6 +128,16 @@ def last_boxed(text: str) -> str | None:
         found.append(text[match.end() : closing])
         end = closing + 1
     return ", ".join(found) if found else None
+
+
+def denied_box(text: str) -> bool:
+    """Whether the words beside the last box deny or doubt it: in the clause before, or right behind."""
+    last = next(reversed(list(_BOXED.finditer(text))), None)
+    closing = _closing_brace(text, last.end()) if last else None
+    if last is None or closing is None:
+        return False
+    clause = re.split(r"[.,;:!?\n]|\b(?:so|therefore|(?<!anything )but)\b", text[: last.start()][-200:])[-1]
+    return bool(_DENIED.search(clause) or _DENIED_AFTER.match(text, closing + 1))
 
 
 def _closing_brace(text: str, start: int) -> int | None:
@@ -150,6 +191,16 @@ def _expression(sentence: str) -> str | None:
     because = _BECAUSE.search(sentence)
     if because and _MATH_SIGN.search(sentence[: because.start()]):
         sentence = _unwrap(sentence[: because.start()])
+    sentence = re.sub(r"^not\s+\S+\s+but\s+|(?<=[\w%$}]),\s*not\s+[-$\d.]+$", "", sentence)
+    if brackets := _IN_BRACKETS.fullmatch(sentence):
+        sentence = brackets[1]  # 10 days (240 hours)
+    if meters := _METERS.match(sentence):
+        sentence = f"{meters[1]} \\text{{m}}{sentence[meters.end() :]}"
+    condition = _CONDITION.search(sentence)
+    if condition and _MATH_SIGN.search(value := sentence[: condition.start()]):
+        if re.search(rf"(?<![\\a-zA-Z]){condition[1]}(?![a-zA-Z])", value):
+            return None  # n^2 when n = 4
+        sentence = _unwrap(value)
     core = _bare(sentence)
     if core is not None:
         return core
@@ -187,6 +238,8 @@ def _bare(text: str) -> str | None:
     core, tail = without_units(text[len(head) :].strip(" ,:"))
     if _BLOCKED.search(head) or _BLOCKED_AFTER.search(tail):
         return None
+    if core.rstrip().endswith("%") and _SHARE.search(tail):
+        return None
     inner = _TEXT.sub(" ", core)
     for word in re.finditer(r"(?<![\\A-Za-z])[^\W\d_]{2,}", inner):
         known = word[0].lower() in _FUNCTION_WORDS or word[0] in _JOINING
@@ -195,6 +248,8 @@ def _bare(text: str) -> str | None:
     if re.search(r"\bto\b", inner) or not _MATH_SIGN.search(core):
         return None
     unit = " ".join(re.findall(r"[^\W\d_]+", tail.replace("\\text", "")))
+    if unit and (power := re.search(r"\^\s*\{?([23])", tail)):
+        unit = ("square ", "cubic ")[int(power[1]) - 2] + unit
     return f"{core} \\text{{{unit}}}" if unit else core
 
 
@@ -243,7 +298,7 @@ def _unwrap(text: str) -> str:
     while True:
         before = text
         text = text.strip().strip("#").strip()
-        text = re.sub(r"(?<!\\ldots)(?:[.,;:?]+|(?<=[A-Za-z]{2})!+)$", "", text)
+        text = re.sub(r"(?<!\\ldots)(?:[.,;:?]+|(?<=[A-Za-z]{3})(?<!\\pi)!+)$", "", text)
         text = re.sub(r"^(?:[=~:]|\\(?:approx|sim|therefore|implies|Rightarrow)(?![a-zA-Z])|->)\s*", "", text)
         for opening, closing in _QUOTES:
             inner = text[len(opening) : -len(closing)]

@@ -15,7 +15,24 @@ from stasc_ray.tasks.math.text import stated, without_units
 
 Compare = Callable[[str, str], bool | None]
 """Whether two single expressions are equal; None if unknown."""
-_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
+_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen""".split()  # noqa: SIM905
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
+_NUMBER_WORDS = {
+    **{word: Fraction(value) for value, word in enumerate(_ONES)},
+    **{word: Fraction(10 * value) for value, word in enumerate(_TENS, 2)},
+    **{
+        f"{ten} {_ONES[one]}": Fraction(10 * value + one)
+        for value, ten in enumerate(_TENS, 2)
+        for one in range(1, 10)
+    },
+    **{
+        "one half": Fraction(1, 2),
+        "one third": Fraction(1, 3),
+        "three quarters": Fraction(3, 4),
+        "two thirds": Fraction(2, 3),
+    },
+}
 _SUBSCRIPT = re.compile(r"-?[\dA-F]+(?:\.\d+)?\s*_\s*\{?\s*([a-z\d]+)\s*\}?")
 
 
@@ -53,10 +70,18 @@ def same(given: Value, wanted: Value, compare: Compare) -> bool | None:
     if given.kind != wanted.kind:
         return False
     if given.kind in ("set", "union"):
+        names = [_names(one.items) for one in (given, wanted)]
+        if names[0] != names[1] and max(map(len, names)) > 1:
+            return False  # x = 3, y = 1 is not the set 1, 3
         return _same_set(given.items, wanted.items, compare)
     if len(given.items) != len(wanted.items):
         return False
     return _all(same(left, right, compare) for left, right in zip(given.items, wanted.items, strict=True))
+
+
+def _names(values: Iterable[Value]) -> set[str]:
+    """The names of the values that have one: x and y of `x = 3, y = 1`."""
+    return {name for value in values if isinstance(value, str) and (name := sides_of(value)[0])}
 
 
 def _same_set(given: Sequence[Value], wanted: Sequence[Value], compare: Compare) -> bool | None:
@@ -96,8 +121,8 @@ def _same_single(given: str, wanted: str, compare: Compare) -> bool | None:
 
 def number(text: str) -> tuple[Fraction, bool] | None:
     """(value, is a percentage) of a rational expression, computed exactly, or None."""
-    if (word := text.strip().lower()) in _NUMBER_WORDS:
-        return Fraction(_NUMBER_WORDS.index(word)), False
+    if (word := text.strip().lower().replace("-", " ")) in _NUMBER_WORDS:
+        return _NUMBER_WORDS[word], False
     percent = text.rstrip().endswith("%")
     text = re.sub(r"(?:%|\^\s*\{?\s*\\circ\s*\}?|\\degree)\s*$", "", text.strip())
     node = read(text)
@@ -149,22 +174,27 @@ _UNITS = (
     "yards yard",
     "miles mile",
     "mm millimeters",
-    "cm centimeters centimeter",
-    "meters meter metres",
-    "km kilometers kilometer",
+    "cm centimeters centimeter centimetres",
+    "meters meter metres m",
+    "km kilometers kilometer kilometres",
     "seconds second secs sec",
     "minutes minute mins min",
-    "hours hour hrs hr",
+    "hours hour hrs hr h",
     "days day",
     "weeks week",
     "months month",
     "years year",
-    "grams gram",
+    "grams gram g",
+    "mg milligrams",
+    "ml milliliters",
+    "liters liter litres l",
     "kg kilograms",
     "pounds pound lb lbs",
     "ounces ounce oz",
     "degrees degree",
     "radians",
+    "square squared sq",
+    "cubic",
 )
 
 
@@ -179,8 +209,9 @@ def _known_units(text: str, words: str) -> set[str]:
 
 
 def _conflict(given: set[str], wanted: set[str]) -> bool:
-    """Whether both units are known and they are different ones."""
-    return bool(given and wanted and not given & wanted)
+    """Whether both units are known and they are different ones. Money per day is money."""
+    money = "dollars dollar"
+    return bool(given and wanted and given != wanted and not (money in given and money in wanted))
 
 
 def _tidy(text: str) -> str:
@@ -188,4 +219,4 @@ def _tidy(text: str) -> str:
     text = re.sub(r"(?<=\d)\s+(?=\d)", "_ _", text)  # 7 2 is not 72
     text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|[\s$]", "", text)
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
-    return text.strip(".").removeprefix("+")
+    return text if "..." in text else text.strip(".").removeprefix("+")
