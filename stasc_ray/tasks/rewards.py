@@ -13,7 +13,8 @@ from stasc_ray.tasks import reasoning
 from stasc_ray.tasks.choice_texts import first_alike
 from stasc_ray.tasks.choices import choice_letter
 from stasc_ray.tasks.final_answer import after_marker, final_answer, marker_pattern
-from stasc_ray.tasks.matching import exact_match, f1, in_accuracy, one_of_several, word_count
+from stasc_ray.tasks.guesses import one_of_several
+from stasc_ray.tasks.matching import exact_match, f1, in_accuracy, word_count
 from stasc_ray.tasks.math_grader import MathReward, can_match
 from stasc_ray.tasks.squad import squad_em, squad_f1
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from stasc_ray.tasks.matching import exact_match, f1, in_accuracy, normalize, one_of_several, word_count
+from stasc_ray.tasks.guesses import one_of_several
+from stasc_ray.tasks.matching import exact_match, f1, in_accuracy, normalize, word_count
 
 
 @pytest.mark.parametrize(
