@@ -85,7 +85,7 @@ def _first_line(text: str) -> str:
     if rest.strip() and line.rstrip(" *_").endswith(":"):
         return _first_line(rest.strip())
     bullets = _BULLETS.match(text)
-    return ", ".join(re.findall(_BULLET, bullets[0], re.MULTILINE)) if bullets else line
+    return "; ".join(re.findall(_BULLET, bullets[0], re.MULTILINE)) if bullets else line
 
 
 def _bare(text: str) -> str:

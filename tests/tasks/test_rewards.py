@@ -36,7 +36,7 @@ from stasc_ray.tasks.rewards import REWARDS, Grader, after_marker, gradable, gra
         ("Final Answer:\n\\[\n72\n\\]\nDone.", "Final Answer:", "\\[\n72\n\\]"),
         ("Final Answer:\n```\n72\n```\nDone.", "Final Answer:", "72"),
         ("Final Answer: <answer>72</answer>", "Final Answer:", "72"),
-        ("Final Answer:\n- 3\n- 5\n\nDone.", "Final Answer:", "3, 5"),
+        ("Final Answer:\n- 3\n- 5\n\nDone.", "Final Answer:", "3; 5"),
         ("Final Answer: - 3", "Final Answer:", "- 3"),
         # a question that the text goes on to ask is not the one that was asked
         ("Final Answer: 72\n\nQuestion: Tom has 3?\nFinal Answer: 3", "Final Answer:", "72"),
