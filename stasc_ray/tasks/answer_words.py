@@ -107,3 +107,20 @@ is_there_anything thank_you thanks
 """
 CLOSING = one_of(_CLOSING)
 """How models take leave behind an answer."""
+
+_DOUBTED = r"""
+doubt\w* unlikely improbable implausible tempting plausible attractive rul(?:e|es|ed|ing)(?:_\w+)?_out
+discard(?:ed)? reject(?:ed)? excluded eliminating nope no_wait unwahrscheinlich improbables? wrongly
+"""
+DOUBTED = f"{NOT}|{one_of(_DOUBTED)}|아닙|아닌|(?:では|じゃ)あり"
+"""What keeps a choice in the same clause from being the answer."""
+NO_DOUBT = one_of("no_doubt without_(?:a_)?doubt not_only undoubtedly doubtless")
+REASON = one_of(
+    "because since as due_to given_that weil da denn parce_que car porque ya_que pues perché omdat потому_что"
+)
+"""What opens a reason, in which other choices may be named."""
+SO = one_of("so therefore thus hence consequently daher donc luego quindi значит") + "|所以|因此"
+CONCESSION = one_of("while although though whereas unlike despite obwohl bien_que aunque sebbene хотя")
+CONTRAST = (
+    one_of("but however yet sondern sino mais ma maar но а aber pero") + "|而是|ではなく|じゃなく|아니라"
+)

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from string import ascii_uppercase
 
-from stasc_ray.tasks.answer_words import one_of
+from stasc_ray.tasks.answer_words import NOT, one_of
 from stasc_ray.tasks.math.signs import clean
 from stasc_ray.tasks.math.values import number
 
-_OWN_LETTER = re.compile(r"\s*(?:\(?([A-Za-z])[).:]|([A-Za-z])\s+[-\u2013])\s*(?=\S)")
+_OWN_LETTER = re.compile(
+    r"\s*(?:[(\[]?([A-Za-z])[).:\]]|([A-Za-z])\s+[-\u2013]|[(\[]?(\d{1,2})(?:[)\]]|\.(?=\s)))\s*(?=\S)"
+)
 _PREFIX = re.compile(r"\s*[*_(\[]*([A-Za-z])[*_]*(?:[.):\]]+|\s+[-\u2013\u2014]|\s)[*_]*\s*(?=\S)")
 _ALONE = re.compile(
     r"[\s*_`\"'(\[{$<#]*(?:\\(?:text|textbf|mathbf|mathrm)\s*\{)?\(?([A-Za-z])\)?[\s*_`\"')\]}$>.,:;!]*"
@@ -36,8 +38,9 @@ _COMMA = re.compile(
 def own_texts(choices: Sequence[str]) -> list[str]:
     """The choices without a letter of their own ("A)21"), if all of them carry the one of their place."""
     matches = [_OWN_LETTER.match(choice) for choice in choices]
-    carried = [(match[1] or match[2]).upper() if match else None for match in matches]
-    if len(choices) < 2 or carried != list(ascii_uppercase[: len(choices)]):
+    carried = [next(filter(None, match.groups())).upper() if match else "" for match in matches]
+    places = (list(ascii_uppercase[: len(choices)]), [str(at + 1) for at in range(len(choices))])
+    if len(choices) < 2 or carried not in places:
         return list(choices)
     return [choice[match.end() :] for choice, match in zip(choices, matches, strict=True) if match]
 
@@ -142,7 +145,36 @@ def _joined(text: str, span: tuple[int, int, str], last: tuple[int, int, str]) -
     return bool(_OR.match(between) or _COMMA.match(between))
 
 
-def _spans(text: str, choices: Sequence[str]) -> list[tuple[int, int, str]]:
+_MARKED_BEFORE = re.compile(
+    r"(?<![\w'])[A-Z][*_]*[).:,\]-]+[\s*_\"'(]*$|\([A-Z]\)[\s*_:]*$|(?<![\w'])[A-Z]\s+[(\u2013-]\s*$"
+)
+_MARKED_BEHIND = re.compile(r"\s*(?:\(([A-Z])\)|[\u2013-]\s+([A-Z])(?!\w))")
+_ARTICLE = re.compile(r"(?i:(?<!\w)(?:the|an?)\s+)$")
+
+
+def with_letters(text: str, choices: Sequence[str], *, all_texts: bool) -> str:
+    """The text with "(B)" in place of a choice's text, or of such a text beside a letter.
+
+    A text beside its own letter is left out. One that holds a denial or a letter of its own ("not hungry",
+    "A and B") is always replaced, as it says nothing about others.
+    """
+    parts: list[str] = []
+    done = 0
+    for start, end, letter in _spans(text, choices, denied=True):
+        if start < done:
+            continue
+        before, mention = text[done:start], text[start:end]
+        labels = _MARKED_BEFORE.search(text[max(0, start - 20) : start]), _MARKED_BEHIND.match(text, end)
+        label = next((re.findall("[A-Z]", found[0])[0] for found in labels if found), "")
+        own = len(mention) > 2 and re.search(rf"{NOT}|(?<!\w)[A-Z](?!\w)", mention)
+        if not (all_texts or label or own):
+            continue
+        parts.append(_ARTICLE.sub("", before) + ("" if label == letter else f"({letter})"))
+        done = end
+    return "".join(parts) + text[done:]
+
+
+def _spans(text: str, choices: Sequence[str], *, denied: bool = False) -> list[tuple[int, int, str]]:
     """(start, end, letter) of mentions that nothing denies, by their end; those in longer ones left out."""
     for form in (lambda choice: choice, str.casefold):
         wanted = [form(" ".join(_trimmed(choice).split())) for choice in choices]
@@ -156,7 +188,7 @@ def _spans(text: str, choices: Sequence[str]) -> list[tuple[int, int, str]]:
             for letter, one in zip(ascii_uppercase, wanted, strict=False)
             if re.search(r"\w", one)
             for match in _occurrences(one, form(text))
-            if not _NOT.search(form(text)[: match.start()])
+            if denied or not _NOT.search(form(text)[: match.start()])
         ]
         within = {
             a for a in spans for b in spans if a != b and b[0] <= a[0] and a[1] <= b[1] and a[2] != b[2]
@@ -169,5 +201,7 @@ def _spans(text: str, choices: Sequence[str]) -> list[tuple[int, int, str]]:
 
 def _occurrences(wanted: str, text: str) -> list[re.Match[str]]:
     """Where it stands whole: neither a word nor a sign goes on before or behind it."""
-    before, behind = r"(?<![\w+\-\u2212<>=^/*\\.'{(])", r"(?![\w+<>=^/*'{]|-\w|[.,:]\d|-$|-\s)"
+    before, behind = r"(?<![\w+\-\u2212<>=^/*\\.'{])", r"(?![\w+<>=^/*'{]|-\w|[.,:]\d|-$|-\s)"
+    # "A (library)" names it; of "(0, 1)" and "f(x)" it is a part.
+    before += r"(?<!\w\()" if re.match(r"[^\W\d_]{3}", wanted) else r"(?<!\()"
     return list(re.finditer(before + re.escape(wanted) + behind, text))

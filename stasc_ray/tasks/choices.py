@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
 
 from stasc_ray.tasks.answer_words import ANSWER, BECAUSE, CHOICE, IS, NOT, NOT_AFTER, OR_AND, RIGHT, one_of
-from stasc_ray.tasks.choice_texts import named_by_text, own_texts, plain_letter
+from stasc_ray.tasks.choice_claims import claims, left
+from stasc_ray.tasks.choice_texts import named_by_text, own_texts, plain_letter, with_letters
 from stasc_ray.tasks.math.text import last_boxed
 
 _LETTER = (
@@ -25,7 +26,7 @@ _IS = one_of("is would_be should_be must_be therefore thus ist lautet est es è 
 _BEFORE_TEXT = re.compile(rf"[\s*_]*[:=]?\s*(?:{_IS}\s+|[:=]\s+)*")
 _KEYWORD = re.compile(f"{ANSWER}|{CHOICE}|{one_of('option')}")
 _REMAINS = one_of("remains it_is fits")
-_SUBJECT = re.compile(rf"{_LETTER}(?:{IS}[^.;\n]{{0,40}}?(?:{RIGHT})|\s+{_REMAINS})")
+_SUBJECT = re.compile(rf"{_LETTER}(?:{IS}[^.,;\n]{{0,40}}?(?:{RIGHT})|\s+{_REMAINS})")
 _NEGATION = re.compile(NOT)
 _CANNOT = one_of("isn't wasn't doesn't cannot can't")
 _DENIAL = re.compile(
@@ -38,13 +39,23 @@ _LISTED = re.compile(
     rf"(?:{one_of('either maybe perhaps possibly option choice')}\s+)*{_LETTER})+"
 )
 _REASON = re.compile(BECAUSE)
+_TAKEN_BACK = re.compile(
+    r"(?i)\b(?:wait|actually|no|hmm)\b[\W_]+(?:no|wait|th(?:at|is)(?:['\u2019]s|\s+is|\s+was)\s+(?:wrong|incorrect|not\s+\w+))\W*$"
+)
+_VERDICT = re.compile(rf"\W*(?:\w+\s+)?(?:{RIGHT}|{NOT})\W*(?:\w+\W*)?$")
+_ALL_BUT = re.compile(
+    r"(?i:\b(?:all|every\w*|none|nothing)(?:\s+\w+)?\s+(?:but|except)(?:\s+for)?\s+(?:the\s+)?)"
+    rf"\(?([A-Z])\)?\s+(?i:is|are|can\s+be|seems?)\s+(?:\w+\s+)?(?:{NOT})\W*$"
+)
 _NOT_JUST_BEFORE = re.compile(rf"(?:{NOT})\s*$")
 _SENTENCE_END = re.compile(r"[;\n]|[.!?\u3002\uff01\uff1f](?=[\s\W]|$|[^\x00-\x7f])(?!\s*(?i:or|oder|ou)\s)")
 # What may follow "A" or a small letter that stands for a choice: before other words it is an article.
 _AFTER_LETTER = one_of(
     "because since as which is was due for and or with weil ist est es porque parce but not rather instead"
 )
-_ENDS = re.compile(rf"[)\]}}>\"'`*_$]*(?:[\W_]*(?:$|\n)|\s*[^\w\s]|\s+{_AFTER_LETTER}|\s*[^\x00-\x7f])")
+_ENDS = re.compile(
+    rf"[)\]}}>\"'`*_$]*(?:[\W_]*(?:$|\n)|\s*[^\w\s]|\s+{_AFTER_LETTER}|\s+\d+[.):]\s|\s*[^\x00-\x7f])"
+)
 _BEFORE_LETTER = one_of(
     """so be is it's are say guess with then thus hence therefore think believe but was ist est es also it to
     for or and definitely probably likely clearly surely go es_la c'est_la"""
@@ -62,7 +73,7 @@ _SET_APART = re.compile(
 )
 _ENUMERATED = re.compile(r"^[\s*_#>-]*\(?([A-Z])[.):][*_]*(?=\s)", re.MULTILINE)
 _NUMBERED = re.compile(
-    r"(?i:\b(?:option|choice|number|no\.|nummer|opci[óo]n))\s*#?\s*\(?(\d{1,2})\)?(?![\w.,]*\d)"
+    r"(?i:\b(?:option|choice|number|no\.|nummer|opci[óo]n)(?:\s+is)?)\s*#?\s*\(?(\d{1,2})\)?(?![\w.,]*\d)"
 )
 _RUNS = re.compile(r"[^\S\n]{2,}|\n{3,}|([^\w\s]|_)\1{9,}")
 _DENIED = "not "
@@ -97,12 +108,63 @@ def choice_letter(text: str, choices: Sequence[str]) -> str | None:
     if tags := _TAG.findall(text[-_END_READ:]):
         return choice_letter(tags[-1][1], choices)
     text = _RUNS.sub(lambda run: run[0][0], _spaced(text[-_END_READ:]))
+    as_given, text = text, with_letters(text, choices, all_texts=False)
+    if _TAKEN_BACK.search(text):
+        return None
+    if except_one := _ALL_BUT.search(text):
+        return except_one[1] if except_one[1] in letters else None
     for found in (_stated(text, letters, choices), _set_apart(text, letters)):
         if found is not None:
-            return None if _is_text_of_another(found, choices) else found or None
-    return _by_number(text, letters, choices) or named_by_text(
-        _without_enumeration(text), choices, whole=False
-    )
+            kept = left(claims(text, _units(text, letters)), found)
+            return None if kept and _is_text_of_another(kept, choices, as_given) else kept
+    if kept := left(claims(text, _units(text, letters)), ""):
+        return None if _is_text_of_another(kept, choices, as_given) else kept
+    return _by_number(text, letters, choices) or _by_text(text, letters, choices)
+
+
+def _by_text(text: str, letters: str, choices: Sequence[str]) -> str | None:
+    """The choice whose text alone is left of those that are mentioned."""
+    text = _without_enumeration(text)
+    found = named_by_text(text, choices, whole=False)
+    text = with_letters(text, choices, all_texts=True)
+    said = claims(text, _units(text, letters))
+    return left(said, found or "") if said else None
+
+
+def _units(text: str, letters: str) -> list[list[re.Match[str]]]:
+    """The letters that stand for choices, those of one list together."""
+    enumerated = {
+        match.start(1)
+        for match in _ENUMERATED.finditer(text)
+        if not _VERDICT.match(text[match.end() :].split("\n")[0])
+    }
+    if len({text[at] for at in enumerated}) < 3:
+        enumerated = set()
+    lists = [match.span() for match in _LISTED.finditer(text)]
+    units: list[list[re.Match[str]]] = []
+    last = None
+    for match in re.finditer(_LETTER, text):
+        usable = match[1].isupper() or "(" in match[0]
+        if not usable or match[1].upper() not in letters or match.start(1) in enumerated:
+            continue
+        span = next((span for span in lists if span[0] <= match.start() < span[1]), None)
+        if not _stands_for_choice(match, text, listed=span is not None):
+            continue
+        if span and span == last and not _contrast(text, span):
+            units[-1].append(match)
+        else:
+            units.append([match])
+        last = span
+    return units
+
+
+def _contrast(text: str, span: tuple[int, int]) -> bool:
+    """Whether a list of two begins behind a denial and says the other: "not A, B"."""
+    given = text[slice(*span)]
+    if re.search(OR_AND, given):
+        return False
+    two = len(re.findall(r"(?<!\w)[A-Za-z](?!\w)", given)) == 2 and re.search("[,;]", given)
+    return bool(two and _NOT_JUST_BEFORE.search(text[max(0, span[0] - 20) : span[0]]))
 
 
 def _alone(text: str, letters: str, choices: Sequence[str]) -> str | None:
@@ -129,8 +191,10 @@ def _without_enumeration(text: str) -> str:
     return "\n".join(line for line in lines if line not in enumerated) if len(enumerated) > 1 else text
 
 
-def _is_text_of_another(letter: str, choices: Sequence[str]) -> bool:
+def _is_text_of_another(letter: str, choices: Sequence[str], text: str = "") -> bool:
     """Whether a letter is also the text of another choice, and so does not tell which is meant."""
+    if text and named_by_text(text, choices, whole=False) == letter:
+        return False
     return any(
         choice.strip().upper() == letter != own for own, choice in zip(ascii_uppercase, choices, strict=False)
     )
@@ -192,7 +256,8 @@ def _named(given: str, clause: str, letters: str) -> tuple[set[str], set[str]]:
         first = not affirmed and not denied
         if first and len(re.findall(r"\w+", before)) > 6:
             break
-        if not _stands_for_choice(match, clause):
+        listed = any(found.start() <= match.start() < found.end() for found in _LISTED.finditer(clause))
+        if not _stands_for_choice(match, clause, listed=listed):
             continue
         letter = match[1].upper()
         if letter in letters:
@@ -208,12 +273,11 @@ def _last_clause(before: str) -> str:
     return re.split(r"[,;:]|\b(?:and|but)\b", before)[-1]
 
 
-def _stands_for_choice(match: re.Match[str], clause: str) -> bool:
-    letter, rest = match[1], clause[match.start(1) + 1 :]
+def _stands_for_choice(match: re.Match[str], clause: str, *, listed: bool) -> bool:
+    letter, rest = match[1], clause[match.start(1) + 1 : match.start(1) + 200]
     if letter == "I":
         return re.fullmatch(r"[\W_]*", rest) is not None
     wrapped = match[0] != letter and match[0][0] in "([{\"'`*_$"
-    listed = any(found.start() <= match.start() < found.end() for found in _LISTED.finditer(clause))
     if wrapped or listed or (letter.isupper() and letter != "A"):
         return True
     linked = letter.isupper() or re.fullmatch(_LINKS, clause[: match.start()], re.IGNORECASE)

@@ -619,3 +619,121 @@ def test_commonsense_qa_by_text():
         question = {"answers": ["ABCDE"[row["answer"]]], "choices": row["choices"]}
         for text in row["choices"]:
             assert grade(text, question) == (float(text == right), None), (text, row)
+
+
+DENIED_TEXTS = [
+    "{} is wrong",
+    "It cannot be {}.",
+    "I would rule out {}.",
+    "I don't think {} is right.",
+    "The {} is not where you go.",
+    "Eliminate {}.",
+    "No {}",
+    "everything but the {}",
+    "{} is a wrong answer",
+    "The {} seems unlikely",
+]
+
+
+@pytest.mark.parametrize("said", DENIED_TEXTS)
+def test_a_choice_that_is_denied_by_its_text_is_not_paid(said):
+    assert choice_letter(said.format("library"), PLACES) is None
+    assert choice_letter(said.format("mall"), PLACES) is None
+
+
+NOT_B = [
+    "B, no",
+    "I doubt it is B",
+    "It is unlikely to be B",
+    "Option B would be wrong",
+    "Option B can be eliminated",
+    "B can be ruled out",
+    "I rule B out",
+    "The answer is B. Wait, no.",
+    "A > B",
+    "B vs. C",
+    "First guess: A. Second guess: B.",
+    "1. A 2. B",
+    "A. bank or B. library",
+    "The answer is B, though A is just as good",
+    "B, but A is also possible",
+    "B\nC",
+    "B\nC\nD",
+    "- B\n- C",
+    "library\nmall",
+    "1. library\n2. mall",
+    "library (or mall)",
+    "library, possibly mall",
+    "library vs. mall",
+    "答えはBではありません",
+    "정답은 B가 아닙니다",
+    "Keine der Antworten: B",
+    "A. library",
+    "The answer is A: library",
+    "The answer is A (library)",
+    "library (A)",
+    "(C) library",
+]
+
+
+@pytest.mark.parametrize("text", NOT_B)
+def test_doubts_rankings_lists_over_lines_and_contradictions_name_no_choice(text):
+    assert choice_letter(text, PLACES) is None
+
+
+@pytest.mark.parametrize("text", ["I prefer A to B", "I chose A over B", "The answer is B... no wait, A"])
+def test_what_is_set_behind_another_or_revised_is_not_paid(text):
+    assert choice_letter(text, PLACES) in (None, "A")
+
+
+LEFT = [
+    ("B is tempting, but A is correct.", "A"),
+    ("While B seems plausible, A is best", "A"),
+    ("While A is tempting, B is correct", "B"),
+    ("A is wrong, B is correct.", "B"),
+    ("The bank is wrong, the library is correct.", "B"),
+    ("Not A; B.", "B"),
+    ("Not the bank; the library.", "B"),
+    ("A: wrong\nB: correct\nC: wrong", "B"),
+    ("B (not A)", "B"),
+    ("All but B are wrong", "B"),
+    ("The answer is not (A), (C), (D) or (E), so it is (B).", "B"),
+    ("Only B makes sense.", "B"),
+    ("There is no doubt it is B", "B"),
+    ("The correct option is 2", "B"),
+    ("B\n\nA is for money, C is for shopping.", "B"),
+    ("B选项是正确的", "B"),
+    ("Nicht A, sondern B", "B"),
+    ("不是A，而是B", "B"),
+    ("Не A, а B", "B"),
+    ("A ではなく B", "B"),
+    ("A가 아니라 B입니다", "B"),
+    ("答えはBではなくCです", "C"),
+    ("La respuesta no es B sino C", "C"),
+    ("Ce n'est pas B mais C", "C"),
+    ("Non è B ma C", "C"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), LEFT)
+def test_the_one_choice_left_is_read_where_others_are_denied(text, expected):
+    assert choice_letter(text, PLACES) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "expected"),
+    [
+        ("The answer is A and B.", ["A and B", "A or B", "A", "B"], "A"),
+        ("The answer is A or B.", ["A and B", "A or B", "A", "B"], "B"),
+        ("Answer: not hungry (B)", ["full", "not hungry", "sad"], "B"),
+        ("have no money (C)", ["poor", "rich", "have no money"], "C"),
+        ("He is not hungry", ["not hungry", "hungry"], "A"),
+        ("red", ["1) red", "2) green", "3) blue"], "A"),
+        ("2) green", ["1) red", "2) green", "3) blue"], "B"),
+        ("x", ["A]x", "B]y"], "A"),
+        ("1.5", ["1.5", "2.5"], "A"),
+        ("1:2", ["1:2", "2:1"], "A"),
+    ],
+)
+def test_a_choices_own_denials_letters_and_numbers_are_part_of_it(text, choices, expected):
+    assert choice_letter(text, choices) == expected
