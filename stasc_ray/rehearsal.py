@@ -6,6 +6,7 @@ Reads questions, a tokenizer and the config; writes nothing.
 
 import asyncio
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -162,10 +163,10 @@ class _MadeUpAsk:
         most = getattr(self.settings.sampling, name).max_tokens
         if found + most > limit:
             raise ValueError(
-                f"engine.max_model_len_tokens: expected room for a prompt and sampling.{name}.max_tokens = "
-                f"{most}, found {limit}, while the prompt of turn {turn!r} has {found} tokens (question "
-                f"{self.row['id']!r}); set it to {found + most} or more, lower max_tokens, or shorten "
-                "prompts and documents"
+                f"engine.max_model_len_tokens: expected at least {found + most}, found {limit}: the prompt "
+                f"of turn {turn!r} has {found} tokens (question {self.row['id']!r}), and its text may have "
+                f"sampling.{name}.max_tokens = {most}; raise it, lower max_tokens, or shorten prompts and "
+                "documents"
             )
         longest = getattr(self.settings.sampling, _sampling_of(parent.turn)).max_tokens if parent else 0
         more = found + longest - len(parent.token_ids) if parent else found
@@ -288,13 +289,17 @@ def _check_examples(chat: Chat, settings: config.Config, row: Row, traces: Seque
     limit = settings.finetune.max_length_tokens
     encoded = []
     for example in found:
-        sequences = encoding.encode(chat, example.messages, limit)
-        if sequences == "too_long":
+        sequences = encoding.encode(chat, example.messages, sys.maxsize)
+        if isinstance(sequences, str):
+            continue
+        found_tokens = max(len(sequence["input_ids"]) for sequence in sequences)
+        if found_tokens > limit:
             raise ValueError(
-                f"finetune.max_length_tokens: expected room for an example, found that one with short "
-                f"made-up texts (question {row['id']!r}) is longer than {limit} tokens; raise it"
+                f"finetune.max_length_tokens: expected room for an example, found {limit}, while one with "
+                f"short made-up texts (question {row['id']!r}) has {found_tokens} tokens; longer ones are "
+                "left out. Set it to engine.max_model_len_tokens = "
+                f"{settings.engine.max_model_len_tokens} to keep them all"
             )
-        if not isinstance(sequences, str):
-            encoded += sequences
+        encoded += sequences
     encoding.pack(encoded, limit)
     return [] if encoded else ["the made-up examples have no text to learn, so none was encoded"]

@@ -80,8 +80,16 @@ def test_a_trace_is_made_up_in_the_recipes_turns():
             r"found 0 for all of the 3 .*'5'.*reward\.rehearse = false",
         ),
         ((f"{HERE}:pays_tags",), ROW, r"found 0 for all of the 3 .*'5'"),
-        (("engine.max_model_len_tokens=60",), ROW, r"max_model_len_tokens: expected room for a prompt and"),
-        (("finetune.max_length_tokens=8",), ROW, r"finetune\.max_length_tokens: .* is longer than 8 tokens"),
+        (
+            ("engine.max_model_len_tokens=60",),
+            ROW,
+            r"max_model_len_tokens: expected at least \d+, found 60: the prompt of turn",
+        ),
+        (
+            ("finetune.max_length_tokens=8",),
+            ROW,
+            r"finetune\.max_length_tokens: .*found 8, while one .* has \d+ tokens",
+        ),
         (
             ("model.chat_template_kwargs={enable_thinkin=false}",),
             ROW,

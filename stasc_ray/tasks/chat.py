@@ -142,9 +142,9 @@ class Chat:
         )
         if first == second:
             raise ValueError(
-                "model.path: chat template: expected the assistant's text in the conversation, found that it "
-                "is left out; use a text model (image models want lists of parts), or another "
-                "chat_template.jinja"
+                "model.path: chat template: expected the model's chat template to show an assistant's text, "
+                "found that it leaves it out (those of image models want lists of parts); use a text model, "
+                "or put another chat_template.jinja beside the model's tokenizer"
             )
         pairs = zip(reversed(first), reversed(second), strict=False)
         same = next(i for i, (a, b) in enumerate(pairs) if a != b)
@@ -304,9 +304,10 @@ def _dated(template: str, day: date) -> str:
     fixed = _TODAY.sub(lambda call: json.dumps(day.strftime(call.group(2)), ensure_ascii=False), template)
     if "strftime_now(" in fixed:
         raise ValueError(
-            "model.path: chat template: expected today's date in a format that is written out, "
-            "strftime_now('%d %b %Y'), found another call of strftime_now; prompts would change over night. "
-            "Write a date into the template"
+            "model.path: chat template: expected none that writes today's date in a format made up "
+            f"elsewhere, found {fixed[fixed.index('strftime_now(') :][:40]!r}: prompts would change over "
+            "night. In the model's chat_template.jinja, write a date instead, or a format such as "
+            "strftime_now('%d %b %Y'), which gets model.template_date"
         )
     return fixed
 

@@ -140,7 +140,7 @@ def test_text_that_the_template_writes_before_the_answer_is_no_end_of_turn():
 
 def test_a_template_that_drops_the_answer_is_named():
     template = CHATML.replace("message.content", "('' if message.role == 'assistant' else message.content)")
-    with pytest.raises(ValueError, match="found that it is left out"):
+    with pytest.raises(ValueError, match="found that it leaves it out"):
         encode(Chat(with_template(template)), conversation(), 4096)
 
 
