@@ -150,24 +150,26 @@ _MARKED_BEFORE = re.compile(
 )
 _MARKED_BEHIND = re.compile(r"\s*(?:\(([A-Z])\)|[\u2013-]\s+([A-Z])(?!\w))")
 _ARTICLE = re.compile(r"(?i:(?<!\w)(?:the|an?)\s+)$")
+_SAYS_ITSELF = re.compile(rf"(?:{NOT}).|.(?:{NOT})|(?<!\w)[A-Z](?!\w)..|..(?<!\w)[A-Z](?!\w)")
 
 
 def with_letters(text: str, choices: Sequence[str], *, all_texts: bool) -> str:
     """The text with "(B)" in place of a choice's text, or of such a text beside a letter.
 
-    A text beside its own letter is left out. One that holds a denial or a letter of its own ("not hungry",
-    "A and B") is always replaced, as it says nothing about others.
+    A text beside its own letter is left out. Where one holds a denial or letters of its own ("not hungry",
+    "A and B"), all are replaced: they say nothing about others.
     """
     parts: list[str] = []
     done = 0
-    for start, end, letter in _spans(text, choices, denied=True):
+    spans = _spans(text, choices, denied=True)
+    all_texts = all_texts or any(_SAYS_ITSELF.search(text[start:end]) for start, end, _ in spans)
+    for start, end, letter in spans:
         if start < done:
             continue
-        before, mention = text[done:start], text[start:end]
+        before = text[done:start]
         labels = _MARKED_BEFORE.search(text[max(0, start - 20) : start]), _MARKED_BEHIND.match(text, end)
         label = next((re.findall("[A-Z]", found[0])[0] for found in labels if found), "")
-        own = len(mention) > 2 and re.search(rf"{NOT}|(?<!\w)[A-Z](?!\w)", mention)
-        if not (all_texts or label or own):
+        if not (all_texts or label):
             continue
         parts.append(_ARTICLE.sub("", before) + ("" if label == letter else f"({letter})"))
         done = end

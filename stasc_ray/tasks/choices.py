@@ -125,10 +125,10 @@ def choice_letter(text: str, choices: Sequence[str]) -> str | None:
 def _by_text(text: str, letters: str, choices: Sequence[str]) -> str | None:
     """The choice whose text alone is left of those that are mentioned."""
     text = _without_enumeration(text)
-    found = named_by_text(text, choices, whole=False)
     text = with_letters(text, choices, all_texts=True)
     said = claims(text, _units(text, letters))
-    return left(said, found or "") if said else None
+    named = [claim.letter for claim in said if claim.says >= 0 and text[claim.start - 1 : claim.start] == "("]
+    return left(said, named[-1]) if named else None
 
 
 def _units(text: str, letters: str) -> list[list[re.Match[str]]]:
@@ -141,6 +141,7 @@ def _units(text: str, letters: str) -> list[list[re.Match[str]]]:
     if len({text[at] for at in enumerated}) < 3:
         enumerated = set()
     lists = [match.span() for match in _LISTED.finditer(text)]
+    contrasts = {span for span in lists if _contrast(text, span)}
     units: list[list[re.Match[str]]] = []
     last = None
     for match in re.finditer(_LETTER, text):
@@ -150,7 +151,7 @@ def _units(text: str, letters: str) -> list[list[re.Match[str]]]:
         span = next((span for span in lists if span[0] <= match.start() < span[1]), None)
         if not _stands_for_choice(match, text, listed=span is not None):
             continue
-        if span and span == last and not _contrast(text, span):
+        if span and span == last and span not in contrasts:
             units[-1].append(match)
         else:
             units.append([match])
@@ -161,7 +162,7 @@ def _units(text: str, letters: str) -> list[list[re.Match[str]]]:
 def _contrast(text: str, span: tuple[int, int]) -> bool:
     """Whether a list of two begins behind a denial and says the other: "not A, B"."""
     given = text[slice(*span)]
-    if re.search(OR_AND, given):
+    if re.search(OR_AND, re.sub(r"(?<!\w)[A-Z](?!\w)", "", given)):  # E, O and Y are words for "and", "or"
         return False
     two = len(re.findall(r"(?<!\w)[A-Za-z](?!\w)", given)) == 2 and re.search("[,;]", given)
     return bool(two and _NOT_JUST_BEFORE.search(text[max(0, span[0] - 20) : span[0]]))

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001 (signs and letters of many scripts are meant)
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -673,6 +674,13 @@ NOT_B = [
     "The answer is A (library)",
     "library (A)",
     "(C) library",
+    "The answer is B. But C is also correct.",
+    "B as well as D",
+    "B along with C",
+    "A library would be silly, not B",
+    "I can exclude the library",
+    "B: mall",
+    "The answer is (C) mall",
 ]
 
 
@@ -702,6 +710,10 @@ LEFT = [
     ("There is no doubt it is B", "B"),
     ("The correct option is 2", "B"),
     ("B\n\nA is for money, C is for shopping.", "B"),
+    ("The bank and the mall are wrong; the library is right.", "B"),
+    ("A is for money. C is for shopping. So the answer is (B) library.", "B"),
+    ("**Answer: B. library**\n\nA bank is a place for money.", "B"),
+    ("It is B, not C or D.", "B"),
     ("B选项是正确的", "B"),
     ("Nicht A, sondern B", "B"),
     ("不是A，而是B", "B"),
@@ -737,3 +749,26 @@ def test_the_one_choice_left_is_read_where_others_are_denied(text, expected):
 )
 def test_a_choices_own_denials_letters_and_numbers_are_part_of_it(text, choices, expected):
     assert choice_letter(text, choices) == expected
+
+
+def test_long_texts_are_read_in_time():
+    started = time.monotonic()
+    for text in ("(A" * 2000, "A, " * 1500, "B\n" * 2000, "library " * 600, "not A " * 800):
+        choice_letter(text, PLACES)
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The answer is rough because bumpy is wrong.", "A"),
+        ("Not bumpy; plastic.", "D"),
+        ("Not non smooth; rough.", "A"),
+        ("rough or non smooth", None),
+        ("non smooth\nrough", None),
+        ("I rule out plastic, so bumpy.", "E"),
+        ("The answer is non smooth.", "B"),
+    ],
+)
+def test_texts_that_deny_by_themselves_are_weighed_like_others(text, expected):
+    assert choice_letter(text, ["rough", "non smooth", "uneven", "plastic", "bumpy"]) == expected
