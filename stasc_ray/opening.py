@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stasc_ray import config, store
+from stasc_ray.generation import pool
 from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.policies import policy
 from stasc_ray.runtime import gguf, model_folder, preflight, ray_session
@@ -64,7 +65,8 @@ def open_run_on(
         display.note(describe(settings, folder, cuda, time.monotonic() - started))
         look_at_cluster(settings, folder, cuda, display, training=training)
         opened.write_environment(ray_session.environment())
-        yield Run(opened, settings, cuda, display, track)
+        with pool.engines(settings, cuda, training=training) as engines:
+            yield Run(opened, settings, cuda, display, track, engines)
 
 
 @contextmanager

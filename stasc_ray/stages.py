@@ -17,8 +17,10 @@ from typing import Any
 
 from stasc_ray import config, rehearsal
 from stasc_ray.evaluation import measuring
-from stasc_ray.generation import rollouts, unit_files
+from stasc_ray.generation import unit_files
 from stasc_ray.generation.collect import collect
+from stasc_ray.generation.pool import Engines
+from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.learning import examples, finetune
 from stasc_ray.recipes import chosen_by, recipe_of
 from stasc_ray.runtime import gguf, model_folder
@@ -42,6 +44,7 @@ class Run:
     on_cuda: bool
     display: Display
     track: tracking.Sink
+    engines: Engines
 
     def model(self, iteration: int) -> str:
         """Path (or Hub id) of the model after `iteration`; 0 is M0."""
@@ -145,7 +148,7 @@ def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
     if run.folder.committed(folder):
         return
     run.folder.check_lease()
-    job = rollouts.Job(
+    job = Job(
         model=run.model(iteration),
         iteration=iteration,
         settings=run.settings,
@@ -154,7 +157,7 @@ def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
         lease=run.folder.lease,
     )
     what = f"{iteration_name(iteration)}: answers and corrections"
-    summary = collect(run.display, job, _units(run, iteration, learn), what)
+    summary = collect(run.display, job, _units(run, iteration, learn), what, run.engines)
     _commit(run, folder, "rollouts", iteration, summary)
 
 
@@ -213,6 +216,7 @@ def fine_tune(run: Run, iteration: int) -> None:
             storage=state,
             iteration=iteration,
             on_cuda=run.on_cuda,
+            gpus=run.engines.make_room(),
             objective=recipe_of(run.settings.algorithm.recipe).objective,
             model_card=_model_card(run, iteration),
             adapter=adapter,

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray.generation import rollouts, unit_files
+from stasc_ray.generation.pool import Engines, HandOver
+from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.recipes.trace import cut_advice
 from stasc_ray.runtime.display import Display
 from stasc_ray.store import files
 
 
 def collect(
-    display: Display, job: rollouts.Job, units: Sequence[unit_files.Unit], what: str
+    display: Display, job: Job, units: Sequence[unit_files.Unit], what: str, engines: Engines
 ) -> dict[str, Any]:
     """Run what is missing of a pass and add up its units, those of earlier attempts included.
 
@@ -25,7 +27,8 @@ def collect(
         questions, errors, graded, grader_errors, prompt_tokens; TURN_tokens of each turn, and
         generated_tokens, their sum; TURN_truncated, the share of a turn's texts that were cut at
         `max_tokens`; truncated and truncated_share, their number and share in all; tokens_per_s,
-        engine_start_s, duration_s, resumed_questions, units_done_again, engine_nodes, messages.
+        engine_start_s, engines_started, hand_over_s, canary_difference (`pool.HandOver`), duration_s,
+        resumed_questions, units_done_again, engine_nodes.
 
     Raises:
         RuntimeError: more questions failed than `engine.max_error_fraction` allows, or more answers could not
@@ -40,13 +43,13 @@ def collect(
     fresh: list[dict[str, Any]] = []
     with display.progress(what, total, resumed, "questions") as bar:
         tokens, first = 0, 0.0
-        for summary in rollouts.roll_out(job, units):
+        for summary in rollouts.roll_out(job, units, engines):
             first = first or time.monotonic()
             fresh.append(summary)
             tokens += sum(json.loads(summary["tokens"]).values())
             bar.advance(summary["questions"], f"{tokens / max(time.monotonic() - first, 1):,.0f} tokens/s")
     duration_s = time.monotonic() - started
-    start_s = max((summary["engine_start_s"] for summary in fresh), default=0.0)
+    hand_over = engines.report() if fresh else HandOver()
     names = ("questions", "errors", "graded", "grader_errors", "prompt_tokens")
     counts = {name: sum(summary[name] for summary in (*earlier, *fresh)) for name in names}
     if counts["questions"] != total:
@@ -56,9 +59,11 @@ def collect(
         )
     by_turn, texts, cut = (_by_turn((*earlier, *fresh), key) for key in ("tokens", "texts", "truncated"))
     if fresh:
-        seconds = f"{duration_s:.0f} s, of which the engines took {start_s:.0f} s to start"
+        seconds = f"{duration_s:.0f} s{_engines_in_words(hand_over)}"
         share = f"{sum(cut.values()) / max(texts.total(), 1):.1%} of the texts were cut at max_tokens"
         display.note(f"{what}: {total - resumed} questions in {seconds}; {share}")
+    for why in hand_over.notes:
+        display.note(f"{what}: an engine was replaced by a fresh one: {why}")
     again = rollouts.done_again(destination, units)
     if again:
         display.note(
@@ -77,12 +82,26 @@ def collect(
         "truncated": sum(cut.values()),
         "truncated_share": sum(cut.values()) / max(texts.total(), 1),
         "tokens_per_s": tokens / duration_s if fresh else None,
-        "engine_start_s": start_s,
+        "engine_start_s": hand_over.start_s,
+        "engines_started": hand_over.started,
+        "hand_over_s": hand_over.hand_over_s,
+        "canary_difference": hand_over.canary_difference,
         "duration_s": duration_s,
         "resumed_questions": resumed,
         "units_done_again": again,
         "engine_nodes": len({summary["engine_node"] for summary in fresh}),
     }
+
+
+def _engines_in_words(found: HandOver) -> str:
+    parts = []
+    if found.started:
+        parts.append(f"of which engines took {found.start_s:.0f} s to start")
+    if found.reused:
+        parts.append(f"{found.hand_over_s:.1f} s for {found.reused} engine(s) to take the new weights over")
+    if parts and found.canary_difference is not None:
+        parts.append(f"right to {found.canary_difference:.1g} nats")
+    return "".join(f", {part}" for part in parts)
 
 
 def _by_turn(summaries: Sequence[Mapping[str, Any]], key: str) -> "collections.Counter[str]":
@@ -97,7 +116,7 @@ def _commonest(summaries: Sequence[Mapping[str, Any]], key: str) -> list[str]:
     return [text for text, _ in found.most_common(3)]
 
 
-def _check_grader_errors(counts: Mapping[str, int], messages: Sequence[str], job: rollouts.Job) -> None:
+def _check_grader_errors(counts: Mapping[str, int], messages: Sequence[str], job: Job) -> None:
     reward = job.settings.reward
     if counts["grader_errors"] > reward.max_error_fraction * counts["graded"]:
         lines = "\n".join(f"  {text}" for text in messages)
@@ -109,7 +128,7 @@ def _check_grader_errors(counts: Mapping[str, int], messages: Sequence[str], job
         )
 
 
-def _check_errors(counts: Mapping[str, int], messages: Sequence[str], job: rollouts.Job) -> None:
+def _check_errors(counts: Mapping[str, int], messages: Sequence[str], job: Job) -> None:
     limit = job.settings.engine.max_error_fraction
     if counts["errors"] > limit * counts["questions"]:
         lines = "\n".join(f"  {text[:300]}" for text in messages)

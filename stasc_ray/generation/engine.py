@@ -61,6 +61,7 @@ class Engine:
     Args:
         lora_rank: the largest rank of the adapters that requests will name; None where they name none.
         threads: of the CPU engine.
+        sleeps: whether `sleep` will be called, which needs another allocator; on CUDA alone.
 
     Raises:
         Exception: whatever kept vLLM from starting (unreadable model, too little memory, no GPU).
@@ -77,6 +78,7 @@ class Engine:
         lora_rank: int | None = None,
         threads: int = 1,
         seed: int = 0,
+        sleeps: bool = False,
     ) -> None:
         self.tokenizer = model_folder.load_tokenizer(
             model, revision=revision, trust_remote_code=trust_remote_code
@@ -90,7 +92,16 @@ class Engine:
         started: Future[None] = Future()
         lora = vllm_calls.lora_arguments(lora_rank)
         make = functools.partial(
-            vllm_calls.make_llm, model, revision, engine, on_cuda, trust_remote_code, threads, seed, lora
+            vllm_calls.make_llm,
+            model,
+            revision,
+            engine,
+            on_cuda,
+            trust_remote_code,
+            threads,
+            seed,
+            lora,
+            sleeps,
         )
         self._thread = threading.Thread(
             target=self._run, args=(make, started), name="vllm-engine", daemon=True
@@ -132,12 +143,20 @@ class Engine:
 
     def reload(self, model: str) -> "Future[None]":
         """Exchange the weights for those in the folder `model`, of the same architecture, and forget cached
-        prefixes.
+        prefixes; an engine that sleeps wakes up.
 
-        Nothing may be in flight. vLLM does not always notice that a weight was not loaded (tied embeddings on
-        CPU), so whoever calls this compares log-probabilities afterwards.
+        Nothing may be in flight. vLLM does not always notice that a weight was not loaded, so the caller
+        compares log-probabilities afterwards (canary.py).
         """
         return self._command(functools.partial(vllm_calls.reload_weights, model=model))
+
+    def forget_prefixes(self) -> "Future[None]":
+        """Empty the prefix cache, so that what was asked before leaves no trace. Nothing may be in flight."""
+        return self._command(vllm_calls.reset_prefix_cache)
+
+    def sleep(self) -> "Future[None]":
+        """Give the GPU's memory back, weights included, until `reload`. Nothing may be in flight."""
+        return self._command(vllm_calls.sleep)
 
     def load_adapter(self, adapter: Adapter) -> "Future[None]":
         """Read an adapter, so that a broken one is found here and not by the requests that name it.
@@ -187,7 +206,9 @@ class Engine:
             self._inbox.put(_Abort(future))
 
     def close(self) -> None:
-        """Stop stepping; unfinished requests fail. GPU memory is free once this process ends."""
+        """Stop stepping and end vLLM's own processes; unfinished requests fail. GPU memory is free once this
+        process ends.
+        """
         self._inbox.put(None)
         self._thread.join(timeout=60)
 
@@ -202,6 +223,8 @@ class Engine:
             self._serve(llm)
         except Exception as error:  # a dead engine must not leave anybody waiting for ever
             self._failure = error
+        with contextlib.suppress(Exception):  # of a core that is dead already, whatever it says
+            llm.engine_core.shutdown()
         self._failure = self._failure or RuntimeError("it was closed")
         self._fail_all(RuntimeError(f"the engine stopped: {self._failure or 'it was closed'}"))
 

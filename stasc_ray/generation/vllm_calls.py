@@ -24,8 +24,9 @@ def make_llm(
     threads: int,
     seed: int,
     lora: dict[str, Any],
+    sleeps: bool,
 ) -> "LLMEngine":
-    """An engine of vLLM; `threads` of the CPU engine, `lora` from lora_arguments."""
+    """An engine of vLLM; `threads` of the CPU engine, `lora` from lora_arguments, `sleeps` on CUDA alone."""
     _set_environment(on_cuda)
     from vllm import EngineArgs, LLMEngine
 
@@ -55,6 +56,8 @@ def make_llm(
             enforce_eager=engine.enforce_eager
             or not on_cuda,  # on CPU compiling costs more than it brings to small models
             disable_log_stats=True,
+            worker_extension_cls="stasc_ray.generation.vllm_worker.WorkerExtension",
+            enable_sleep_mode=sleeps and on_cuda,
             **lora,
         )
     )
@@ -143,12 +146,28 @@ def reload_weights(llm: "LLMEngine", model: str) -> None:
     unusable.
     """
     try:
+        asleep = llm.is_sleeping()
+        if asleep:
+            llm.wake_up(["weights"])
         llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
-        if not llm.reset_prefix_cache():  # it would keep the old weights' prefixes
-            raise RuntimeError("a request still holds blocks of the old weights")
+        llm.collective_rpc("repack_heads")
+        if asleep:  # only now, so that the old weights' room and the cache are never there together
+            llm.wake_up(["kv_cache"])
+        reset_prefix_cache(llm)  # it would keep the old weights' prefixes
     except Exception as error:
         # of any type: vLLM promises none, and whoever asked must know that this engine is unusable
         raise RuntimeError(f"weights could not be exchanged: {error}") from error
+
+
+def reset_prefix_cache(llm: "LLMEngine") -> None:
+    """Forget cached prefixes; RuntimeError while a request holds some."""
+    if not llm.reset_prefix_cache():
+        raise RuntimeError("the prefix cache could not be emptied: a request still holds blocks")
+
+
+def sleep(llm: "LLMEngine") -> None:
+    """Free the GPU's memory: weights, which `reload_weights` brings back, and KV cache."""
+    llm.sleep(level=2)
 
 
 def load_adapter(llm: "LLMEngine", adapter: Adapter) -> None:

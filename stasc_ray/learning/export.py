@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
     from stasc_ray.learning.finetune import FinetuneJob
 
-CANARY_TOKENS = 8
+CANARY_TOKENS = 32
+"""Of each canary prompt on both sides of where the trained text begins. A model that is sure of how its texts
+begin tells little there: in the demo, versions differ by 1e-5 nats on the first 8 tokens and by 0.2 with the
+question's."""
 
 
 def load_base(job: "FinetuneJob") -> Any:
@@ -125,7 +128,7 @@ def canary(
     Returns:
         {"dtype": of the saved weights, "prompts": [{"token_ids": (T,), "n_prompt": k, "logprobs": (T -
         k,)}]}: log-probabilities (natural logarithm, temperature 1) of token_ids[k:], each given all tokens
-        before it, of the saved weights.
+        before it, of the saved weights; they begin before the trained text and end in it.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -141,8 +144,9 @@ def canary(
     model.to(device)
     prompts = []
     for row in examples:
-        k = next(place for place, label in enumerate(row["labels"]) if label != encoding.IGNORED)
-        token_ids = [int(token) for token in row["input_ids"][: k + CANARY_TOKENS]]
+        trained = next(place for place, label in enumerate(row["labels"]) if label != encoding.IGNORED)
+        token_ids = [int(token) for token in row["input_ids"][: trained + CANARY_TOKENS]]
+        k = max(1, trained - CANARY_TOKENS)
         with torch.inference_mode():
             logits = model(torch.tensor([token_ids], device=device), use_cache=False).logits[0]  # (T, V)
         chosen = torch.tensor(token_ids[k:], device=device)[:, None]

@@ -51,8 +51,8 @@ class FinetuneJob:
     finetune: config.Finetune
     on_cuda: bool
     """One GPU per worker, else CPUs."""
-    reserve_gpus: bool
-    """Whether Ray reserves a GPU per worker."""
+    gpus: float
+    """That Ray reserves for each worker: a share, if engines that sleep hold the rest of the card."""
     chat: tuple[config.Model, bool | None] = (config.Model(), None)
     """Model section and `keep_reasoning`, by which conversations are rendered (`tasks.chat.Chat`)."""
     objective: str = "sft"
@@ -78,8 +78,7 @@ class FinetuneJob:
             seed=settings.seed,
             chat=(settings.model, settings.prompts.keep_reasoning),
             finetune=settings.finetune,
-            reserve_gpus=capacity.reserved_gpus(settings.engine, more["on_cuda"]) > 0,
-            **more,
+            **{"gpus": min(capacity.reserved_gpus(settings.engine, more["on_cuda"]), 1), **more},
         )
 
 
@@ -286,10 +285,10 @@ def _fit(job: FinetuneJob, encoded: "Dataset") -> dict[str, Any]:
 def _scaling(job: FinetuneJob) -> "ScalingConfig":
     from ray.train import ScalingConfig
 
-    resources = {"CPU": 1, "GPU": 1} if job.reserve_gpus else {"CPU": 1}
+    resources = {"CPU": 1, "GPU": job.gpus} if job.gpus else {"CPU": 1}
     return ScalingConfig(
         num_workers=job.finetune.workers,
-        use_gpu=job.reserve_gpus,
+        use_gpu=job.gpus > 0,
         resources_per_worker=resources,
         elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
     )

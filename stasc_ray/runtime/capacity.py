@@ -9,6 +9,11 @@ FULL_BYTES, LORA_BYTES = 16, 4
 the weights only."""
 
 
+ENGINE_SHARE, TRAINER_SHARE = 0.6, 0.4
+"""Of a GPU that an engine and a trainer's worker take turns on. Two engines never fit on one; nor do two
+workers where every GPU holds an engine."""
+
+
 def reserved_gpus(engine: config.Engine, cuda: bool) -> int:
     """GPUs that Ray reserves for each engine; with none, none for the trainer's workers either."""
     return engine.tensor_parallel_size if cuda or engine.reserve_gpus else 0
@@ -29,6 +34,44 @@ def room_for_engines(engine: config.Engine, nodes: Sequence[Mapping[str, float]]
     found = places(nodes, engine.cpus_per_actor, reserved_gpus(engine, cuda))
     left = sum(int(node.get("CPU", 0)) for node in nodes) - found * engine.cpus_per_actor
     return found if left >= 1 else max(0, found - 1)
+
+
+def engine_gpus(
+    settings: config.Config, nodes: Sequence[Mapping[str, float]], cuda: bool, *, training: bool
+) -> float:
+    """GPUs that Ray reserves for each engine of a run whose engines outlive its trainers.
+
+    Whole ones if there are enough for the trainer's workers as well. If engines hold every GPU, and one each,
+    they share them with the workers. Else engines have them to themselves, and end before each fine-tune.
+    """
+    engine = settings.engine
+    gpus, total = reserved_gpus(engine, cuda), int(sum(node.get("GPU", 0) for node in nodes))
+    least, most = pool_size(engine, nodes, cuda)
+    beside = most * gpus + settings.finetune.least_workers <= total
+    if not training or gpus != 1 or beside or not least == most == total:
+        return gpus
+    return ENGINE_SHARE
+
+
+def room_beside(
+    engine: config.Engine,
+    nodes: Mapping[str, Mapping[str, float]],
+    engines: Mapping[str, int],
+    engine_gpus: float,
+    worker_gpus: float,
+) -> int:
+    """How many of a trainer's workers, one CPU and `worker_gpus` each, fit beside `engines`, their number by
+    node.
+    """
+    room = 0
+    for name, node in nodes.items():
+        there = engines.get(name, 0)
+        places = [int(node.get("CPU", 0) - there * engine.cpus_per_actor)]
+        if worker_gpus:
+            # rounded: 1 - 0.6 is a little less than 0.4
+            places.append(int(round((node.get("GPU", 0) - there * engine_gpus) / worker_gpus, 6)))
+        room += max(0, min(places))
+    return room
 
 
 def places(nodes: Sequence[Mapping[str, float]], cpus: int, gpus: int) -> int:

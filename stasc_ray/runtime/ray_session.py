@@ -114,9 +114,14 @@ def on_cuda(engine: config.Engine) -> bool:
 
 def nodes() -> list[dict[str, float]]:
     """The resources of each running node."""
+    return list(nodes_by_id().values())
+
+
+def nodes_by_id() -> dict[str, dict[str, float]]:
+    """The resources of each running node, by Ray's id."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 def may_grow() -> bool:

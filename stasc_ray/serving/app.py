@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from stasc_ray import config, store
+from stasc_ray.generation.engines import EngineSpec
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import capacity, ray_session
 from stasc_ray.serving.doors import LOOPBACK_HOSTS
-from stasc_ray.serving.engines import EngineSpec
 from stasc_ray.serving.proxy import CONTROLLER_OPTIONS, ONE_LOOP
 
 if TYPE_CHECKING:

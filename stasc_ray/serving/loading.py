@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import config, store
+from stasc_ray.generation import canary
+from stasc_ray.generation.engines import EngineDiedError, EngineSpec
 from stasc_ray.generation.samples import Adapter
 from stasc_ray.runtime import model_folder
-from stasc_ray.serving import canary, published
-from stasc_ray.serving.engines import EngineDiedError, EngineHandle, EngineSpec
+from stasc_ray.serving import published
+from stasc_ray.serving.engines import EngineHandle, verify
 from stasc_ray.tasks.chat import Chat
 
 
@@ -92,8 +94,10 @@ class Loader:
         """
         if expected is None:
             raise ValueError("without a canary nobody would notice that an exchange went wrong")
+        before = await canary.difference(old.engine.logprobs, expected)
         await old.engine.reload(published.model_path(self._run.path, manifest))
-        return Loaded(manifest, old.engine, await self._verify(old.engine, expected), old.engine_pid)
+        verified = await self._verify(old.engine, expected, before)
+        return Loaded(manifest, old.engine, verified, old.engine_pid)
 
     async def check(
         self, manifest: dict[str, Any], loaded: Sequence[Loaded]
@@ -136,7 +140,7 @@ class Loader:
         published.check_files(model)
         if self._weights(manifest)[1]:
             published.check_weights(Path(model) / "adapter")
-        expected = canary.read_canary(self._run.path, manifest)
+        expected = published.canary_of(self._run.path, manifest)
         tokenizer = self._tokenizer(model)
         published.check_tokenizer(tokenizer, reference or self._base_tokenizer())
         return tokenizer, expected
@@ -163,14 +167,16 @@ class Loader:
             path, revision=model_folder.revision(path, model), trust_remote_code=model.trust_remote_code
         )
 
-    async def _verify(self, engine: EngineHandle, expected: canary.Canary | None) -> str:
+    async def _verify(
+        self, engine: EngineHandle, expected: canary.Canary | None, before: float | None = None
+    ) -> str:
         dtype = self._settings.engine.dtype
         full = dtype == "float32" or (dtype == "auto" and not self._spec.on_cuda)
         if engine.adapter and expected:  # computed with merged weights, rounded to the base model's type
             full = full and expected["dtype"] == "float32"
         tolerance = self._settings.serve.canary_tolerance or canary.tolerance(full)
         try:
-            return await canary.verify(engine, expected, tolerance)
+            return await verify(engine, expected, tolerance, before)
         except canary.CanaryError:
             self._observe("canary_failure", 1)
             raise

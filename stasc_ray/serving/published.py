@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import store
+from stasc_ray.generation import canary
 from stasc_ray.runtime import model_folder
 
 LATEST = "latest"
@@ -43,6 +44,15 @@ def model_path(run_folder: Path, manifest: dict[str, Any]) -> str:
     """Folder or Hub id of a version's model; manifests name folders relative to the run folder."""
     local = run_folder / manifest["model"]
     return str(local) if manifest["iteration"] or local.is_dir() else manifest["model"]
+
+
+def canary_of(run_folder: Path, manifest: dict[str, Any]) -> canary.Canary | None:
+    """A version's canary; None if the manifest names none, as for the base model.
+
+    Raises:
+        ValueError: it is named, but missing or not readable.
+    """
+    return canary.read(run_folder / manifest["canary"]) if manifest.get("canary") else None
 
 
 def state_of_files(run_folder: Path, manifest: dict[str, Any]) -> str:

@@ -14,13 +14,13 @@ from typing import Any
 
 from stasc_ray import config, store
 from stasc_ray.generation.asking import Asker, OnPiece, PromptTooLongError
+from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.samples import SEED_SPACING, Request, Sample
 from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.policies import answer, policies, ranked
 from stasc_ray.recipes.recipe import Plan, Question, gather
 from stasc_ray.recipes.trace import ANSWER, Text, depth, finals, roots
 from stasc_ray.serving.doors import Admission
-from stasc_ray.serving.engines import EngineDiedError
 from stasc_ray.serving.errors import ApiError, invalid
 from stasc_ray.serving.follow import Loaded, Versions
 from stasc_ray.serving.monitor import Monitor

@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from harness.traces import QUESTION, answered, row, settings
 
-from stasc_ray.generation import rollouts, unit_files
+from stasc_ray.generation import unit_files
 from stasc_ray.generation.collect import collect
+from stasc_ray.generation.pool import Engines
+from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.recipes.trace import Text
 from stasc_ray.runtime.display import Display
 from stasc_ray.store.rows import trace_schema
@@ -25,8 +27,8 @@ def collected(folder: Path, texts: list[Text], *overrides: str) -> dict[str, Any
     pq.write_table(
         pa.Table.from_pylist([row(texts)], schema=trace_schema()), destination / f"{unit.name}.parquet"
     )
-    job = rollouts.Job("model", 0, settings(*overrides), str(destination), on_cuda=False)
-    return collect(Display(), job, [unit], "base")
+    job = Job("model", 0, settings(*overrides), str(destination), on_cuda=False)
+    return collect(Display(), job, [unit], "base", Engines(job.settings, on_cuda=False))
 
 
 def test_shares_of_texts_that_were_cut_are_counted_by_turn_and_told(tmp_path: Path, capsys: Any):

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -14,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from stasc_ray import config, store
-from stasc_ray.generation import rollouts, unit_files
+from stasc_ray.generation import pool, rollouts, unit_files
+from stasc_ray.generation.engines import EngineActor, EngineSpec
 from stasc_ray.generation.samples import Request, Sample
-from stasc_ray.recipes import recipe_of, section_of
+from stasc_ray.generation.unit_rollout import Job, UnitRollout
+from stasc_ray.recipes import section_of
 from stasc_ray.recipes.rft import Rft
 from stasc_ray.recipes.trace import Text, write_texts
 from stasc_ray.runtime import model_folder
@@ -47,8 +48,8 @@ def settings_of(**algorithm: Any) -> config.Config:
     return config.validate(values, section_of)
 
 
-def job(folder: Path, iteration: int = 0, **algorithm: Any) -> rollouts.Job:
-    return rollouts.Job(
+def job(folder: Path, iteration: int = 0, **algorithm: Any) -> Job:
+    return Job(
         model=str(sandbox.model_path()),
         iteration=iteration,
         settings=settings_of(**algorithm),
@@ -69,13 +70,19 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in rows}
 
 
-BESIDE = [("unit", pa.string()), ("engine_start_s", pa.float64()), ("engine_node", pa.string())]
+BESIDE = [("unit", pa.string()), ("engine_node", pa.string())]
 
 
 def of_actor(rows: list[dict[str, Any]], unit: str) -> pa.Table:
     """What an actor hands on to be graded."""
-    beside = {"unit": unit, "engine_start_s": 0.0, "engine_node": "one"}
+    beside = {"unit": unit, "engine_node": "one"}
     return pa.Table.from_pylist([row | beside for row in rows], schema=pa.schema([*trace_schema(), *BESIDE]))
+
+
+def passed(of: Job, units: list[unit_files.Unit]) -> list[dict[str, Any]]:
+    """The summaries of a pass on engines that end with it."""
+    with pool.engines(of.settings, of.on_cuda) as engines:
+        return list(rollouts.roll_out(of, units, engines))
 
 
 def shape(row: dict[str, Any]) -> list[tuple[str, str, int]]:
@@ -91,24 +98,21 @@ def question(split: str, **columns: Any) -> dict[str, Any]:
     return {**row, "split": split, "texts": [], **columns}
 
 
-class ScriptedActor(rollouts.RolloutActor):
-    """All of the actor but its engine, which is a script and keeps its requests."""
+class Scripted:
+    """A pass on an engine that is a script and keeps its requests."""
 
-    def __init__(self, job: rollouts.Job, *texts: str) -> None:
-        self.job, self.recipe, self.requests = job, recipe_of(job.settings.algorithm.recipe), []
-        self.chat = Chat(model_folder.load_tokenizer(job.model))
-        self.engine: Any = SimpleNamespace()
-        self.texts, self.engine_start_s, self.node = texts, 0.0, "here"
+    def __init__(self, job: Job, *texts: str) -> None:
+        self.texts, self.requests = texts, []
+        chat = Chat(model_folder.load_tokenizer(job.model))
+        self.rollout = UnitRollout(job, chat, self.generate, "here")
 
-    def generate(self, token_ids: list[int], request: Request, _: object) -> Any:
+    async def generate(self, token_ids: list[int], request: Request, _: object) -> list[Sample]:
         self.requests.append(request)
         said = [self.texts[number % len(self.texts)] for number in range(request.n)]
-        found: asyncio.Future[list[Sample]] = asyncio.get_running_loop().create_future()
-        found.set_result([Sample(text, (1, 2), "stop") for text in said])
-        return found
+        return [Sample(text, (1, 2), "stop") for text in said]
 
     def roll_out(self, row: dict[str, Any]) -> dict[str, Any]:
-        return asyncio.run(self._roll_out(row))
+        return asyncio.run(self.rollout.row(row))
 
 
 def test_train_is_explored_and_dev_and_test_are_measured() -> None:
@@ -133,7 +137,7 @@ def test_only_what_is_measured_is_greedy() -> None:
 
 
 def test_each_answer_of_a_train_question_is_corrected() -> None:
-    actor = ScriptedActor(job(Path("nowhere")), "=4", "=3")
+    actor = Scripted(job(Path("nowhere")), "=4", "=3")
     row = actor.roll_out(question("train"))
     answer, correction = ("answer", "base", -1), ("correction", "base")
     assert shape(row) == [answer, answer, *[(*correction, 0)] * 3, *[(*correction, 1)] * 3]
@@ -141,10 +145,10 @@ def test_each_answer_of_a_train_question_is_corrected() -> None:
     assert row["error"] is None and row["texts"][0]["token_ids"] == [1, 2]
     seeds = [request.seed for request in actor.requests]
     assert len(set(seeds)) == 3
-    again = ScriptedActor(job(Path("nowhere")), "=4", "=3")
+    again = Scripted(job(Path("nowhere")), "=4", "=3")
     again.roll_out(question("train"))
     assert [request.seed for request in again.requests] == seeds
-    later = ScriptedActor(job(Path("nowhere"), 1), "=4", "=3")
+    later = Scripted(job(Path("nowhere"), 1), "=4", "=3")
     later.roll_out(question("train"))
     assert not set(seeds) & {request.seed for request in later.requests}, "another model draws other samples"
 
@@ -154,7 +158,7 @@ def given_answers() -> list[dict[str, Any]]:
 
 
 def test_fixed_initialization_corrects_m0s_answers_on_train() -> None:
-    actor = ScriptedActor(job(Path("nowhere"), 1, initial_answers_from="base", n_corrections=2), "=3")
+    actor = Scripted(job(Path("nowhere"), 1, initial_answers_from="base", n_corrections=2), "=3")
     row = actor.roll_out(question("train", texts=given_answers()))
     given, own = ("answer", "base", -1), ("correction", "iteration_01")
     assert shape(row) == [given, given, (*own, 0), (*own, 0), (*own, 1), (*own, 1)]
@@ -163,7 +167,7 @@ def test_fixed_initialization_corrects_m0s_answers_on_train() -> None:
 
 def test_fixed_initialization_measures_both_ways() -> None:
     """M0's answers corrected, as in the paper, and the model's own."""
-    actor = ScriptedActor(job(Path("nowhere"), 1, initial_answers_from="base"), "=3")
+    actor = Scripted(job(Path("nowhere"), 1, initial_answers_from="base"), "=3")
     row = actor.roll_out(question("dev", texts=given_answers()[:1]))
     assert sorted(shape(row)) == sorted(
         [
@@ -180,7 +184,7 @@ def test_fixed_initialization_measures_both_ways() -> None:
 
 
 def test_m0_itself_answers_even_with_fixed_initialization() -> None:
-    actor = ScriptedActor(job(Path("nowhere"), 0, initial_answers_from="base"), "=3")
+    actor = Scripted(job(Path("nowhere"), 0, initial_answers_from="base"), "=3")
     assert shape(actor.roll_out(question("test"))) == [("answer", "base", -1), ("correction", "base", 0)]
 
 
@@ -198,20 +202,20 @@ def test_the_policy_decides_on_the_rounds_that_are_measured(
     of = job(Path("nowhere"))
     evaluation = config.Evaluation(policy=policy, rounds=rounds)
     of = replace(of, settings=of.settings.model_copy(update={"evaluation": evaluation}))
-    row = ScriptedActor(of, *said).roll_out(question("test"))
+    row = Scripted(of, *said).roll_out(question("test"))
     assert [text["turn"] for text in row["texts"]] == turns
     assert [text["parent"] for text in row["texts"]] == list(range(-1, len(turns) - 1))
-    train = ScriptedActor(of, *said).roll_out(question("train"))
+    train = Scripted(of, *said).roll_out(question("train"))
     assert len(train["texts"]) == 2 + 2 * 3, "policies are for what is measured and served"
 
 
 def test_a_bad_row_is_an_error_of_its_own() -> None:
-    actor = ScriptedActor(job(Path("nowhere")), "=3")
+    actor = Scripted(job(Path("nowhere")), "=3")
     row = actor.roll_out(question("train", question="1 + " * 200))
     assert row["texts"] == [] and row["error"].startswith(
         "PromptTooLongError: prompt: expected at most 255 tokens"
     )
-    row = ScriptedActor(job(Path("nowhere")), "=3", " ").roll_out(question("train"))
+    row = Scripted(job(Path("nowhere")), "=3", " ").roll_out(question("train"))
     assert row["error"] == "empty generation: 3 of this question's texts" and len(row["texts"]) == 8
 
 
@@ -245,7 +249,7 @@ def first_pass(
     questions[5] = {**questions[5], "id": "long", "question": "What is 1 + " + "1 + " * 100 + "1?"}
     units = unit_files.question_units(question_file(folder / "questions", questions), "train")
     assert [unit.name for unit in units] == ["train-000000", "train-000001", "train-000002"]
-    summaries = list(rollouts.roll_out(job(folder / "rollouts"), units))
+    summaries = passed(job(folder / "rollouts"), units)
     return folder, questions, summaries
 
 
@@ -293,7 +297,7 @@ def test_only_what_has_no_file_is_done_again_and_half_files_are_never_read(
     (destination / ".train-000001.abc.partial").write_bytes(lost.read_bytes()[:100])
     lost.unlink()
     units = unit_files.question_units(folder / "questions" / "train.parquet", "train")
-    summaries = list(rollouts.roll_out(job(destination), units))
+    summaries = passed(job(destination), units)
     assert [summary["unit"] for summary in summaries] == ["train-000001"]
     after = {file.name: file.stat().st_mtime_ns for file in destination.glob("*.parquet")}
     assert {name for name in before if before[name] != after[name]} == {"train-000001.parquet"}
@@ -312,7 +316,7 @@ def test_given_answers_are_kept_and_corrected(first_pass: Any, tmp_path: Path) -
     units = unit_files.given_units(sorted((folder / "rollouts").glob("*.parquet")), "train")
     assert [unit.name for unit in units] == ["train-000000", "train-000001", "train-000002"]
     fixed = job(tmp_path / "fixed", 1, initial_answers_from="base", n_corrections=2)
-    list(rollouts.roll_out(fixed, units))
+    passed(fixed, units)
     given, found = read(folder / "rollouts"), read(tmp_path / "fixed")
     assert set(found) == set(given)
     for identity, row in found.items():
@@ -328,15 +332,18 @@ def test_given_answers_are_kept_and_corrected(first_pass: Any, tmp_path: Path) -
 # Ray gets classes made in a function by value, so that its workers need not import this file.
 
 
-def dying_actor(starts: Path) -> Any:
+def dying_actor(starts: Path) -> type[EngineActor]:
     """Stands for an engine that dies at every question; notes each start."""
 
-    class Dying:
-        def __init__(self, job: rollouts.Job) -> None:
+    class Dying(EngineActor):
+        def __init__(self, model: str, spec: EngineSpec) -> None:
             with starts.open("a") as file:
                 file.write("start\n")
 
-        def __call__(self, batch: Any) -> Any:
+        async def begin(self, job: Job) -> str:
+            return "here"
+
+        async def roll_out(self, unit: Any) -> Any:
             os._exit(1)
 
     return Dying
@@ -344,32 +351,37 @@ def dying_actor(starts: Path) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_an_engine_that_always_dies_ends_the_pass(
-    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_that_always_dies_ends_the_pass(local_ray: None, tmp_path: Path) -> None:
     import ray
 
-    monkeypatch.setattr(rollouts, "MAX_RESTARTS", 2)
     units = unit_files.question_units(
         question_file(tmp_path, [{"id": "a", "question": "1+1", "answers": ["2"]}]), "train"
     )
-    with pytest.raises(ray.exceptions.RayError, match="died"):
-        rollouts.pipeline(job(tmp_path), units, dying_actor(tmp_path / "starts")).materialize()
+    of = job(tmp_path)
+    with (
+        pool.engines(of.settings, False, actor=dying_actor(tmp_path / "starts"), max_restarts=2) as engines,
+        pytest.raises(ray.exceptions.RayError, match="expected it to stay alive, found 3 dead"),
+    ):
+        engines.begin(of, 1)
+        rollouts.pipeline(of, units, engines.pool).materialize()
     assert len((tmp_path / "starts").read_text().splitlines()) == 3
 
 
-def wordy_actor() -> Any:
+def wordy_actor() -> type[EngineActor]:
     """Stands for an engine whose answers are far longer than Ray Data's blocks are by default."""
     texts = write_texts([answer := Text("answer", "x" * 2**20), Text("correction", "y", parent=answer)])
-    answered = {"texts": texts, "error": None, "engine_start_s": 0.0, "engine_node": "none"}
+    answered = {"texts": texts, "error": None, "engine_node": "none"}
     schema = pa.schema([*trace_schema(), *BESIDE])
 
-    class Wordy:
-        def __init__(self, job: rollouts.Job) -> None:
+    class Wordy(EngineActor):
+        def __init__(self, model: str, spec: EngineSpec) -> None:
             pass
 
-        def __call__(self, batch: Any) -> Any:
-            rows = [row | answered for row in unit_files.from_one_row(batch).to_pylist()]
+        async def begin(self, job: Job) -> str:
+            return "here"
+
+        async def roll_out(self, unit: Any) -> Any:
+            rows = [row | answered for row in unit_files.from_one_row(unit).to_pylist()]
             return pa.Table.from_pylist(rows, schema=schema)
 
     return Wordy
@@ -391,7 +403,9 @@ def test_a_unit_is_one_file_however_long_its_texts(local_ray: None, tmp_path: Pa
     (unit,) = unit_files.question_units(tmp_path / "train.parquet", "train")
     destination = tmp_path / "rollouts"
     destination.mkdir()
-    (summary,) = rollouts.pipeline(job(destination), [unit], wordy_actor()).take_all()
+    of = job(destination)
+    with pool.engines(of.settings, False, actor=wordy_actor()) as engines:
+        (summary,) = rollouts.roll_out(of, [unit], engines)
     assert summary["questions"] == 300
     (file,) = destination.glob("*.parquet")
     assert pq.read_metadata(file).num_rows == 300

@@ -6,11 +6,11 @@ import httpx
 from harness import served_runs
 
 from stasc_ray import store
+from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.samples import Sample
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving.api import make_api
-from stasc_ray.serving.engines import EngineDiedError
 from stasc_ray.serving.follow import Versions
 from stasc_ray.serving.loading import Loaded
 from stasc_ray.serving.monitor import Monitor

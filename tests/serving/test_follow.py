@@ -9,11 +9,11 @@ import pytest
 from harness import served, served_runs
 
 from stasc_ray import config, store
+from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.samples import Request
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving import app, follow
-from stasc_ray.serving.engines import EngineDiedError
 from stasc_ray.serving.published import pin
 from stasc_ray.tasks import chat, prompts
 

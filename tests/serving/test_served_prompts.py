@@ -12,8 +12,8 @@ from harness.chat_templates import FAMILIES, tokenizer_of
 from harness.scripted_api import Api
 
 from stasc_ray import config
-from stasc_ray.generation import rollouts
 from stasc_ray.generation.samples import Request, Sample
+from stasc_ray.generation.unit_rollout import Job, UnitRollout
 from stasc_ray.learning.encoding import IGNORED, encode
 from stasc_ray.learning.examples import Selecting
 from stasc_ray.recipes import RECIPES, recipe_of, section_of
@@ -95,17 +95,13 @@ class Recorder:
         """Nothing to end."""
 
 
-class RecordingActor(rollouts.RolloutActor):
-    """Rollouts without Ray and vLLM: all but the engine is the actor's."""
+def recorded(job: Job, recorder: Recorder) -> UnitRollout:
+    """Rollouts without Ray and vLLM: all but the engine is real."""
 
-    def __init__(self, job: rollouts.Job, recorder: Recorder) -> None:
-        self.job, self.recipe, self.recorder = job, recipe_of(job.settings.algorithm.recipe), recorder
-        self.chat = Chat.of(recorder.tokenizer, job.settings)
+    async def generate(token_ids: list[int], request: Request, _: object) -> list[Sample]:
+        return recorder.say(token_ids, request.n)
 
-    def generate(self, token_ids: list[int], request: Request, _: object) -> Any:
-        found: asyncio.Future[list[Sample]] = asyncio.get_running_loop().create_future()
-        found.set_result(self.recorder.say(token_ids, request.n))
-        return found
+    return UnitRollout(job, Chat.of(recorder.tokenizer, job.settings), generate, "here")
 
 
 def settings_of(case: str) -> config.Config:
@@ -116,8 +112,8 @@ def settings_of(case: str) -> config.Config:
 def rolled_out(case: str, family: str, split: str = "train") -> tuple[Recorder, list[Text]]:
     """What rollouts of M0 ask, and their graded trace."""
     settings, recorder = settings_of(case), Recorder(family)
-    job = rollouts.Job("model", 0, settings, "nowhere", on_cuda=False)
-    texts, error = asyncio.run(RecordingActor(job, recorder)._tree({**ROW, "split": split}, "current", None))
+    job = Job("model", 0, settings, "nowhere", on_cuda=False)
+    texts, error = asyncio.run(recorded(job, recorder).tree({**ROW, "split": split}, "current", None))
     assert error is None
     recipe, section = recipe_of(settings.algorithm.recipe), settings.algorithm
     reward, says_right = (lambda text: (float("B" in text), None)), partial(recipe.says_right, section)

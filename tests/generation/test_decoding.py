@@ -7,8 +7,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from stasc_ray.generation.decoding import TextStream
 from stasc_ray.runtime import model_folder
-from stasc_ray.serving.decoding import TextStream
 from stasc_ray.tasks import sandbox
 from stasc_ray.tasks.chat import hidden_tokens
 
