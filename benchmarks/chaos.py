@@ -2,7 +2,7 @@
 
 python -m benchmarks.chaos --kills 50 --seed 1
 
-Some seconds after the run has got over the last kill, one process gets SIGKILL: an engine's actor, a Ray Data worker, a Ray Train
+Some seconds after the run has got over the last kill, one process gets SIGKILL: an engine's actor, the engines' pool, a Ray Data worker, a Ray Train
 worker, Ray Train's controller, the driver or a whole worker node. The driver is started again with the same command whenever it
 is gone, a lost node is replaced. A run that completes is checked (each question has one trace, each stage one line, whole
 versions) and the next begins. Prints Markdown tables of what was killed when, and of what it cost: the seconds until the run was
@@ -28,6 +28,7 @@ from stasc_ray import store
 
 KINDS = {
     "engine's actor": faulty_runs.ENGINE,
+    "pool of engines": faulty_runs.POOL,
     "Ray Data worker": faulty_runs.GRADER,
     "Ray Train worker": faulty_runs.TRAINER,
     "Ray Train controller": faulty_runs.CONTROLLER,

@@ -16,16 +16,15 @@ from benchmarks.ray_cluster import Node, RayCluster, command_of, kill
 from stasc_ray import store
 
 CONFIG = Path(__file__).parents[1] / "jobs" / "configs" / "demo.toml"
-ENGINE, GRADER, TRAINER, CONTROLLER = (
-    "RolloutActor",
+ENGINE, POOL, GRADER, TRAINER, CONTROLLER = (
+    "ray::EngineActor",
+    "ray::EnginePool",
     "grade_and_write",
     "ray::RayTrainWorker",
     "ray::TrainController",
 )
 VLLM_CHILD = "VLLM::EngineCore"
-BUSY_ENGINE = (
-    "RolloutActor)).submit"  # an engine that answers a unit: between two it costs nothing to kill one
-)
+BUSY_ENGINE = "ray::EngineActor.roll_out"  # answers a unit: between two it costs nothing to kill one
 SMALL = [
     "questions.train.limit=240",
     "questions.dev.limit=40",
@@ -84,6 +83,10 @@ class FaultyRun:
     def exporting(self) -> bool:
         """The new model is being written."""
         return any((self.folder / "iteration_01").glob("model*"))
+
+    def handing_over(self) -> bool:
+        """The new model is there, and the engines take it over."""
+        return (self.folder / "iteration_01" / "model" / store.COMMIT_MARK).exists()
 
     def publishing(self) -> bool:
         """The first version's manifest is being written, or has been a moment ago."""

@@ -23,16 +23,16 @@ import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from stasc_ray import config
-from stasc_ray.generation import rollouts, unit_files
+from stasc_ray.generation import pool, rollouts, unit_files
+from stasc_ray.generation.engines import EngineActor, EngineSpec
 from stasc_ray.generation.samples import Request, Sample
-from stasc_ray.recipes import recipe_of, section_of
+from stasc_ray.generation.unit_rollout import Job, UnitRollout
+from stasc_ray.recipes import section_of
 from stasc_ray.tasks import questions
 
 RATES = {"1.5B on one A100": 9_600, "7B on one A100": 2_400, "14B on one A100": 1_200}
@@ -57,41 +57,47 @@ class NoChat:
         return False
 
 
-class SleepingActor(rollouts.RolloutActor):
+class SleepingActor(EngineActor):
     """An engine that produces tokens at a fixed rate, one queue for all that is in flight, as a saturated GPU
     does.
     """
 
-    def __init__(self, job: rollouts.Job, tokens_per_s: float) -> None:
+    def __init__(self, _: str, spec: EngineSpec) -> None:
+        self.tokens_per_s = float(os.environ["TOKENS_PER_S"])
+        self.free_at, self.begun, self.tokens = 0.0, 0.0, 0
+
+    async def begin(self, job: Job) -> str:
+        """As an engine; writes its clock beside the traces."""
         import ray
 
-        self.job, self.recipe, self.tokens_per_s = job, recipe_of(job.settings.algorithm.recipe), tokens_per_s
-        self.engine: Any = SimpleNamespace(alive=True)
-        self.chat: Any = NoChat()
-        self.engine_start_s, self.node = 0.0, ray.get_runtime_context().get_node_id()
-        self.lock, self.free_at, self.begun, self.tokens = threading.Lock(), 0.0, 0.0, 0
+        node = ray.get_runtime_context().get_node_id()
+        chat: Any = NoChat()
+        self._rollout = UnitRollout(job, chat, self._generate, node)
         self.clock = Path(job.destination) / f"clock-{os.getpid()}.json"
+        return node
 
-    async def generate(self, token_ids: list[int], request: Request, _: object) -> list[Sample]:
+    async def _generate(self, token_ids: list[int], request: Request, _: object) -> list[Sample]:
         """The samples of one prompt, when a GPU would have them."""
         tokens = request.n * ANSWER_TOKENS
-        with self.lock:
-            now = time.time()
-            self.begun = self.begun or now
-            self.free_at = max(self.free_at, now) + tokens / self.tokens_per_s
-            self.tokens += tokens
-            ready = self.free_at
-        await asyncio.sleep(max(ready - time.time(), 0))
+        now = time.time()
+        self.begun = self.begun or now
+        self.free_at = max(self.free_at, now) + tokens / self.tokens_per_s
+        self.tokens += tokens
+        await asyncio.sleep(max(self.free_at - time.time(), 0))
         return [Sample("word " * ANSWER_TOKENS, (0,) * ANSWER_TOKENS, "stop")] * request.n
 
-    def __call__(self, batch: Any) -> Any:
+    async def roll_out(self, unit: Any) -> Any:
         """One unit, and what this engine has done so far."""
-        done = super().__call__(batch)
-        with self.lock:
-            self.clock.write_text(
-                json.dumps({"begun": self.begun, "ended": time.time(), "tokens": self.tokens})
-            )
+        assert self._rollout is not None, "the pool begins a pass before it sends units"
+        done = await self._rollout.unit(unit)
+        self.clock.write_text(json.dumps({"begun": self.begun, "ended": time.time(), "tokens": self.tokens}))
         return done
+
+    async def close(self) -> None:
+        """Nothing to end but the process."""
+        from ray.actor import exit_actor
+
+        exit_actor()
 
 
 def main() -> None:
@@ -197,6 +203,7 @@ def one(engines: int, units: int, per_unit: int, corrections: int, tokens_per_s:
     import ray
     from ray.cluster_utils import Cluster
 
+    os.environ["TOKENS_PER_S"] = str(tokens_per_s)  # which the nodes' processes inherit
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 300 * 2**20}
     )
@@ -223,9 +230,8 @@ def simulate(
         plan = unit_files.question_units(file, "train")
         job = make_job(destination, engines, per_unit, corrections)
         started, cpu = time.time(), time.process_time()
-        answered = sum(
-            row["questions"] for row in rollouts.pipeline(job, plan, make_actor(tokens_per_s)).iter_rows()
-        )
+        with pool.engines(job.settings, on_cuda=False, training=False, actor=SleepingActor) as made:
+            answered = sum(row["questions"] for row in rollouts.roll_out(job, plan, made))
         wall_s, cpu_s = time.time() - started, time.process_time() - cpu
         clocks = [json.loads(file.read_text()) for file in destination.glob("clock-*.json")]
     assert answered == units * per_unit, f"expected {units * per_unit} questions, found {answered}"
@@ -296,7 +302,7 @@ def question(number: int) -> dict[str, Any]:
     }
 
 
-def make_job(destination: Path, engines: int, per_unit: int, corrections: int) -> rollouts.Job:
+def make_job(destination: Path, engines: int, per_unit: int, corrections: int) -> Job:
     """A pass over train questions with that many sleeping engines."""
     settings = config.validate(
         {
@@ -305,17 +311,7 @@ def make_job(destination: Path, engines: int, per_unit: int, corrections: int) -
         },
         section_of,
     )
-    return rollouts.Job("none", 0, settings, str(destination), on_cuda=False)
-
-
-def make_actor(tokens_per_s: float) -> type[rollouts.RolloutActor]:
-    """SleepingActor at that rate; a class, because the pipeline gives an actor nothing but the job."""
-
-    class Actor(SleepingActor):
-        def __init__(self, job: rollouts.Job) -> None:
-            super().__init__(job, tokens_per_s)
-
-    return Actor
+    return Job("none", 0, settings, str(destination), on_cuda=False)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ Results are kept in `--results` as they come, and rows found there are not measu
 
 import argparse
 import json
+import math
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,8 @@ import pyarrow.parquet as pq
 
 from benchmarks import baselines
 from stasc_ray import config, store
-from stasc_ray.generation import rollouts, unit_files
+from stasc_ray.generation import pool, rollouts, unit_files
+from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.learning import packing
 from stasc_ray.recipes import section_of, trace
 from stasc_ray.recipes.recipe import written
@@ -47,49 +51,31 @@ Pair = dict[str, dict[str, float]]
 # --------------------------------------------------------------------------
 
 
-def warm_actor(questions: str) -> type[rollouts.RolloutActor]:
-    """The real actor, whose engine has answered some of `questions`; notes when its first unit arrives."""
-
-    class WarmActor(rollouts.RolloutActor):
-        def __init__(self, job: rollouts.Job) -> None:
-            import pyarrow as pa
-
-            super().__init__(job)
-            unit = unit_files.question_units(Path(questions), "train")[0]
-            rows = unit_files.from_one_row(unit_files.read_unit(pa.Table.from_pylist([vars(unit)])))
-            super().__call__(unit_files.as_one_row(rows.slice(0, baselines.WARM_UP)))
-            self.begun = Path(job.destination) / "begun"
-
-        def __call__(self, batch: Any) -> Any:
-            if not self.begun.exists():
-                self.begun.write_text(str(time.time()))
-            return super().__call__(batch)
-
-    return WarmActor
-
-
 def ours_generation(work: Work) -> dict[str, float]:
-    """Both turns of the train questions through Ray Data, from the first unit's arrival to the last file,
-    grading included.
+    """Both turns of the train questions through Ray Data, on engines that have answered some before: from the
+    first unit's arrival to the last file, grading included.
     """
     settings = baselines.read_config(work)
-    destination = Path(work["folder"]) / "rollouts"
-    destination.mkdir(parents=True, exist_ok=True)
-    for old in destination.iterdir():
-        old.unlink()
-    with ray_session.connect(None, Path(work["folder"]) / "logs", worker_niceness=0):
-        job = rollouts.Job(work["model"], 0, settings, str(destination), on_cuda=work["on_cuda"])
+    destination, warm_up = Path(work["folder"]) / "rollouts", Path(work["folder"]) / "warm-up"
+    for folder in (destination, warm_up):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    with (
+        ray_session.connect(None, Path(work["folder"]) / "logs", worker_niceness=0),
+        pool.engines(settings, work["on_cuda"], training=False) as engines,
+    ):
+        job = Job(work["model"], 0, settings, str(destination), on_cuda=work["on_cuda"])
+        rows = pq.read_table(work["train"]).to_pylist()[: baselines.WARM_UP]
+        unit_files.write_questions(rows, warm_up / "train.parquet", math.ceil(len(rows) / 2))
+        few = unit_files.question_units(warm_up / "train.parquet", "train")
+        list(rollouts.roll_out(replace(job, destination=str(warm_up)), few, engines))
+        start_s = engines.report().start_s
         units = unit_files.question_units(Path(work["train"]), "train")
-        rows = list(rollouts.pipeline(job, units, warm_actor(work["train"])).iter_rows())
-        ended = max(file.stat().st_mtime for file in destination.glob("*.parquet"))
-        seconds = ended - float((destination / "begun").read_text())
-    tokens = sum(count for row in rows for count in json.loads(row["tokens"]).values())
-    return {
-        "tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_s": tokens / seconds,
-        "start_s": rows[0]["engine_start_s"],
-    }
+        found = list(rollouts.roll_out(job, units, engines))
+        begun = min(file.stat().st_mtime for file in destination.glob(".*.begun"))
+        seconds = max(file.stat().st_mtime for file in destination.glob("*.parquet")) - begun
+    tokens = sum(count for row in found for count in json.loads(row["tokens"]).values())
+    return {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds, "start_s": start_s}
 
 
 def ours_training(work: Work) -> dict[str, float]:

@@ -89,7 +89,7 @@ def collect(
         "duration_s": duration_s,
         "resumed_questions": resumed,
         "units_done_again": again,
-        "engine_nodes": len({summary["engine_node"] for summary in fresh}),
+        "engine_nodes": len({summary["engine_node"] for summary in fresh if "engine_node" in summary}),
     }
 
 

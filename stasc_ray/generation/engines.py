@@ -163,10 +163,10 @@ class EngineActor:
 
     async def close(self) -> None:
         """End the engine and this process; the caller gets Ray's error of an actor that is gone."""
-        import ray
+        from ray.actor import exit_actor
 
         await asyncio.to_thread(self._engine.close)
-        ray.actor.exit_actor()
+        exit_actor()
 
     def _abortable(self, call: str) -> "_Abortable":
         return _Abortable(self._tasks, call)

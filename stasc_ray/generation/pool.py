@@ -337,9 +337,10 @@ class Engines:
     def begin(self, job: Job, units: int) -> None:
         """Bring as many engines as the config says, but no more than there are units, to the job's model."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         engine, nodes = self._settings.engine, ray_session.nodes()
-        if self.pool is None:
+        if not self.alive():
             gpus = capacity.engine_gpus(self._settings, nodes, self._on_cuda, training=self._training)
             self._gpus = gpus
             spec = EngineSpec(
@@ -352,10 +353,21 @@ class Engines:
                 seed=self._settings.seed,
                 sleeps=gpus == capacity.ENGINE_SHARE,
             )
-            pool = ray.remote(EnginePool).options(num_cpus=0, max_concurrency=CALLS)
-            self.pool = pool.remote(spec, *self._pool_arguments)
+            # on the driver's node, since the run ends with it anyway
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": CALLS, "scheduling_strategy": here}
+            self.pool = ray.remote(EnginePool).options(**options).remote(spec, *self._pool_arguments)
         least, most = capacity.pool_size(engine, nodes, self._on_cuda)
         self._ask(self.pool.begin.remote(job, min(least, units), min(most, units)))
+
+    def alive(self) -> bool:
+        """Whether there is a pool that answers."""
+        from ray.exceptions import RayError
+
+        try:
+            return self.pool is not None and self.progress() is not None
+        except RayError:
+            return False
 
     def report(self) -> HandOver:
         """How the engines came to hold the model."""
@@ -373,7 +385,7 @@ class Engines:
         """
         gpus = capacity.reserved_gpus(self._settings.engine, self._on_cuda)
         share = min(gpus, 1)
-        if self.pool is None:
+        if not self.alive():  # none is up
             return share
         if self._gpus == capacity.ENGINE_SHARE:
             share = capacity.TRAINER_SHARE

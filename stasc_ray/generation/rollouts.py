@@ -32,6 +32,8 @@ from stasc_ray.tasks import rewards
 if TYPE_CHECKING:
     import ray
 
+MAX_POOL_RESTARTS = 3
+"""How often a pass goes on with another pool of engines."""
 UNITS_PER_CLIENT = 64
 """Units that one client, a process without a CPU of its own, waits for at once."""
 
@@ -43,17 +45,39 @@ def roll_out(job: Job, units: Sequence[Unit], engines: Engines) -> Iterator[Row]
     engine_node, messages` (up to three error texts).
 
     Raises:
-        RuntimeError: the engines cannot start, or keep dying.
+        RuntimeError, ray.exceptions.RayError: the engines cannot start, or keep dying.
     """
+    from ray.exceptions import RayError
+
     destination = Path(job.destination)
     destination.mkdir(parents=True, exist_ok=True)
     for partial in destination.glob(".*.partial"):
         partial.unlink(missing_ok=True)
+    missing = _missing(destination, units)
+    for last_attempt in (*[False] * MAX_POOL_RESTARTS, True):
+        if not missing:
+            return
+        told: set[str] = set()
+        try:
+            engines.begin(job, len(missing))
+            for summary in pipeline(job, missing, engines.pool).iter_rows():
+                told.add(summary["unit"])
+                yield summary
+            return
+        except RayError:
+            if last_attempt or engines.alive():
+                raise
+        # The pool's process is gone, and its engines with it: a new one does what is left.
+        left = _missing(destination, missing)
+        for unit in missing:
+            if unit not in left and unit.name not in told:
+                yield read_summary(destination / f"{unit.name}.parquet", job.writer) | {"unit": unit.name}
+        missing = left
+
+
+def _missing(destination: Path, units: Sequence[Unit]) -> list[Unit]:
     done = set(written(destination, units))
-    missing = [unit for unit in units if unit not in done]
-    if missing:
-        engines.begin(job, len(missing))
-        yield from pipeline(job, missing, engines.pool).iter_rows()
+    return [unit for unit in units if unit not in done]
 
 
 def pipeline(job: Job, units: Sequence[Unit], pool: Any) -> "ray.data.Dataset":

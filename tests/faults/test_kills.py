@@ -13,6 +13,7 @@ from benchmarks.faulty_runs import (
     CONTROLLER,
     ENGINE,
     GRADER,
+    POOL,
     TRAINER,
     VLLM_CHILD,
     FaultyRun,
@@ -39,6 +40,9 @@ def cluster() -> Iterator[RayCluster]:
         pytest.param(
             FaultyRun.generating, BUSY_ENGINE, id="an engine's actor in generation", marks=pytest.mark.ci
         ),
+        pytest.param(FaultyRun.generating, POOL, id="the pool of engines in generation"),
+        pytest.param(FaultyRun.training, ENGINE, id="an engine that waits for the trainer"),
+        pytest.param(FaultyRun.handing_over, ENGINE, id="an engine that takes new weights over"),
         pytest.param(FaultyRun.generating, GRADER, id="a Ray Data worker in grading"),
         pytest.param(FaultyRun.training, TRAINER, id="a Ray Train worker in training", marks=pytest.mark.ci),
         pytest.param(FaultyRun.exporting, TRAINER, id="a Ray Train worker in export"),

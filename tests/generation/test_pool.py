@@ -182,7 +182,10 @@ def test_a_model_that_engines_do_not_reproduce_ends_the_pass(models: dict[str, P
     for file in models["a"].iterdir():
         (wrong / file.name).write_bytes(file.read_bytes())
     (wrong / "canary.json").write_text((models["b"] / "canary.json").read_text())
-    with engines_of(actors=1) as engines, pytest.raises(RuntimeError, match=r"log-probabilities within 0\.01"):
+    with (
+        engines_of(actors=1) as engines,
+        pytest.raises(RuntimeError, match=r"log-probabilities within 0\.01"),
+    ):
         one_pass(tmp_path, wrong, engines, "wrong")
     assert not list((tmp_path / "wrong").glob("*.parquet"))
 
