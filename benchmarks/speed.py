@@ -83,6 +83,7 @@ def ours_training(work: Work) -> dict[str, float]:
     import ray
 
     from stasc_ray.learning import finetune
+    from stasc_ray.learning.job import FinetuneJob
 
     settings = baselines.read_config(work)
     lines = [json.loads(line) for line in Path(work["examples"]).read_text().splitlines()]
@@ -90,7 +91,7 @@ def ours_training(work: Work) -> dict[str, float]:
         ray_session.connect(None, Path(work["folder"]) / "logs", worker_niceness=0),
         tempfile.TemporaryDirectory() as folder,
     ):
-        job = finetune.FinetuneJob.of(
+        job = FinetuneJob.of(
             settings,
             work["model"],
             output=Path(folder) / "model",

@@ -19,7 +19,8 @@ from stasc_ray import config, stages
 from stasc_ray.cli.errors import errors_for_people
 from stasc_ray.cli.main import Address, ConfigFile, Debug, Overrides
 from stasc_ray.learning.examples import read_examples
-from stasc_ray.learning.finetune import FinetuneJob, finetune
+from stasc_ray.learning.finetune import finetune
+from stasc_ray.learning.job import FinetuneJob
 from stasc_ray.opening import open_finetune_on
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import ray_session

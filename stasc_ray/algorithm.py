@@ -30,6 +30,7 @@ def stasc(run: Run) -> dict[str, Any]:
         # Steps 1 and 2: initial answers from M_0 or M_{n-1}, corrections from M_{n-1}; dev and test in the
         # same pass.
         stages.answer_and_correct(run, n - 1, learn=True)
+        stages.start_trainer(run, n)
         evaluate_and_publish(run, n - 1)
         # Step 3: keep the corrections that raised the reward (or, non-decreasing, kept it high).
         stages.keep_improvements(run, n)

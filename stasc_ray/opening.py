@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stasc_ray import config, store
 from stasc_ray.generation import pool
+from stasc_ray.learning.trainer import Trainer
 from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.policies import policy
 from stasc_ray.runtime import gguf, model_folder, preflight, ray_session
@@ -66,7 +67,11 @@ def open_run_on(
         look_at_cluster(settings, folder, cuda, display, training=training)
         opened.write_environment(ray_session.environment())
         with pool.engines(settings, cuda, training=training) as engines:
-            yield Run(opened, settings, cuda, display, track, engines)
+            trainer = Trainer()
+            try:
+                yield Run(opened, settings, cuda, display, track, engines, trainer)
+            finally:
+                trainer.close()
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from stasc_ray.generation.collect import collect
 from stasc_ray.generation.pool import Engines
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.learning import examples, finetune
+from stasc_ray.learning.job import FinetuneJob
+from stasc_ray.learning.trainer import Trainer
 from stasc_ray.recipes import chosen_by, recipe_of
 from stasc_ray.runtime import gguf, model_folder
 from stasc_ray.runtime.display import Bar, Display
@@ -45,6 +47,7 @@ class Run:
     display: Display
     track: tracking.Sink
     engines: Engines
+    trainer: Trainer
 
     def model(self, iteration: int) -> str:
         """Path (or Hub id) of the model after `iteration`; 0 is M0."""
@@ -187,6 +190,17 @@ def keep_improvements(run: Run, iteration: int) -> None:
     )
 
 
+def start_trainer(run: Run, iteration: int) -> None:
+    """Let the engines rest, and start the fine-tune's workers if they leave a CPU to select and encode with:
+    they load the model while answers are measured and examples selected.
+    """
+    if run.folder.committed(run.folder.stage(iteration, "model")):
+        return
+    room = run.engines.make_room()
+    if room.early:
+        run.trainer.start(_finetune_job(run, iteration, room.gpus))
+
+
 def fine_tune(run: Run, iteration: int) -> None:
     """Algorithm 1, step 4: M_iteration from M0 (Fixed) or M_{iteration-1} (Evolving) on the kept
     corrections.
@@ -197,43 +211,47 @@ def fine_tune(run: Run, iteration: int) -> None:
     if run.folder.committed(folder):
         shutil.rmtree(state, ignore_errors=True)  # of an attempt that ended right after the mark
         return
-    evolving = run.settings.algorithm.finetune_from == "current"
-    previous_adapter = run.folder.stage(iteration - 1, "model") / "adapter"
-    adapter = previous_adapter if evolving and previous_adapter.is_dir() else None
-    # An adapter is continued on M0, which it was made for; full weights start from the current model.
-    start = run.model(iteration - 1) if evolving and adapter is None else run.model(0)
-    # An attempt that was taken over may still train: it exports into a folder of its own, which only the
-    # lease's holder moves.
-    built = folder.with_name(f"model.{run.folder.attempt:04d}.partial")
-    for old in folder.parent.glob("model.*.partial"):
-        shutil.rmtree(old, ignore_errors=True)
     files = [str(file) for file in run.folder.files(run.folder.stage(iteration, "examples"))]
     with _training_progress(run, iteration, state / "progress.json"):
-        job = finetune.FinetuneJob.of(
-            run.settings,
-            start,
-            output=built,
-            storage=state,
-            iteration=iteration,
-            on_cuda=run.on_cuda,
-            gpus=run.engines.make_room(),
-            objective=recipe_of(run.settings.algorithm.recipe).objective,
-            model_card=_model_card(run, iteration),
-            adapter=adapter,
-            lease=run.folder.lease,
+        job = _finetune_job(run, iteration, run.engines.make_room().gpus)
+        summary = finetune.finetune(
+            examples.read_examples(files), job, run.trainer, _model_card(run, iteration)
         )
-        summary = finetune.finetune(examples.read_examples(files), job)
     run.folder.check_lease()
-    move_into_place(built, folder)
+    move_into_place(job.output, folder)
     _commit(run, folder, "finetune", iteration, summary)
     run.display.note(
-        f"{iteration_name(iteration)}: {summary['steps']} steps in {summary['duration_s']:.0f} s, after "
-        f"{summary['start_s']:.0f} s "
-        "of encoding and of starting workers in the place of engines"
+        f"{iteration_name(iteration)}: {summary['steps']} steps in {summary['duration_s']:.0f} s, of which "
+        f"{summary['start_s']:.0f} s went by before the first one"
     )
     if summary["packing_note"]:
         run.display.note(f"{iteration_name(iteration)}: {summary['packing_note']}")
     shutil.rmtree(state, ignore_errors=True)
+
+
+def _finetune_job(run: Run, iteration: int, gpus: float) -> FinetuneJob:
+    folder, evolving = run.folder, run.settings.algorithm.finetune_from == "current"
+    previous_adapter = folder.stage(iteration - 1, "model") / "adapter"
+    adapter = previous_adapter if evolving and previous_adapter.is_dir() else None
+    # An attempt that was taken over may still train: it exports into a folder of its own, which only the
+    # lease's holder moves.
+    built = folder.iteration(iteration) / f"model.{folder.attempt:04d}.partial"
+    for old in built.parent.glob("model.*.partial"):
+        if old != built:
+            shutil.rmtree(old, ignore_errors=True)
+    return FinetuneJob.of(
+        run.settings,
+        # An adapter is continued on M0, which it was made for; full weights start from the current model.
+        run.model(iteration - 1) if evolving and adapter is None else run.model(0),
+        output=built,
+        storage=folder.iteration(iteration) / "training",
+        iteration=iteration,
+        on_cuda=run.on_cuda,
+        gpus=gpus,
+        objective=recipe_of(run.settings.algorithm.recipe).objective,
+        adapter=adapter,
+        lease=folder.lease,
+    )
 
 
 def evaluate(run: Run, iteration: int) -> None:

@@ -458,6 +458,11 @@ class Finetune(Section):
         """How many workers a fine-tune needs at least."""
         return self.workers[0] if isinstance(self.workers, tuple) else self.workers
 
+    @property
+    def most_workers(self) -> int:
+        """How many workers a fine-tune takes at most."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
+
 
 class Evaluation(Section):
     """How each model is measured on dev and test."""

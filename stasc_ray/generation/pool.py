@@ -318,6 +318,16 @@ def _tolerance(job: Job) -> float:
 # -------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Room:
+    """What a trainer finds beside the engines, or in their place."""
+
+    gpus: float
+    """For each of its workers."""
+    early: bool
+    """Whether its workers leave a CPU, so that they may start before their examples are selected."""
+
+
 class Engines:
     """A run's engines as the driver sees them; their pool starts with the first pass that has work."""
 
@@ -377,25 +387,20 @@ class Engines:
         """As EnginePool.progress."""
         return self._ask(self.pool.progress.remote())
 
-    def make_room(self) -> float:
-        """Let a trainer run: beside the engines, if the cluster has room for both, else in their place.
-
-        Returns:
-            GPUs for each of the trainer's workers.
-        """
-        gpus = capacity.reserved_gpus(self._settings.engine, self._on_cuda)
-        share = min(gpus, 1)
-        if not self.alive():  # none is up
-            return share
-        if self._gpus == capacity.ENGINE_SHARE:
-            share = capacity.TRAINER_SHARE
-        taken = Counter(self._ask(self.pool.nodes.remote()))
-        room = capacity.room_beside(
-            self._settings.engine, ray_session.nodes_by_id(), taken, self._gpus, share
-        )
-        keep = room >= self._settings.finetune.least_workers
-        self._ask(self.pool.rest.remote(keep=keep))
-        return share if keep else min(gpus, 1)
+    def make_room(self) -> Room:
+        """Let a trainer run: beside the engines, if the cluster has room for both, else in their place."""
+        settings, nodes = self._settings, ray_session.nodes_by_id()
+        gpus: float = min(capacity.reserved_gpus(settings.engine, self._on_cuda), 1)
+        engines: dict[str, int] = {}
+        if self.alive():
+            share = capacity.TRAINER_SHARE if self._gpus == capacity.ENGINE_SHARE else gpus
+            engines = Counter(self._ask(self.pool.nodes.remote()))
+            room = capacity.room_beside(settings.engine, nodes, engines, self._gpus, share)
+            keep = room >= settings.finetune.least_workers
+            self._ask(self.pool.rest.remote(keep=keep))
+            gpus, engines = (share, engines) if keep else (gpus, {})
+        taken = sum(engines.values()) * settings.engine.cpus_per_actor + settings.finetune.most_workers
+        return Room(gpus, early=sum(node.get("CPU", 0) for node in nodes.values()) > taken)
 
     def close(self) -> None:
         """End all engines."""

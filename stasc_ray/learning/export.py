@@ -16,7 +16,7 @@ from stasc_ray.runtime import model_folder
 if TYPE_CHECKING:
     import torch
 
-    from stasc_ray.learning.finetune import FinetuneJob
+    from stasc_ray.learning.job import FinetuneJob
 
 CANARY_TOKENS = 32
 """Of each canary prompt on both sides of where the trained text begins. A model that is sure of how its texts

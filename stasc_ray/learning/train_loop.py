@@ -1,8 +1,7 @@
 """What each Ray Train worker runs: the optimizer steps of one fine-tune, checkpoints, and rank 0's export.
 
-Reads the encoded examples of every epoch (Ray Data shards that hold all rows, in order) and the last
-checkpoint. Writes checkpoints and progress.json into the storage folder, and through export.py the model
-folder.
+Reads the encoded examples (blocks in Ray's object store, all of them) and the last checkpoint. Writes
+checkpoints and progress.json into the storage folder, and through export.py the model folder.
 """
 
 import json
@@ -10,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from stasc_ray.learning.finetune import FinetuneJob
+    from stasc_ray.learning.job import FinetuneJob
 
 CANARY_PROMPTS = 4
 Forward = Callable[[Mapping[str, Any]], "torch.Tensor"]  # packed or stacked examples -> their summed loss
@@ -36,13 +36,14 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     talking on the token count and on the number of forward passes (collectives never mismatch).
 
     Args:
-        config: {"job": FinetuneJob}; Ray Train wants a dictionary.
+        config: {"job": FinetuneJob, "given": handle of a trainer.Given}; Ray Train wants a dictionary.
 
     Returns:
         losses, workers, packing_note, tokens_per_s, train_s, resumed_from_step, loop_started; or one of
-        not_finite, refused with a message. Those two are returned, not raised, because Ray Train would run a
-        raised error `max_failures` times again.
+        not_finite, refused with a message; or nothing, if no examples come. Those two are returned, not
+        raised, because Ray Train would run a raised error `max_failures` times again.
     """
+    import ray
     import torch
     from ray import train
     from ray.train.torch import get_device
@@ -60,10 +61,14 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     if _taken_over(job.lease, rank, world):
         return {"refused": f"{storage}: another attempt has taken this run over"}
     _prepare_process(context.get_local_world_size())
-    shard: Any = train.get_dataset_shard("examples")
-    examples = batches.collect(list(shard.iter_batches(batch_size=None, batch_format="pyarrow")))
-    plan = batches.schedule(examples, job.finetune, f"{job.seed}/{job.iteration}")
     model, layers = load_model(job)
+    given: dict[str, Any] = ray.get(config["given"].take.remote())
+    if "cancelled" in given:
+        return {}
+    job = replace(job, examples=given["examples"], model_card=given["model_card"])
+    # every worker sees all rows (in shared memory) and takes its share of each batch
+    examples = batches.collect(ray.get(given["blocks"]))
+    plan = batches.schedule(examples, job.finetune, f"{job.seed}/{job.iteration}")
     passes = choose_passes(model, layers, job, examples, plan[0], device, world)
     model = place(model, layers, job, device, world)
     optimizer = make_optimizer(model, job.finetune)

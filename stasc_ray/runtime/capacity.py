@@ -9,6 +9,8 @@ FULL_BYTES, LORA_BYTES = 16, 4
 the weights only."""
 
 
+NOT_FOR_ENGINES = "cpus_not_for_engines"
+"""Resource of a local Ray's node: how many of its CPUs engines do not count on."""
 ENGINE_SHARE, TRAINER_SHARE = 0.6, 0.4
 """Of a GPU that an engine and a trainer's worker take turns on. Two engines never fit on one; nor do two
 workers where every GPU holds an engine."""
@@ -31,8 +33,9 @@ def pool_size(engine: config.Engine, nodes: Sequence[Mapping[str, float]], cuda:
 
 def room_for_engines(engine: config.Engine, nodes: Sequence[Mapping[str, float]], cuda: bool) -> int:
     """How many engines the nodes hold, each on one node; one CPU of the cluster is left to read and grade."""
+    nodes = [{**node, "CPU": node.get("CPU", 0) - node.get(NOT_FOR_ENGINES, 0)} for node in nodes]
     found = places(nodes, engine.cpus_per_actor, reserved_gpus(engine, cuda))
-    left = sum(int(node.get("CPU", 0)) for node in nodes) - found * engine.cpus_per_actor
+    left = sum(int(node["CPU"]) for node in nodes) - found * engine.cpus_per_actor
     return found if left >= 1 else max(0, found - 1)
 
 

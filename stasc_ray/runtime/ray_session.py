@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import config
+from stasc_ray.runtime import capacity
 
 LOCAL_START_ATTEMPTS = 3
 IDLE_WORKERS = 4
@@ -85,11 +86,12 @@ def _start_local(logs: Path, worker_niceness: int) -> Path:
 
     # Short, since Ray's Unix sockets live below it and their paths must stay under 108 characters.
     session = Path(tempfile.mkdtemp(prefix="stasc-"))
-    # One more than there are cores: engines may take them all, since what reads and grades beside them waits
-    # most of the time.
-    cpus = max(2, cores()) + 1
+    # Two more than there are cores. Engines may take all of those, since what reads and grades beside them
+    # waits most of the time, and they wait while a trainer works.
+    cpus = max(2, cores()) + 2
     system = {"worker_niceness": worker_niceness, "num_workers_soft_limit": max(IDLE_WORKERS, cpus)}
     options: dict[str, Any] = {"_temp_dir": str(session), "_system_config": system}
+    options["resources"] = {capacity.NOT_FOR_ENGINES: 1}
     for attempt in range(LOCAL_START_ATTEMPTS):
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, **options)

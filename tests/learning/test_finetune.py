@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 from stasc_ray import config
 from stasc_ray.learning import batches, checkpoints, encoding, export, finetune, train_loop
+from stasc_ray.learning.job import FinetuneJob
 from stasc_ray.recipes import section_of
 from stasc_ray.tasks.chat import Chat
 
@@ -82,8 +83,8 @@ def make_config(**values: Any) -> config.Config:
     return config.validate({"finetune": {**quick, **values}}, section_of)
 
 
-def make_job(base: str, tmp_path: Path, **values: Any) -> finetune.FinetuneJob:
-    return finetune.FinetuneJob.of(
+def make_job(base: str, tmp_path: Path, **values: Any) -> FinetuneJob:
+    return FinetuneJob.of(
         make_config(**values),
         base,
         output=tmp_path / "model",
@@ -95,7 +96,7 @@ def make_job(base: str, tmp_path: Path, **values: Any) -> finetune.FinetuneJob:
     )
 
 
-def train_here(job: finetune.FinetuneJob, examples: batches.Examples) -> tuple[list[float], torch.nn.Module]:
+def train_here(job: FinetuneJob, examples: batches.Examples) -> tuple[list[float], torch.nn.Module]:
     """The loop of one worker without Ray: losses and the trained model. With `job.on_cuda` examples are packed
     as there.
     """
@@ -114,7 +115,7 @@ def train_here(job: finetune.FinetuneJob, examples: batches.Examples) -> tuple[l
     return losses, model.eval()
 
 
-def as_on_cuda(job: finetune.FinetuneJob) -> finetune.FinetuneJob:
+def as_on_cuda(job: FinetuneJob) -> FinetuneJob:
     """Pack examples, as a job on CUDA does; computed in float32 on whatever device there is."""
     return replace(job, on_cuda=True)
 
@@ -350,7 +351,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(ray: Any, base: str, folder: Path, rows: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
-    job = finetune.FinetuneJob.of(
+    job = FinetuneJob.of(
         make_config(**values),
         base,
         output=folder / "model",

@@ -14,7 +14,8 @@ import transformers
 from harness.chat_templates import tokenizer_of
 
 from stasc_ray import config
-from stasc_ray.learning import batches, encoding, finetune, packing, train_loop
+from stasc_ray.learning import batches, encoding, packing, train_loop
+from stasc_ray.learning.job import FinetuneJob
 from stasc_ray.recipes import section_of
 
 CPU = torch.device("cpu")
@@ -198,7 +199,7 @@ def test_the_choice_follows_from_device_config_and_leak() -> None:
 # ----------------------------------------------------------------------------------------------
 
 
-def make_job(name: str, tmp_path: Path, **values: Any) -> finetune.FinetuneJob:
+def make_job(name: str, tmp_path: Path, **values: Any) -> FinetuneJob:
     """Of a tiny model in a folder, on CPU but joined as on CUDA."""
     folder, tokenizer = tmp_path / name, tokenizer_of("chatml")
     assert len(tokenizer) <= TINY["vocab_size"]
@@ -206,7 +207,7 @@ def make_job(name: str, tmp_path: Path, **values: Any) -> finetune.FinetuneJob:
     tokenizer.save_pretrained(folder)
     quick = {"learning_rate": 3e-3, "batch_size": 4, "max_length_tokens": 256}
     settings = config.validate({"finetune": {**quick, **values}}, section_of)
-    job = finetune.FinetuneJob.of(
+    job = FinetuneJob.of(
         settings, str(folder), output=tmp_path / "out", storage=tmp_path, iteration=1, on_cuda=False
     )
     return replace(job, on_cuda=True)
@@ -219,9 +220,7 @@ def some_examples() -> batches.Examples:
     return batches.collect([pa.Table.from_pylist(rows)])
 
 
-def train(
-    job: finetune.FinetuneJob, passes: packing.Passes | None = None
-) -> tuple[list[float], packing.Passes]:
+def train(job: FinetuneJob, passes: packing.Passes | None = None) -> tuple[list[float], packing.Passes]:
     """Losses of the loop of one worker, and how examples were joined (chosen, or as given)."""
     examples = some_examples()
     plan = batches.schedule(examples, job.finetune, "0/1")
@@ -270,7 +269,7 @@ def test_workers_that_share_a_model_agree_before_it_is_sharded(tmp_path: Path) -
     assert found[0]["loss"] == found[1]["loss"] and math.isfinite(found[0]["loss"])
 
 
-def _measure_and_shard(rank: int, folder: Path, job: finetune.FinetuneJob) -> None:
+def _measure_and_shard(rank: int, folder: Path, job: FinetuneJob) -> None:
     import torch.distributed as dist
 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"

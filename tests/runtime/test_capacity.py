@@ -146,3 +146,51 @@ def test_an_engine_that_serves_leaves_a_core_to_http(replicas, cpus, cores, expe
 @pytest.mark.parametrize(("workers", "cores", "expected"), [(1, 2, 1), (1, 8, 7), (2, 8, 3), (4, 2, 1)])
 def test_trainer_workers_leave_a_core_free(workers, cores, expected) -> None:
     assert capacity.trainer_threads(workers, cores) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "overrides", "expected"),
+    [
+        # one card: engine and worker take turns on it
+        ([{"CPU": 16, "GPU": 1}], [], 0.6),
+        ([{"CPU": 64, "GPU": 8}], ["engine.actors=all", "finetune.workers=8"], 0.6),
+        # enough cards for both
+        ([{"CPU": 64, "GPU": 8}], ["engine.actors=4", "finetune.workers=4"], 1),
+        # some cards would have no engine, and two workers could meet on one of them
+        ([{"CPU": 64, "GPU": 8}], ["engine.actors=4", "finetune.workers=8"], 1),
+        ([{"CPU": 64, "GPU": 8}], ["engine.actors=[4, 8]", "finetune.workers=8"], 1),
+        # an engine over several cards has them to itself
+        ([{"CPU": 64, "GPU": 8}], ["engine.actors=all", "engine.tensor_parallel_size=4"], 4),
+    ],
+)
+def test_gpus_of_engines_that_outlive_trainers(
+    nodes: list[dict[str, float]], overrides: list[str], expected: float
+) -> None:
+    assert capacity.engine_gpus(settings(*overrides), nodes, True, training=True) == expected
+
+
+def test_engines_of_a_run_that_trains_nothing_have_whole_gpus() -> None:
+    assert capacity.engine_gpus(settings(), [{"CPU": 16, "GPU": 1}], True, training=False) == 1
+    assert capacity.engine_gpus(settings(), [{"CPU": 16}], False, training=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("nodes", "engines", "engine_gpus", "worker_gpus", "expected"),
+    [
+        ({"a": {"CPU": 16, "GPU": 1}}, {"a": 1}, 0.6, 0.4, 1),
+        ({"a": {"CPU": 16, "GPU": 8}, "b": {"CPU": 16, "GPU": 8}}, {"a": 8, "b": 8}, 0.6, 0.4, 16),
+        ({"a": {"CPU": 16, "GPU": 8}}, {"a": 4}, 1, 1, 4),
+        ({"a": {"CPU": 16, "GPU": 8}}, {"a": 2}, 4, 1, 0),
+        ({"a": {"CPU": 3}}, {"a": 2}, 0, 0, 1),
+        ({"a": {"CPU": 2}, "b": {"CPU": 2}}, {"a": 2}, 0, 0, 2),
+        ({"a": {"CPU": 2}}, {"a": 2, "gone": 1}, 0, 0, 0),
+    ],
+)
+def test_room_for_workers_beside_engines(
+    nodes: dict[str, dict[str, float]],
+    engines: dict[str, int],
+    engine_gpus: float,
+    worker_gpus: float,
+    expected: int,
+) -> None:
+    assert capacity.room_beside(engine(), nodes, engines, engine_gpus, worker_gpus) == expected

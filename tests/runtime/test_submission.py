@@ -304,6 +304,8 @@ def test_gpus_that_are_only_declared_are_scheduled_as_real_ones(tmp_path: Path) 
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {line["rollouts/engine_nodes"] for line in lines if line["stage"] == "rollouts"} == {2}
     assert {line["finetune/workers"] for line in lines if line["stage"] == "finetune"} == {2}
+    started = [line["rollouts/engines_started"] for line in lines if line["stage"] == "rollouts"]
+    assert started == [2, 0], "two workers trained on the cards of two engines that slept"
 
 
 @pytest.mark.cluster
