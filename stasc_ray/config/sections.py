@@ -290,6 +290,9 @@ class Engine(Section):
     declared."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs per engine."""
+    keep_alive: bool = True
+    """Whether engines outlive a pass and take each iteration's weights over in place, where the cluster has
+    room for them beside the trainer; else each pass starts its own."""
     cpus_per_actor: PositiveInt = 1
     """CPUs that Ray reserves for each actor."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

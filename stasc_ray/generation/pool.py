@@ -396,7 +396,7 @@ class Engines:
             share = capacity.TRAINER_SHARE if self._gpus == capacity.ENGINE_SHARE else gpus
             engines = Counter(self._ask(self.pool.nodes.remote()))
             room = capacity.room_beside(settings.engine, nodes, engines, self._gpus, share)
-            keep = room >= settings.finetune.least_workers
+            keep = settings.engine.keep_alive and room >= settings.finetune.least_workers
             self._ask(self.pool.rest.remote(keep=keep))
             gpus, engines = (share, engines) if keep else (gpus, {})
         taken = sum(engines.values()) * settings.engine.cpus_per_actor + settings.finetune.most_workers

@@ -51,7 +51,8 @@ def engine_gpus(
     gpus, total = reserved_gpus(engine, cuda), int(sum(node.get("GPU", 0) for node in nodes))
     least, most = pool_size(engine, nodes, cuda)
     beside = most * gpus + settings.finetune.least_workers <= total
-    if not training or gpus != 1 or beside or not least == most == total:
+    shares = training and engine.keep_alive and gpus == 1 and least == most == total
+    if beside or not shares:
         return gpus
     return ENGINE_SHARE
 

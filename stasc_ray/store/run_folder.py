@@ -36,6 +36,7 @@ OPERATIONAL = (
     "engine.actors",
     "engine.concurrent_batches",
     "engine.gpu_memory_utilization",
+    "engine.keep_alive",
     "engine.kv_cache_gb",
     "engine.max_error_fraction",
     "reward.max_error_fraction",

@@ -293,7 +293,10 @@ def test_full_export_reloads_as_trained(tmp_path: Path, tied: bool):
         range(k - 1, len(saved["token_ids"]) - 1), saved["token_ids"][k:]
     ]
     assert saved["logprobs"] == pytest.approx(expected.tolist(), abs=1e-5)
-    assert len(saved["logprobs"]) == export.CANARY_TOKENS
+    labels = examples.read(1)["labels"]
+    trained = int(np.flatnonzero(labels != encoding.IGNORED)[0])
+    assert k == max(1, trained - export.CANARY_TOKENS) < trained, "the question's end is part of it"
+    assert len(saved["token_ids"]) == min(trained + export.CANARY_TOKENS, len(labels))
 
 
 def test_export_keeps_the_base_models_type(tmp_path: Path):

@@ -154,6 +154,7 @@ def test_trainer_workers_leave_a_core_free(workers, cores, expected) -> None:
         # one card: engine and worker take turns on it
         ([{"CPU": 16, "GPU": 1}], [], 0.6),
         ([{"CPU": 64, "GPU": 8}], ["engine.actors=all", "finetune.workers=8"], 0.6),
+        ([{"CPU": 16, "GPU": 1}], ["engine.keep_alive=false"], 1),
         # enough cards for both
         ([{"CPU": 64, "GPU": 8}], ["engine.actors=4", "finetune.workers=4"], 1),
         # some cards would have no engine, and two workers could meet on one of them
