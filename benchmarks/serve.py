@@ -129,6 +129,7 @@ def direct(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     from stasc_ray.generation.asking import Asker, OnPiece
     from stasc_ray.generation.engine import Engine
     from stasc_ray.generation.samples import Request, Sample
+    from stasc_ray.generation.spec import EngineSpec
     from stasc_ray.serving.published import model_path
 
     settings, run = settings_of(folder), store.RunFolder(folder)
@@ -136,8 +137,7 @@ def direct(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
     plan = Plan(settings.prompts, settings.algorithm, n_initial=1, n_corrections=1)
     (manifest,) = [manifest for manifest in run.versions() if manifest["version"] == run.latest()]
     threads = capacity.replica_threads(settings.serve, ray_session.cores())
-    engine = Engine(model_path(folder, manifest), settings.engine, on_cuda=False, threads=threads)
-
+    engine = Engine(model_path(folder, manifest), EngineSpec(settings.engine, on_cuda=False, threads=threads))
     chat = Chat.of(engine.tokenizer, settings)
 
     async def generate(token_ids: list[int], request: Request, _: OnPiece | None) -> list[Sample]:

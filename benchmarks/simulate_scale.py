@@ -29,8 +29,9 @@ from typing import Any
 
 from stasc_ray import config
 from stasc_ray.generation import pool, rollouts, unit_files
-from stasc_ray.generation.engines import EngineActor, EngineSpec
+from stasc_ray.generation.engines import EngineActor
 from stasc_ray.generation.samples import Request, Sample
+from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.generation.unit_rollout import Job, UnitRollout
 from stasc_ray.recipes import section_of
 from stasc_ray.tasks import questions

@@ -17,9 +17,9 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import config
 from stasc_ray.generation import vllm_calls
 from stasc_ray.generation.samples import Adapter, Request, Sample
+from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.runtime import model_folder
 from stasc_ray.tasks.chat import hidden_tokens
 
@@ -59,50 +59,25 @@ class Engine:
     """A vLLM engine that keeps stepping while requests come in.
 
     Args:
-        lora_rank: the largest rank of the adapters that requests will name; None where they name none.
-        threads: of the CPU engine.
-        sleeps: whether `sleep` will be called, which needs another allocator; on CUDA alone.
+        model: folder or Hub id.
 
     Raises:
         Exception: whatever kept vLLM from starting (unreadable model, too little memory, no GPU).
     """
 
-    def __init__(
-        self,
-        model: str,
-        engine: config.Engine,
-        *,
-        on_cuda: bool,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        lora_rank: int | None = None,
-        threads: int = 1,
-        seed: int = 0,
-        sleeps: bool = False,
-    ) -> None:
+    def __init__(self, model: str, spec: EngineSpec) -> None:
+        revision = model_folder.revision(model, spec.model)
         self.tokenizer = model_folder.load_tokenizer(
-            model, revision=revision, trust_remote_code=trust_remote_code
+            model, revision=revision, trust_remote_code=spec.model.trust_remote_code
         )
         self.hidden = hidden_tokens(self.tokenizer)
-        self.max_model_len_tokens = engine.max_model_len_tokens
+        self.max_model_len_tokens = spec.engine.max_model_len_tokens
         self._stop_token_ids = model_folder.stop_token_ids(model, self.tokenizer, revision=revision)
         self._inbox: queue.SimpleQueue[_Submission | _Abort | _Command | None] = queue.SimpleQueue()
         self._pending: dict[str, _Submission] = {}
         self._failure: Exception | None = None
         started: Future[None] = Future()
-        lora = vllm_calls.lora_arguments(lora_rank)
-        make = functools.partial(
-            vllm_calls.make_llm,
-            model,
-            revision,
-            engine,
-            on_cuda,
-            trust_remote_code,
-            threads,
-            seed,
-            lora,
-            sleeps,
-        )
+        make = functools.partial(vllm_calls.make_llm, model, spec)
         self._thread = threading.Thread(
             target=self._run, args=(make, started), name="vllm-engine", daemon=True
         )

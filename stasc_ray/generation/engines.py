@@ -7,14 +7,12 @@ next. Ray ends actors whose owner is gone: the run's pool (pool.py), or a replic
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import config
 from stasc_ray.generation.decoding import TextStream
 from stasc_ray.generation.samples import Adapter, Request, Sample
+from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.generation.unit_rollout import Job, UnitRollout
-from stasc_ray.runtime import capacity, model_folder, ray_session
 from stasc_ray.tasks.chat import Chat
 
 if TYPE_CHECKING:
@@ -28,24 +26,6 @@ class EngineDiedError(RuntimeError):
     """The engine's process is gone; what was in flight on it is lost."""
 
 
-@dataclass(frozen=True)
-class EngineSpec:
-    """What is the same for every model that an engine holds, one after the other."""
-
-    engine: config.Engine
-    on_cuda: bool
-    gpus: float
-    """That Ray reserves for it."""
-    model: config.Model
-    lora_rank: int | None
-    """Of the adapters that requests will name; None if they name none."""
-    threads: int | None
-    """Of an engine on CPUs; None: its share of its node's cores."""
-    seed: int
-    sleeps: bool = False
-    """Whether it gives its GPU's memory to a trainer between two passes."""
-
-
 class EngineActor:
     """The engine's process. A dead engine ends it, so "died" is one case and not two."""
 
@@ -54,17 +34,7 @@ class EngineActor:
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         from stasc_ray.generation.engine import Engine
 
-        self._engine = Engine(
-            model,
-            spec.engine,
-            on_cuda=spec.on_cuda,
-            revision=model_folder.revision(model, spec.model),
-            trust_remote_code=spec.model.trust_remote_code,
-            lora_rank=spec.lora_rank,
-            threads=spec.threads or capacity.rollout_threads(spec.engine, ray_session.cores()),
-            seed=spec.seed,
-            sleeps=spec.sleeps,
-        )
+        self._engine = Engine(model, spec)
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._rollout: UnitRollout | None = None
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from stasc_ray import config
 from stasc_ray.generation import canary
-from stasc_ray.generation.engines import CALLS, EngineActor, EngineSpec, last_line
+from stasc_ray.generation.engines import CALLS, EngineActor, last_line
+from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.runtime import capacity, ray_session
 
@@ -86,6 +87,7 @@ class EnginePool:
             RuntimeError: an engine cannot start or computes something else than the trainer, or too few were
                 ready within `engine.start_timeout_s`.
         """
+        await self._end_those_that_start()
         self._job, self._most = job, most
         self._canary = canary.of_model(job.model)
         self._lost, self._failure, self._report = 0, None, HandOver()
@@ -146,13 +148,18 @@ class EnginePool:
         """End a pass. Engines that still start end, so that none starts beside a trainer; so do all unless
         `keep`. On a GPU that a trainer shares, those that are kept sleep.
         """
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        ending = [engine for engine in self._engines if not (keep and engine.up)]
-        await asyncio.gather(*(self._end(engine) for engine in ending))
+        await self._end_those_that_start()
+        if not keep:
+            await asyncio.gather(*(self._end(engine) for engine in list(self._engines)))
         if self._spec.sleeps:
             await asyncio.gather(*(self._sleep(engine) for engine in list(self._engines)))
+
+    async def _end_those_that_start(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(self._end(engine) for engine in list(self._engines) if not engine.up))
 
     # --- one engine ----------------------------------------------------------------------------------------
 

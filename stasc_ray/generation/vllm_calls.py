@@ -5,8 +5,9 @@ adapters.
 import os
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import config
 from stasc_ray.generation.samples import Adapter, Request
+from stasc_ray.generation.spec import EngineSpec
+from stasc_ray.runtime import capacity, model_folder, ray_session
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
@@ -15,32 +16,23 @@ if TYPE_CHECKING:
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
 
 
-def make_llm(
-    model: str,
-    revision: str | None,
-    engine: config.Engine,
-    on_cuda: bool,
-    trust_remote_code: bool,
-    threads: int,
-    seed: int,
-    lora: dict[str, Any],
-    sleeps: bool,
-) -> "LLMEngine":
-    """An engine of vLLM; `threads` of the CPU engine, `lora` from lora_arguments, `sleeps` on CUDA alone."""
+def make_llm(model: str, spec: EngineSpec) -> "LLMEngine":
+    """An engine of vLLM that holds `model`, a folder or Hub id."""
+    engine, on_cuda = spec.engine, spec.on_cuda
     _set_environment(on_cuda)
     from vllm import EngineArgs, LLMEngine
 
     if not on_cuda:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(spec.threads or capacity.rollout_threads(engine, ray_session.cores()))
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=model,
-            revision=revision,
+            revision=model_folder.revision(model, spec.model),
             skip_tokenizer_init=True,
-            trust_remote_code=trust_remote_code,
-            seed=seed,
+            trust_remote_code=spec.model.trust_remote_code,
+            seed=spec.seed,
             dtype=engine.dtype if engine.dtype != "auto" else "bfloat16" if on_cuda else "float32",
             max_model_len=engine.max_model_len_tokens,
             max_num_seqs=engine.max_num_seqs,
@@ -57,8 +49,8 @@ def make_llm(
             or not on_cuda,  # on CPU compiling costs more than it brings to small models
             disable_log_stats=True,
             worker_extension_cls="stasc_ray.generation.vllm_worker.WorkerExtension",
-            enable_sleep_mode=sleeps and on_cuda,
-            **lora,
+            enable_sleep_mode=spec.sleeps and on_cuda,
+            **lora_arguments(spec.lora_rank),
         )
     )
 

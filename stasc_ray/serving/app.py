@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from stasc_ray import config, store
-from stasc_ray.generation.engines import EngineSpec
+from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import capacity, ray_session
 from stasc_ray.serving.doors import LOOPBACK_HOSTS
@@ -107,11 +107,11 @@ def engine_spec(endpoint: Endpoint) -> EngineSpec:
     return EngineSpec(
         settings.engine,
         endpoint.on_cuda,
-        settings.serve.gpus_per_engine or settings.engine.tensor_parallel_size,
-        settings.model,
-        settings.finetune.lora.rank if settings.finetune.method == "lora" else None,
-        capacity.replica_threads(settings.serve, ray_session.cores()),
-        settings.seed,
+        model=settings.model,
+        gpus=settings.serve.gpus_per_engine or settings.engine.tensor_parallel_size,
+        lora_rank=settings.finetune.lora.rank if settings.finetune.method == "lora" else None,
+        threads=capacity.replica_threads(settings.serve, ray_session.cores()),
+        seed=settings.seed,
     )
 
 

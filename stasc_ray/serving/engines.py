@@ -12,8 +12,9 @@ from typing import Any
 
 from stasc_ray import config
 from stasc_ray.generation import canary
-from stasc_ray.generation.engines import EngineActor, EngineDiedError, EngineSpec, last_line
+from stasc_ray.generation.engines import EngineActor, EngineDiedError, last_line
 from stasc_ray.generation.samples import Adapter, Request, Sample
+from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.tasks.chat import Chat
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stasc_ray import config, store
-from stasc_ray.generation.engines import EngineDiedError, EngineSpec
+from stasc_ray.generation.engines import EngineDiedError
+from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.serving.errors import ApiError
 from stasc_ray.serving.loading import Loaded, Loader
 from stasc_ray.serving.published import LATEST, read_pin, state_of_files

@@ -10,8 +10,9 @@ from typing import Any
 
 from stasc_ray import config, store
 from stasc_ray.generation import canary
-from stasc_ray.generation.engines import EngineDiedError, EngineSpec
+from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.samples import Adapter
+from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving import published
 from stasc_ray.serving.engines import EngineHandle, verify

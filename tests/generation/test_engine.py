@@ -8,6 +8,7 @@ import pytest
 from stasc_ray import config
 from stasc_ray.generation.engine import Engine
 from stasc_ray.generation.samples import SEED_SPACING, Request, request_seed
+from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.tasks import chat, prompts, sandbox
 
 GREEDY = config.Sampling(temperature=0, max_tokens=48)
@@ -31,7 +32,7 @@ def test_seeds_of_neighbouring_requests_and_their_children_never_collide() -> No
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     settings = config.Engine(max_model_len_tokens=512, kv_cache_gb=0.25, max_num_seqs=64)
-    engine = Engine(str(sandbox.model_path()), settings, on_cuda=False)
+    engine = Engine(str(sandbox.model_path()), EngineSpec(settings, on_cuda=False, threads=1))
     yield engine
     engine.close()
 
@@ -110,9 +111,8 @@ def test_an_answer_from_a_callback_needs_no_second_round(engine: Engine) -> None
 
 @pytest.mark.slow
 def test_a_closed_engine_says_so() -> None:
-    engine = Engine(
-        str(sandbox.model_path()), config.Engine(max_model_len_tokens=256, kv_cache_gb=0.25), on_cuda=False
-    )
+    settings = config.Engine(max_model_len_tokens=256, kv_cache_gb=0.25)
+    engine = Engine(str(sandbox.model_path()), EngineSpec(settings, on_cuda=False, threads=1))
     engine.close()
     assert not engine.alive
     with pytest.raises(RuntimeError, match="not running"):

@@ -14,8 +14,9 @@ import pytest
 
 from stasc_ray import config, store
 from stasc_ray.generation import pool, rollouts, unit_files
-from stasc_ray.generation.engines import EngineActor, EngineSpec
+from stasc_ray.generation.engines import EngineActor
 from stasc_ray.generation.samples import Request, Sample
+from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.generation.unit_rollout import Job, UnitRollout
 from stasc_ray.recipes import section_of
 from stasc_ray.recipes.rft import Rft
