@@ -113,7 +113,7 @@ def test_engines_take_new_weights_over_and_say_what_fresh_ones_say(
         first = one_pass(tmp_path, models["a"], engines, "a")
         begun = engines.report()
         assert (begun.started, begun.reused) == (2, 0) and begun.canary_difference is not None
-        assert engines.make_room() == 0, "no GPU is reserved"
+        assert engines.make_room().gpus == 0, "no GPU is reserved"
         second = one_pass(tmp_path, models["b"], engines, "b")
         report = engines.report()
         assert (report.started, report.reused, report.notes) == (0, 2, [])
