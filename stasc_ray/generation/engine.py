@@ -48,11 +48,19 @@ class _Abort:
 
 
 @dataclass(frozen=True)
+class _CoreDied:
+    """vLLM's own process is gone."""
+
+
+@dataclass(frozen=True)
 class _Command:
     """Something else to do with vLLM between two steps."""
 
     carry_out: "Callable[[LLMEngine], None]"
     future: "Future[None]"
+
+
+_Item = _Submission | _Abort | _Command | _CoreDied | None
 
 
 class Engine:
@@ -73,7 +81,7 @@ class Engine:
         self.hidden = hidden_tokens(self.tokenizer)
         self.max_model_len_tokens = spec.engine.max_model_len_tokens
         self._stop_token_ids = model_folder.stop_token_ids(model, self.tokenizer, revision=revision)
-        self._inbox: queue.SimpleQueue[_Submission | _Abort | _Command | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._pending: dict[str, _Submission] = {}
         self._failure: Exception | None = None
         started: Future[None] = Future()
@@ -194,6 +202,7 @@ class Engine:
             started.set_exception(error)
             return
         started.set_result(None)
+        vllm_calls.watch_core(llm, lambda: self._inbox.put(_CoreDied()))
         try:
             self._serve(llm)
         except Exception as error:  # a dead engine must not leave anybody waiting for ever
@@ -211,6 +220,8 @@ class Engine:
                 match item:
                     case None:
                         return
+                    case _CoreDied():
+                        raise RuntimeError("vLLM's engine process is gone")
                     case _Submission():
                         self._add(llm, str(next(ids)), item)
                     case _Abort(future):
@@ -269,7 +280,7 @@ class Engine:
             _settle(submission.future, error)
         self._pending.clear()
         while not self._inbox.empty():
-            if (item := self._inbox.get_nowait()) is not None:
+            if isinstance(item := self._inbox.get_nowait(), _Submission | _Abort | _Command):
                 _settle(item.future, error)
 
 

@@ -2,11 +2,17 @@
 adapters.
 """
 
+import contextlib
+import multiprocessing.connection
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import InvalidStateError
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray.generation.samples import Adapter, Request
 from stasc_ray.generation.spec import EngineSpec
+from stasc_ray.generation.vllm_worker import OWNER
 from stasc_ray.runtime import capacity, model_folder, ray_session
 
 if TYPE_CHECKING:
@@ -60,6 +66,10 @@ def _set_environment(on_cuda: bool) -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1" if on_cuda else "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # FlashInfer's sampler compiles when an engine starts, and fails without nvcc. Seeded requests, which all
+    # of ours are, never use it.
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    os.environ[OWNER] = str(os.getpid())  # vLLM's own processes inherit it
     if not on_cuda:
         # else several engines share the same cores
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -67,6 +77,33 @@ def _set_environment(on_cuda: bool) -> None:
         # cores, training steps of the sandbox model took 500 ms so, 186 ms where they sleep, 146 ms with one
         # thread.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def watch_core(llm: "LLMEngine", on_death: Callable[[], None]) -> None:
+    """Make whoever waits for vLLM's own process get an error if that process dies, and call `on_death`.
+
+    vLLM 0.29 ends the thread that reads the process's answers without a word, so a step or a call that waits
+    for one would wait for ever. Does nothing if the engine lives in this process.
+    """
+    from vllm.v1.engine.core_client import SyncMPClient
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    client = llm.engine_core
+    if not isinstance(client, SyncMPClient):
+        return
+    manager: Any = client.resources.engine_manager
+    sentinels = manager.sentinels()
+
+    def watch() -> None:
+        multiprocessing.connection.wait(sentinels)
+        client.resources.engine_dead = True
+        client.outputs_queue.put_nowait(EngineDeadError())
+        for future in list(client.utility_results.values()):
+            with contextlib.suppress(InvalidStateError):  # it was answered a moment ago
+                future.set_exception(EngineDeadError())
+        on_death()
+
+    threading.Thread(target=watch, name="vllm-core-watch", daemon=True).start()
 
 
 def sampling_params(request: Request, stop_token_ids: list[int], streaming: bool) -> "SamplingParams":

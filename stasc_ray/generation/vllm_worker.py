@@ -1,6 +1,14 @@
 """What runs inside vLLM's own worker processes (`worker_extension_cls`)."""
 
+import multiprocessing
+import os
+import select
+import signal
+import threading
 from typing import Any
+
+OWNER = "STASC_ENGINE_OWNER"
+"""Environment variable: the process that made the engine."""
 
 
 class WorkerExtension:
@@ -21,3 +29,31 @@ class WorkerExtension:
             for module in self.model_runner.get_model().modules():
                 if isinstance(module, VocabParallelEmbedding):
                     module.quant_method.process_weights_after_loading(module)
+
+
+def end_with_owner() -> None:
+    """End this process, one of vLLM's own, when the one that made the engine has gone.
+
+    vLLM 0.29's engine process does not watch its parent. Ray ends a dead worker's children while its raylet
+    lives; this is for a raylet that is lost too, and for whoever runs an engine without Ray.
+    """
+    owner, parent = int(os.environ.get(OWNER, "0")), os.getppid()
+    if not owner or multiprocessing.parent_process() is None:  # the engine lives in its owner's process
+        return
+
+    def watch() -> None:
+        try:
+            handle = os.pidfd_open(owner)
+        except ProcessLookupError:
+            pass
+        else:
+            select.select([handle], [], [])  # readable once it has ended
+        if parent != owner:  # one of several workers: the engine process between them watches nobody
+            os.kill(parent, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="owner-watch", daemon=True).start()
+
+
+# At import, which is when vLLM makes its worker: before it takes any of the GPU's memory.
+end_with_owner()
