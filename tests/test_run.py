@@ -25,7 +25,7 @@ SMALL = [
     "engine.kv_cache_gb=0.25",
 ]
 STASC = [sys.executable, "-m", "stasc_ray.cli"]
-COMMAND = ("engine.batch_size=32", "finetune.checkpoint_every_n_steps=1", "algorithm.iterations=2")
+COMMAND = ("engine.batch_size=32", "finetune.checkpoint_every_s=0.001", "algorithm.iterations=2")
 TIMEOUT_S = 540
 
 

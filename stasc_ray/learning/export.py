@@ -21,27 +21,41 @@ if TYPE_CHECKING:
 CANARY_TOKENS = 8
 
 
-def load_base(job: "FinetuneJob") -> Any:
-    """The model a fine-tune starts from, in float32 on the CPU.
+def load_base(job: "FinetuneJob", dtype: "torch.dtype", **more: Any) -> Any:
+    """The model a fine-tune starts from, on the CPU; `more` for `from_pretrained`.
 
     Raises:
         ValueError: weights are missing.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        **job.source, dtype=torch.float32, output_loading_info=True
+        **job.source, dtype=dtype, output_loading_info=True, **more
     )
     model, info = loaded
     model_folder.check_loaded(job.source["pretrained_model_name_or_path"], info)
     return model
 
 
-def with_adapter(model: Any, job: "FinetuneJob", trainable: bool) -> Any:
-    """`model` with the adapter that is continued, or a fresh one (whose update is zero)."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+def build_base(job: "FinetuneJob", dtype: "torch.dtype") -> Any:
+    """The same model without the folder's weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(**job.source),
+        dtype=dtype,
+        trust_remote_code=job.source["trust_remote_code"],
+    )
+
+
+def with_adapter(model: Any, job: "FinetuneJob", trainable: bool, *, empty: bool = False) -> Any:
+    """`model` with the adapter that is continued, or a fresh one (whose update is zero); `empty`: without the
+    continued one's weights.
+    """
+    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+
+    if job.adapter and empty:
+        return get_peft_model(model, PeftConfig.from_pretrained(job.adapter))
     if job.adapter:
         return PeftModel.from_pretrained(model, job.adapter, is_trainable=trainable)
     lora = job.finetune.lora
@@ -94,9 +108,10 @@ def export(
 
 
 def _save_weights(state: MutableMapping[str, "torch.Tensor"], job: "FinetuneJob", output: Path) -> None:
+    import torch
     from transformers import AutoConfig
 
-    model = load_base(job)
+    model = load_base(job, torch.float32)
     if job.finetune.method == "lora":
         model = with_adapter(model, job, trainable=False)
         _load(model, state)

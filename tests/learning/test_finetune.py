@@ -19,7 +19,7 @@ from harness.chat_templates import tokenizer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from stasc_ray import config
-from stasc_ray.learning import batches, checkpoints, encoding, export, finetune, train_loop
+from stasc_ray.learning import batches, checkpoints, encoding, export, finetune, placing, steps, train_loop
 from stasc_ray.recipes import section_of
 from stasc_ray.tasks.chat import Chat
 
@@ -78,7 +78,7 @@ def encode(rows: list[dict[str, Any]], max_length_tokens: int = 512) -> batches.
 
 
 def make_config(**values: Any) -> config.Config:
-    quick = {"learning_rate": 3e-3, "batch_size": 4, "max_length_tokens": 512, "checkpoint_every_n_steps": 3}
+    quick = {"learning_rate": 3e-3, "batch_size": 4, "max_length_tokens": 512, "checkpoint_every_s": 600}
     return config.validate({"finetune": {**quick, **values}}, section_of)
 
 
@@ -101,16 +101,16 @@ def train_here(job: finetune.FinetuneJob, examples: batches.Examples) -> tuple[l
     """
     values = job.finetune
     plan = batches.schedule(examples, values, "0/1")
-    model, layers = train_loop.load_model(job)
+    model, layers = placing.load_model(job)
     passes = train_loop.choose_passes(model, layers, job, examples, plan[0], CPU, world=1)
-    model: Any = train_loop.place(model, layers, job, CPU, world=1)
-    optimizer = train_loop.make_optimizer(model, values)
-    forward = train_loop.make_forward(model, job, CPU, world=1)
+    model: Any = placing.place(model, layers, job, CPU, world=1)
+    optimizer = steps.make_optimizer(model, values)
+    forward = steps.make_forward(model, job, CPU, world=1)
     losses = []
     for batch in plan:
         shares = batches.deal(batch, examples.lengths, 1, passes.capacity, stacked=passes.stacked)
-        losses.append(train_loop.backward(forward, examples, shares, 0, CPU, stacked=passes.stacked))
-        train_loop.update(model, optimizer, values.learning_rate, values.max_grad_norm)
+        losses.append(steps.backward(forward, examples, shares, 0, CPU, stacked=passes.stacked))
+        steps.update(model, optimizer, values.learning_rate, values.max_grad_norm)
     return losses, model.eval()
 
 
@@ -224,12 +224,12 @@ def test_a_conversation_of_several_sequences_keeps_their_ids_apart():
 
 def test_the_learning_rate_rises_falls_and_never_starts_at_zero():
     values = make_config(warmup_fraction=0.1).finetune
-    factors = [train_loop.learning_rate_factor(step, 40, values) for step in range(40)]
+    factors = [steps.learning_rate_factor(step, 40, values) for step in range(40)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert factors[4:] == sorted(factors[4:], reverse=True) and 0 < factors[-1] < 0.01
-    linear = train_loop.learning_rate_factor(22, 40, values.model_copy(update={"schedule": "linear"}))
+    linear = steps.learning_rate_factor(22, 40, values.model_copy(update={"schedule": "linear"}))
     assert linear == pytest.approx(0.5)
-    assert train_loop.learning_rate_factor(0, 1, values.model_copy(update={"warmup_fraction": 0.0})) == 1.0
+    assert steps.learning_rate_factor(0, 1, values.model_copy(update={"warmup_fraction": 0.0})) == 1.0
 
 
 # --- training and export without Ray
@@ -318,7 +318,7 @@ def test_lora_export_equals_the_adapter_and_can_be_continued(tmp_path: Path):
     )
     adapter = tmp_path / "model" / "adapter"
     assert (adapter / "adapter_model.safetensors").is_file()
-    continued, _ = train_loop.load_model(replace(job, adapter=adapter))
+    continued, _ = placing.load_model(replace(job, adapter=adapter))
     assert torch.allclose(logits(continued.eval(), ids), logits(model, ids), atol=1e-5)
     trained = {name for name, parameter in continued.named_parameters() if parameter.requires_grad}
     assert trained and all("lora_" in name for name in trained)
@@ -419,7 +419,7 @@ def test_a_killed_worker_resumes_to_the_same_curve(
                 killed.set()
 
     threading.Thread(target=kill_after_first_checkpoint, daemon=True).start()
-    found = run(cluster, base, tmp_path, make_examples(30), checkpoint_every_n_steps=1)
+    found = run(cluster, base, tmp_path, make_examples(30), checkpoint_every_s=0.001)
     assert killed.is_set() and found["resumed_from_step"] >= 1
     assert found["losses"] == pytest.approx(one_worker[0]["losses"], abs=1e-6)
 

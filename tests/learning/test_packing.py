@@ -14,7 +14,7 @@ import transformers
 from harness.chat_templates import tokenizer_of
 
 from stasc_ray import config
-from stasc_ray.learning import batches, encoding, finetune, packing, train_loop
+from stasc_ray.learning import batches, encoding, finetune, packing, placing, steps, train_loop
 from stasc_ray.recipes import section_of
 
 CPU = torch.device("cpu")
@@ -225,16 +225,16 @@ def train(
     """Losses of the loop of one worker, and how examples were joined (chosen, or as given)."""
     examples = some_examples()
     plan = batches.schedule(examples, job.finetune, "0/1")
-    model, layers = train_loop.load_model(job)
+    model, layers = placing.load_model(job)
     chosen = passes or train_loop.choose_passes(model, layers, job, examples, plan[0], CPU, world=1)
-    placed = train_loop.place(model, layers, job, CPU, world=1)
-    optimizer = train_loop.make_optimizer(placed, job.finetune)
-    forward = train_loop.make_forward(placed, job, CPU, world=1)
+    placed = placing.place(model, layers, job, CPU, world=1)
+    optimizer = steps.make_optimizer(placed, job.finetune)
+    forward = steps.make_forward(placed, job, CPU, world=1)
     losses = []
     for batch in plan:
         shares = batches.deal(batch, examples.lengths, 1, chosen.capacity, stacked=chosen.stacked)
-        losses.append(train_loop.backward(forward, examples, shares, 0, CPU, stacked=chosen.stacked))
-        train_loop.update(placed, optimizer, job.finetune.learning_rate, 1.0)
+        losses.append(steps.backward(forward, examples, shares, 0, CPU, stacked=chosen.stacked))
+        steps.update(placed, optimizer, job.finetune.learning_rate, 1.0)
     return losses, chosen
 
 
@@ -275,15 +275,15 @@ def _measure_and_shard(rank: int, folder: Path, job: finetune.FinetuneJob) -> No
 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    model, layers = train_loop.load_model(job)
+    model, layers = placing.load_model(job)
     rows = TWO if rank == 0 else TWO[::-1]
     own = packing.measure(model, layers, rows, CPU, world=1)
     agreed = packing.measure(model, layers, rows, CPU, world=2)
     assert agreed is not None
-    placed = train_loop.place(model, layers, job, CPU, world=2)
-    forward = train_loop.make_forward(placed, job, CPU, world=2)
+    placed = placing.place(model, layers, job, CPU, world=2)
+    forward = steps.make_forward(placed, job, CPU, world=2)
     examples, passes = some_examples(), packing.passes(job.finetune, True, agreed)
     shares = batches.deal(np.arange(8), examples.lengths, 2, passes.capacity, stacked=passes.stacked)
-    loss = train_loop.backward(forward, examples, shares, rank, CPU, stacked=passes.stacked)
+    loss = steps.backward(forward, examples, shares, rank, CPU, stacked=passes.stacked)
     torch.save({"own": own, "agreed": agreed, "loss": loss}, folder / f"found{rank}")
     dist.destroy_process_group()
