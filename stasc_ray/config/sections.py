@@ -457,8 +457,8 @@ class Finetune(Section):
             )
         if self.most_workers > self.batch_size:
             raise ValueError(
-                f"finetune.workers: expected at most finetune.batch_size = {self.batch_size} workers, so that "
-                f"each has an example in every step, found {self.most_workers}; lower it or raise "
+                f"finetune.workers: expected at most finetune.batch_size = {self.batch_size} workers, so "
+                f"that each has an example in every step, found {self.most_workers}; lower it or raise "
                 "finetune.batch_size"
             )
         return self

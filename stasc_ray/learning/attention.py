@@ -41,7 +41,7 @@ class Bounds:
 
 
 def kernel(q: Any, k: Any, v: Any, bounds: Bounds, scale: float | None, window: int) -> "torch.Tensor":
-    """torch's flash attention for sequences of unequal lengths: bfloat16 on CUDA, compute capability 8 or
+    """Torch's flash attention for sequences of unequal lengths: bfloat16 on CUDA, compute capability 8 or
     newer.
     """
     from torch.nn.attention.varlen import varlen_attn
@@ -80,7 +80,7 @@ def reference(q: Any, k: Any, v: Any, bounds: Bounds, scale: float | None, windo
     return torch.cat(pieces)
 
 
-def attend(
+def attend(  # noqa: PLR0913  # transformers' signature
     compute: Kernel,
     module: Any,
     query: "torch.Tensor",
@@ -106,9 +106,9 @@ def attend(
         raise NotImplementedError(
             f"variable-length attention: expected causal attention alone, found {asked}"
         )
-    flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # (T, H, D)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, H, D)
     window = -1 if sliding_window is None else sliding_window - 1
-    return compute(*flat, bounds, scaling, window)[None].to(query.dtype), None
+    return compute(q, k, v, bounds, scaling, window)[None].to(query.dtype), None
 
 
 def in_bfloat16(compute: Kernel) -> Kernel:
@@ -116,7 +116,8 @@ def in_bfloat16(compute: Kernel) -> Kernel:
     import torch
 
     def cast(q: Any, k: Any, v: Any, *rest: Any) -> "torch.Tensor":
-        return compute(*(tensor.to(torch.bfloat16).contiguous() for tensor in (q, k, v)), *rest)
+        q, k, v = (tensor.to(torch.bfloat16).contiguous() for tensor in (q, k, v))
+        return compute(q, k, v, *rest)
 
     return cast
 

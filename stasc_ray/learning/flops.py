@@ -44,8 +44,8 @@ def peak_flops(device_name: str) -> float | None:
 def training_flops(weights: Weights, tokens: float, squares: float, trained: float) -> float:
     """Operations of a forward and a backward pass, recomputation not counted.
 
-    Per weight and token 2 forward, 2 for the gradient of the input, 2 for that of the weight; causal attention
-    adds 6 x length x width per layer and token.
+    Per weight and token 2 forward, 2 for the gradient of the input, 2 for that of the weight. Causal
+    attention adds 6 x length x width per layer and token.
 
     Args:
         tokens: in all.

@@ -163,7 +163,7 @@ def lack_of_varlen(
 
 def may_be_chunked(model: Any, row: Mapping[str, Any], device: Any) -> bool:
     """Whether the loss of an example is the same in chunks: not where the model does more to its logits than
-    its output layer (Gemma 2's soft cap, Granite's scale).
+    its output layer (Gemma 2's soft cap).
     """
     import torch
 

@@ -5,6 +5,7 @@ gets its share of every weight from the first (FSDP2).
 """
 
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray import config
@@ -21,7 +22,7 @@ and are gathered once a pass instead of twice."""
 
 
 def load_model(job: "FinetuneJob", device: Any = "cpu", *, empty: bool = False) -> tuple[Any, set[str]]:
-    """M0 or the current model on the host, with its adapter if LoRA trains; and the class names of its layers.
+    """M0 or the current model on the host, with its adapter if LoRA trains; and its layers' class names.
 
     Weights that are trained are float32. What LoRA freezes has the type in which it computes on `device`.
 
@@ -68,7 +69,6 @@ def shard(
     world: int,
     dtype: Any,
     hybrid: bool,
-    whole_weights: int = WHOLE_WEIGHTS,
 ) -> Any:
     """Shard with FSDP2, layer by layer.
 
@@ -81,13 +81,13 @@ def shard(
 
     mesh = _hybrid_mesh(device, world) if hybrid else init_device_mesh(device.type, (world,))
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    again = sum(parameter.numel() for parameter in model.parameters()) >= whole_weights
+    again = sum(parameter.numel() for parameter in model.parameters()) >= WHOLE_WEIGHTS
     inner = [module for module in model.modules() if type(module).__name__ in layers]
     for module in inner:
         fully_shard(module, mesh=mesh, mp_policy=mixed, reshard_after_forward=again)
     fully_shard(model, mesh=mesh, mp_policy=mixed, reshard_after_forward=False)
     if again:
-        for module, after in zip(inner, inner[1:], strict=False):
+        for module, after in pairwise(inner):
             module.set_modules_to_forward_prefetch([after])
             after.set_modules_to_backward_prefetch([module])
     return model

@@ -97,8 +97,9 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     except FloatingPointError as error:
         return {"not_finite": str(error)}
     train_s = time.time() - loop_started
-    state = checkpoints.gather(model)
-    del optimizer, model  # frees the GPU for the canary
+    del optimizer  # first: on CPUs its moments are half of all memory
+    state = checkpoints.gather(model, export.saved_dtype(job))
+    del model  # frees the GPU for the canary
     if device.type == "cuda":
         torch.cuda.empty_cache()  # which looks at what is free for other processes
     if rank == 0:
