@@ -105,8 +105,22 @@ def _fill(sharded: Any, whole: Any, device: Any) -> None:
         dist.broadcast(there, 0)
         owner, _, own = name.rpartition(".")
         sharded.get_submodule(owner)._buffers[own] = there
+    ties = _ties(sharded)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(sharded, whole.state_dict() if whole else {}, options=options)
+    for (module, name), *others in ties:  # which the assignment of weights has parted
+        for other, its_name in others:
+            setattr(other, its_name, getattr(module, name))
+
+
+def _ties(model: Any) -> list[list[tuple[Any, str]]]:
+    """Modules, and names in them, that share a parameter."""
+    places: dict[int, list[tuple[Any, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), []).append((module, name))
+    return [found for found in places.values() if len(found) > 1]
 
 
 def _hybrid_mesh(device: Any, world: int) -> Any:

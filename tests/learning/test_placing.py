@@ -69,7 +69,8 @@ def train(folder: Path, rank: int, world: int, **case: Any) -> dict[str, Any]:
         shares = batches.deal(np.arange(6), examples.lengths, world, passes.capacity, stacked=passes.stacked)
         sums = steps.backward(forward, examples, shares, rank, CPU, stacked=passes.stacked)
         found.append((sums[0].item(), float(steps.update(model, optimizer, 1e-2, 1.0))))
-    return {"figures": found, "weights": checkpoints.gather(model)}
+    saved = checkpoints._state(model, optimizer)  # on all workers
+    return {"figures": found, "weights": checkpoints.gather(model), "saved": sorted(saved["model"])}
 
 
 def _both(rank: int, folder: Path) -> None:
@@ -91,7 +92,7 @@ def test_two_workers_train_as_one_does_however_the_model_is_shared(tmp_path: Pat
     for name, one in alone.items():
         two = together[name]
         assert two["figures"] == [pytest.approx(pair, rel=1e-5) for pair in one["figures"]], name
-        assert one["weights"].keys() == two["weights"].keys(), name
+        assert one["weights"].keys() == two["weights"].keys() and one["saved"] == two["saved"], name
         for weight, right in one["weights"].items():
             assert torch.allclose(two["weights"][weight], right, atol=1e-4), (name, weight)
 
