@@ -4,6 +4,9 @@ Reads the base model and the trained weights. Writes model.safetensors, config, 
 chat template, README.md (model card), canary.json, and for LoRA the adapter folder.
 """
 
+import contextlib
+import ctypes
+import gc
 import json
 import shutil
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -100,11 +103,25 @@ def export(
     shutil.rmtree(output, ignore_errors=True)  # what a worker that died here left behind
     output.mkdir(parents=True)
     _save_weights(state, job, output)
+    give_back_memory()
     AutoTokenizer.from_pretrained(**job.source).save_pretrained(output)
     (output / "README.md").write_text(_model_card(job), encoding="utf-8")
     trust = job.source["trust_remote_code"]
     found = canary(output, examples, device, trust_remote_code=trust)
     (output / "canary.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system: modules refer to each other in circles, and both the C library and
+    torch's CUDA allocator keep what they got (measured: 4 bytes a parameter of a model that was dropped).
+    """
+    import torch
+
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # which the canary looks at
 
 
 def saved_dtype(job: "FinetuneJob") -> "torch.dtype":

@@ -100,8 +100,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     del optimizer  # first: on CPUs its moments are half of all memory
     state = checkpoints.gather(model, export.saved_dtype(job))
     del model  # frees the GPU for the canary
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # which looks at what is free for other processes
+    export.give_back_memory()
     if rank == 0:
         export.export(state, job, [examples.read(index) for index in plan[0][:CANARY_PROMPTS]], device)
         shutil.copyfile(storage / step_log.NAME, Path(job.output) / step_log.NAME)

@@ -34,12 +34,12 @@ CASES = {
 }
 
 
-def make_job(folder: Path, *, tied: bool = False, **values: Any) -> finetune.FinetuneJob:
-    path = folder / f"model_{tied}"
+def make_job(folder: Path, *, tied: bool = False, shape: str = "", **values: Any) -> finetune.FinetuneJob:
+    path = folder / f"model_{shape or tied}"
     if not path.exists():
         torch.manual_seed(0)
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=512, tie_word_embeddings=tied, **shape))
+        tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=512, tie_word_embeddings=tied, **tiny))
         model.save_pretrained(path)
         tokenizer_of("chatml").save_pretrained(path)
     settings = config.validate({"finetune": {"learning_rate": 1e-2, **values}}, section_of)
