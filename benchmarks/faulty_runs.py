@@ -35,7 +35,7 @@ SMALL = [
     "engine.actors=2",
     "algorithm.iterations=1",
     "finetune.batch_size=24",
-    "finetune.checkpoint_every_n_steps=2",
+    "finetune.checkpoint_every_s=0.001",
     "finetune.max_failures=4",
 ]
 TIMEOUT_S = 560

@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks import baselines, speed
 from stasc_ray import config, store
 from stasc_ray.generation import unit_files
+from stasc_ray.learning import flops
 from stasc_ray.recipes import section_of
 from stasc_ray.recipes.recipe import written
 from stasc_ray.runtime import ray_session
@@ -41,16 +42,6 @@ QWEN_1_5B = {
     "tie_word_embeddings": True,
 }
 QUESTION_WORDS, ANSWER_WORDS = 12, 200
-PEAK_FLOPS = {
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-}
-"""Dense bfloat16 operations per second, from NVIDIA's data sheets, by a part of the device's name; the first
-that fits counts."""
 MARKS = ("<!-- gpu table: written by benchmarks/gpu.py -->", "<!-- end of the gpu table -->")
 ROWS = ("generation", "training", "run")
 CONFIG = Path(__file__).with_suffix(".toml")
@@ -165,16 +156,14 @@ def generation(work: dict[str, Any], first: str) -> dict[str, dict[str, float]]:
 def utilization(
     tokens_per_s: float, shape: Mapping[str, Any], length: int, trained: float, peak: float
 ) -> float:
-    """Model-FLOPs utilization of training: 6 operations a weight and token, and a layer's 6 x T x width for
-    causal attention.
-
-    The output layer works on the `trained` share of the tokens only. The rate includes the first steps, in
-    which CUDA warms up.
+    """Model-FLOPs utilization of training. The output layer works on the `trained` share of the tokens only.
+    The rate includes the first steps, in which CUDA warms up.
     """
     width, heads, kv = shape["hidden_size"], shape["num_attention_heads"], shape["num_key_value_heads"]
     layer = width * width * (2 + 2 * kv / heads) + 3 * width * shape["intermediate_size"]
-    weights = shape["num_hidden_layers"] * layer + trained * shape["vocab_size"] * width
-    return tokens_per_s * (6 * weights + 6 * length * width * shape["num_hidden_layers"]) / peak
+    layers = shape["num_hidden_layers"]
+    weights = flops.Weights(int(layers * layer), shape["vocab_size"] * width, layers * width)
+    return tokens_per_s * flops.training_flops(weights, 1, length, trained) / peak
 
 
 def watch_gpu(found: list[float], done: threading.Event) -> None:
@@ -281,10 +270,10 @@ def main() -> None:
         print("bench-gpu: expected a CUDA device, found none; nothing was measured")
         return
     name = torch.cuda.get_device_name()
-    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+    peak = flops.peak_flops(name)
     if peak is None:
         raise SystemExit(
-            f"PEAK_FLOPS: expected one of {', '.join(PEAK_FLOPS)} in the device's name, found {name!r}; add "
+            f"PEAK_FLOPS: expected one of {', '.join(flops.PEAK_FLOPS)} in the device's name, found {name!r}; add "
             f"it"
         )
     with speed.work_folder(arguments.folder) as folder:

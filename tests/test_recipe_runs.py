@@ -23,7 +23,7 @@ SMALL = [
     "engine.kv_cache_gb=0.25",
     "engine.batch_size=32",
     "algorithm.iterations=1",
-    "finetune.checkpoint_every_n_steps=1",
+    "finetune.checkpoint_every_s=0.001",
 ]
 TIMEOUT_S = 540
 

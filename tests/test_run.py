@@ -25,7 +25,7 @@ SMALL = [
     "engine.kv_cache_gb=0.25",
 ]
 STASC = [sys.executable, "-m", "stasc_ray.cli"]
-COMMAND = ("engine.batch_size=32", "finetune.checkpoint_every_n_steps=1", "algorithm.iterations=2")
+COMMAND = ("engine.batch_size=32", "finetune.checkpoint_every_s=0.001", "algorithm.iterations=2")
 TIMEOUT_S = 540
 
 
@@ -171,7 +171,7 @@ def test_the_same_command_again_does_nothing_and_another_config_is_refused(finis
     )
     assert {file: file.stat().st_mtime_ns for file in before} == before
     refused = stasc("algorithm.iterations=2", "engine.batch_size=32", folder=finished)
-    assert refused.returncode == 1 and "finetune.checkpoint_every_n_steps: 1 in the folder" in refused.stderr
+    assert refused.returncode == 1 and "finetune.checkpoint_every_s: 0.001 in the folder" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -432,7 +432,10 @@ class Finetune(Section):
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
     max_length_tokens: PositiveInt = 2048
-    """Length of one packed sequence (on CUDA); a longer example is left out and counted."""
+    """Length of one example; a longer one is left out and counted."""
+    pack_tokens: PositiveInt = 16_384
+    """Tokens of one packed forward pass on CUDA with variable-length attention, or one example if that is
+    longer; `max_length_tokens` where a pass pays for attention between examples."""
     packing: bool = True
     """Several examples in one forward pass: on CUDA in one sequence if the model keeps them apart (measured
     before step 1); else side by side. The loss is the same."""
@@ -440,8 +443,9 @@ class Finetune(Section):
     """Recompute activations in the backward pass: less memory, more time."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Computation type; `auto`: bfloat16 autocast on CUDA, float32 on CPU. Master weights are float32."""
-    checkpoint_every_n_steps: PositiveInt = 50
-    """Optimizer steps between checkpoints, from which a dead worker resumes."""
+    checkpoint_every_s: PositiveFloat = 600.0
+    """Seconds of training between checkpoints, from which a dead worker resumes; there is one after the last
+    step too. A very small number: after every step (on CUDA, every group of steps)."""
     max_failures: Annotated[int, Field(ge=0)] = 2
     """Times the workers may die and be started again in one fine-tune."""
     start_timeout_s: PositiveFloat = 900.0
@@ -453,6 +457,12 @@ class Finetune(Section):
         if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
             raise ValueError(
                 f"finetune.workers: expected [min, max] with min <= max, found {list(self.workers)}"
+            )
+        if self.most_workers > self.batch_size:
+            raise ValueError(
+                f"finetune.workers: expected at most finetune.batch_size = {self.batch_size} workers, so "
+                f"that each has an example in every step, found {self.most_workers}; lower it or raise "
+                "finetune.batch_size"
             )
         return self
 

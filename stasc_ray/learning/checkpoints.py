@@ -61,11 +61,25 @@ def _state(model: Any, optimizer: Any) -> dict[str, Any]:
     return {"model": weights, "optimizer": moments}
 
 
-def gather(model: Any) -> dict[str, "torch.Tensor"]:
-    """The trained weights, whole, in float32, in the host memory of rank 0 (empty elsewhere). All workers
-    call it.
-    """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+def gather(model: Any, dtype: "torch.dtype | None" = None) -> dict[str, "torch.Tensor"]:
+    """The trained weights, whole, on the host of rank 0 (empty elsewhere). All workers call it.
 
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    return dict(get_model_state_dict(model, options=options))  # type: ignore[arg-type]
+    Args:
+        dtype: to which each weight is rounded before it comes to the host; None keeps float32. An adapter,
+            whose base is frozen, is never rounded.
+    """
+    import torch.distributed as dist
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.tensor import DTensor
+
+    adapter = not all(parameter.requires_grad for parameter in model.parameters())
+    state = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=adapter))
+    found: dict[str, torch.Tensor] = {}
+    for name in list(state):
+        tensor: Any = state.pop(name)
+        if dtype and not adapter and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            found[name] = whole.detach().cpu()
+    return found

@@ -1,8 +1,9 @@
 """One iteration's fine-tune: Ray Train's workers start, Ray Data encodes the examples, the workers train.
 
 Reads a Dataset of Example rows {id, messages} and a base model (Hugging Face folder or Hub id).
-Writes a Hugging Face folder (`output`) and Ray Train's own state (`storage`), from which a second call
-resumes. The workers are in trainer.py, their loop in train_loop.py, the export in export.py.
+Writes a Hugging Face folder (`output`, with the steps' training.jsonl) and Ray Train's own state (`storage`),
+from which a second call resumes. The workers are in trainer.py, their loop in train_loop.py, the export in
+export.py.
 """
 
 import time
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 ENCODE_ROWS = 256
-ENCODED = ("id", "input_ids", "labels", "trained_tokens", "no_target", "too_long")
+COUNTED = ("trained_tokens", "no_target", "too_long")
+ENCODED = ("id", "input_ids", "labels", *COUNTED)
 
 
 def finetune(
@@ -157,18 +159,14 @@ def _tokenizer(source: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def _count(encoded: "Dataset", max_length_tokens: int) -> dict[str, int]:
-    """Sums over the encoded rows, read block by block: no shuffle, hence no further Ray processes to
-    start.
+    """Sums over the encoded rows, by a task beside each block: no token comes to the driver, nothing is
+    shuffled, and the processes are those that have encoded.
     """
-    import pyarrow.compute as pc
+    import ray
 
-    names = ("trained_tokens", "no_target", "too_long")
-    counts: dict[str, int] = dict.fromkeys(("rows", *names), 0)
-    tables: Any = encoded.iter_batches(batch_size=None, batch_format="pyarrow")
-    for table in tables:
-        counts["rows"] += table.num_rows
-        for name in names:
-            counts[name] += pc.sum(table.column(name)).as_py() or 0  # type: ignore[attr-defined]
+    count = ray.remote(_count_block)
+    by_block = ray.get([count.remote(block) for block in encoded.to_arrow_refs()])
+    counts = {name: sum(found[name] for found in by_block) for name in ("rows", *COUNTED)}
     if counts["rows"] == 0:
         raise ValueError(
             "fine-tune: expected at least one example, found none; check the filter and the rewards"
@@ -177,9 +175,14 @@ def _count(encoded: "Dataset", max_length_tokens: int) -> dict[str, int]:
     if counts["kept"] == 0:
         raise ValueError(
             f"fine-tune: expected examples that can be trained on, found that all {counts['rows']} are left "
-            f"out: "
-            f"{counts['too_long']} longer than finetune.max_length_tokens = {max_length_tokens} (raise it, "
-            f"or lower "
-            f"sampling.*.max_tokens), {counts['no_target']} with no text to train on"
+            f"out: {counts['too_long']} longer than finetune.max_length_tokens = {max_length_tokens} (raise "
+            f"it, or lower sampling.*.max_tokens), {counts['no_target']} with no text to train on"
         )
     return counts
+
+
+def _count_block(block: "pyarrow.Table") -> dict[str, int]:
+    import pyarrow.compute as pc
+
+    sums = {name: pc.sum(block.column(name)).as_py() or 0 for name in COUNTED if block.num_rows}  # type: ignore[attr-defined]
+    return {"rows": block.num_rows, **dict.fromkeys(COUNTED, 0), **sums}

@@ -18,7 +18,7 @@ class FinetuneJob:
     output: Path
     """Folder for the model, seen by every node; empty or absent, else overwritten."""
     storage: Path
-    """Folder for checkpoints and progress.json, seen by every node."""
+    """Folder for checkpoints, progress.json and training.jsonl, seen by every node."""
     iteration: int
     """1-based; names the state inside `storage` and seeds the order."""
     seed: int

@@ -9,13 +9,13 @@ import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stasc_ray import config
-from stasc_ray.learning import encoding
+from stasc_ray.learning import attention, encoding, objectives
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,9 @@ TOLERANCE = 1e-3
 runs on."""
 CONTEXT_TOKENS, WINDOW_TOKENS = 16, 64
 """Of each measured example: what comes before its first trained token, and how much in all."""
+KERNEL_TOLERANCE = 0.03
+"""Relative error of the attention kernel in bfloat16, whose rounding is 0.004; a wrong bound, scale or window
+gives above 0.1."""
 CPU_CAPACITY_TOKENS = 1024
 """Measured: 32 examples of 96 tokens take 149 ms a step; with 4096, 141 ms; packed into sequences of 512
 tokens, 238 ms."""
@@ -42,7 +45,11 @@ class Passes:
     stacked: bool
     """Side by side; else packed into one sequence."""
     note: str = ""
-    """Why they are not packed although `finetune.packing` on CUDA says so."""
+    """Why they are not packed, or not with variable-length attention, although the config on CUDA says so."""
+    varlen: bool = False
+    """Whether packed examples attend with explicit bounds (attention.py)."""
+    chunk_logits: int | None = None
+    """Above so many logits the loss is computed in chunks; None: never."""
 
     @property
     def packed(self) -> bool:
@@ -50,53 +57,136 @@ class Passes:
         return self.capacity > 0 and not self.stacked
 
 
-def passes(finetune: config.Finetune, on_cuda: bool, leak: float | None) -> Passes:
+@dataclass(frozen=True)
+class Measured:
+    """What two examples showed on a model before step 1."""
+
+    leak: float | None = None
+    """Of `leak`; None if it was not measured."""
+    varlen: str | None = ""
+    """Why variable-length attention can't be used; None: it can; empty: not tried."""
+    chunked: bool = False
+    """Whether the loss in chunks is the loss."""
+
+
+def passes(finetune: config.Finetune, on_cuda: bool, found: Measured) -> Passes:
     """How examples share a pass: packed on CUDA, if that leaves them as they are; else side by side.
 
     On CPUs the T x T mask of a packed sequence costs more than the filling of stacked ones.
-
-    Args:
-        leak: of `measure`; None if it was not measured.
     """
+    chunk = objectives.CHUNK_LOGITS if found.chunked else None
     if not finetune.packing:
-        return Passes(0, stacked=not on_cuda)
+        return Passes(0, stacked=not on_cuda, chunk_logits=chunk)
     if not on_cuda:
-        return Passes(CPU_CAPACITY_TOKENS, stacked=True)
-    if leak is None or leak <= TOLERANCE:
-        return Passes(finetune.max_length_tokens, stacked=False)
+        return Passes(CPU_CAPACITY_TOKENS, stacked=True, chunk_logits=chunk)
+    if found.leak is not None and found.leak > TOLERANCE:
+        return Passes(finetune.max_length_tokens, stacked=True, note=_leaks(found.leak), chunk_logits=chunk)
+    if found.varlen is None:
+        capacity = max(finetune.pack_tokens, finetune.max_length_tokens)
+        return Passes(capacity, stacked=False, varlen=True, chunk_logits=chunk)
+    note = f"packed without variable-length attention: {found.varlen}" if found.varlen else ""
+    return Passes(finetune.max_length_tokens, stacked=False, note=note, chunk_logits=chunk)
+
+
+def _leaks(leak: float) -> str:
     found = f"differ by {leak:.2g}" if math.isfinite(leak) else "can't be compared"
-    note = (
+    return (
         f"examples go side by side: packed into one sequence, log-probabilities of trained tokens {found} "
         f"from those of examples alone (at most {TOLERANCE:g} is expected); this architecture does not keep "
         "packed examples apart"
     )
-    return Passes(finetune.max_length_tokens, stacked=True, note=note)
 
 
 def measure(
-    model: Any, layers: Set[str], rows: Sequence[Mapping[str, Any]], device: Any, world: int
-) -> float | None:
-    """`leak` of the first two examples on `device`; the greatest of all workers', so that they agree.
+    model: Any,
+    layers: Set[str],
+    rows: Sequence[Mapping[str, Any]],
+    device: Any,
+    *,
+    pack: bool,
+    varlen: bool,
+    chunk: bool,
+) -> Measured:
+    """What the first two examples show on `device`.
 
-    Takes a whole model on the host in float32, before it is sharded: what FSDP2 computes in bfloat16 is too
+    Takes a whole model on the host, before it is sharded, and computes in float32: what bfloat16 gives is too
     coarse to tell a leak from rounding. The device holds one layer at a time, besides embeddings and head.
 
     Args:
         layers: class names of the model's layers.
+        pack: measure whether they may be packed.
+        varlen: and with variable-length attention.
+        chunk: measure whether the loss may be computed in chunks.
+    """
+    found = Measured()
+    with _streamed(model, layers, device):
+        if pack and len(rows) > 1:  # nothing can mix one alone
+            found = Measured(leak(model, rows[0], rows[1], device))
+            if varlen and found.leak is not None and found.leak <= TOLERANCE:
+                found = replace(found, varlen=lack_of_varlen(model, rows[0], rows[1], device))
+        if chunk:
+            found = replace(found, chunked=may_be_chunked(model, rows[0], device))
+    return found
 
-    Returns:
-        None for fewer than two examples, which nothing can mix.
+
+def lack_of_varlen(
+    model: Any,
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    device: Any,
+    kernel: attention.Kernel | None = None,
+) -> str | None:
+    """Why this model's attention can't be computed with explicit bounds, or None: every layer's kernel is
+    compared with plain attention, and the log-probabilities with those of examples alone.
     """
     import torch
-    import torch.distributed as dist
 
-    if len(rows) < 2:
-        return None
-    with _streamed(model, layers, device):
-        found = torch.tensor(leak(model, rows[0], rows[1], device), device=device)
-    if world > 1:
-        dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return found.item()
+    rows = [_window(row) for row in (first, second)]
+    joined = encoding.concatenate(rows)
+    try:
+        with _evaluating(model):
+            alone = torch.cat([_logprobs(model, encoding.stack([row]), device) for row in rows])
+            with attention.compared(model, kernel) as errors:
+                bounds = attention.bounds_of(joined, device)
+                packed = _logprobs(model, joined, device, bounds=bounds)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return str(error).strip().split("\n")[0]
+    apart = (packed - alone).abs().max().item()
+    if not errors:
+        return "the model does not attend through transformers' attention interface"
+    if not max(errors) <= KERNEL_TOLERANCE:
+        return f"its results differ by {max(errors):.2g} (relative) from plain attention"
+    if not apart <= TOLERANCE:
+        return f"log-probabilities differ by {apart:.2g} from those of examples alone"
+    return None
+
+
+def may_be_chunked(model: Any, row: Mapping[str, Any], device: Any) -> bool:
+    """Whether the loss of an example is the same in chunks: not where the model does more to its logits than
+    its output layer (Gemma 2's soft cap).
+    """
+    import torch
+
+    cut = encoding.stack([_window(row)])
+    tensors = {name: torch.as_tensor(values, device=device) for name, values in cut.items()}
+    with _evaluating(model):
+        whole, chunked = (objectives.sft(model, tensors, chunk_logits=size) for size in (None, 0))
+    trained = max(1, int((tensors["labels"] != encoding.IGNORED).sum()))
+    return abs(whole.item() - chunked.item()) / trained <= TOLERANCE
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """No dropout, no gradients, no rounding to fewer bits."""
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+            yield
+    finally:
+        model.train(training)
 
 
 def leak(model: Any, first: Mapping[str, Any], second: Mapping[str, Any], device: Any = "cpu") -> float:
@@ -114,21 +204,15 @@ def leak(model: Any, first: Mapping[str, Any], second: Mapping[str, Any], device
     if not _takes_positions(model):
         return math.inf
     rows = [_window(row) for row in (first, second)]
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
-            alone = torch.cat([_logprobs(model, encoding.stack([row]), device) for row in rows])
-            packed = _logprobs(model, encoding.concatenate(rows), device)
-    finally:
-        model.train(training)
+    with _evaluating(model):
+        alone = torch.cat([_logprobs(model, encoding.stack([row]), device) for row in rows])
+        packed = _logprobs(model, encoding.concatenate(rows), device)
     found = (packed - alone).abs().max().item() if alone.numel() else math.inf
     return found if math.isfinite(found) else math.inf
 
 
 def _takes_positions(model: Any) -> bool:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of a LoRA adapter
-    parameters = inspect.signature(base.forward).parameters.values()
+    parameters = inspect.signature(attention.base_of(model).forward).parameters.values()
     return any(one.name == "position_ids" or one.kind is one.VAR_KEYWORD for one in parameters)
 
 
@@ -138,14 +222,15 @@ def _window(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(row[name])[start : start + WINDOW_TOKENS] for name in ("input_ids", "labels")}
 
 
-def _logprobs(model: Any, row: Mapping[str, Any], device: Any) -> "torch.Tensor":
+def _logprobs(model: Any, row: Mapping[str, Any], device: Any, **more: Any) -> "torch.Tensor":
     """Of the trained tokens, each given all tokens before it: (P,), in the order of the sequence."""
     import torch
 
     tensors = {name: torch.atleast_2d(torch.as_tensor(values, device=device)) for name, values in row.items()}
     labels = tensors.pop("labels")[0, 1:]
     predicting = (labels != encoding.IGNORED).nonzero().squeeze(-1)
-    found = model(**tensors, attention_mask=None, use_cache=False, logits_to_keep=predicting).logits[0]
+    call = {**tensors, **more, "attention_mask": None, "use_cache": False, "logits_to_keep": predicting}
+    found = model(**call).logits[0]
     return found.float().log_softmax(-1).gather(-1, labels[predicting][:, None])[:, 0]
 
 
@@ -175,7 +260,9 @@ def _streamed(model: Any, layers: Set[str], device: Any) -> Iterator[None]:
 
 
 def _bring(modules: Iterable[Any], device: Any) -> Held:
-    """Put copies on `device` in the place of these modules' own tensors; tied ones share a copy."""
+    """Put float32 copies on `device` in the place of these modules' own tensors; tied ones share a copy."""
+    import torch
+
     held: Held = []
     copies: dict[int, Any] = {}
     for module in modules:
@@ -184,7 +271,8 @@ def _bring(modules: Iterable[Any], device: Any) -> Held:
                 if tensor is not None:
                     held.append((table, name, tensor))
                     if id(tensor) not in copies:
-                        copies[id(tensor)] = tensor.detach().to(device)
+                        wanted = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                        copies[id(tensor)] = tensor.detach().to(device, wanted)
                     table[name] = copies[id(tensor)]
     return held
 

@@ -1,21 +1,31 @@
 """What each Ray Train worker runs: the optimizer steps of one fine-tune, checkpoints, and rank 0's export.
 
 Reads the encoded examples (blocks in Ray's object store, all of them) and the last checkpoint. Writes
-checkpoints and progress.json into the storage folder, and through export.py the model folder.
+checkpoints, progress.json and training.jsonl into the storage folder, and through export.py the model folder.
 """
 
 import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import config, store
-from stasc_ray.learning import batches, checkpoints, encoding, export, packing
-from stasc_ray.learning.objectives import OBJECTIVES
+from stasc_ray import store
+from stasc_ray.learning import (
+    attention,
+    batches,
+    checkpoints,
+    export,
+    flops,
+    objectives,
+    packing,
+    placing,
+    step_log,
+    steps,
+)
 from stasc_ray.runtime import ray_session
 from stasc_ray.runtime.capacity import trainer_threads
 
@@ -26,7 +36,8 @@ if TYPE_CHECKING:
     from stasc_ray.learning.job import FinetuneJob
 
 CANARY_PROMPTS = 4
-Forward = Callable[[Mapping[str, Any]], "torch.Tensor"]  # packed or stacked examples -> their summed loss
+STEPS_PER_READ = 8
+"""Steps on CUDA after which the host reads losses and norms; it waits for the GPU each time."""
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +72,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     if _taken_over(job.lease, rank, world):
         return {"refused": f"{storage}: another attempt has taken this run over"}
     _prepare_process(context.get_local_world_size())
-    model, layers = load_model(job)
+    whole, layers = placing.load_model(job, device, empty=rank > 0)
     given: dict[str, Any] = ray.get(config["given"].take.remote())
     if "cancelled" in given:
         return {}
@@ -69,25 +80,34 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     # every worker sees all rows (in shared memory) and takes its share of each batch
     examples = batches.collect(ray.get(given["blocks"]))
     plan = batches.schedule(examples, job.finetune, f"{job.seed}/{job.iteration}")
-    passes = choose_passes(model, layers, job, examples, plan[0], device, world)
-    model = place(model, layers, job, device, world)
-    optimizer = make_optimizer(model, job.finetune)
+    passes = choose_passes(whole, layers, job, examples, plan[0], device, rank=rank, world=world)
+    weights = flops.of_model(whole, frozen=job.finetune.method == "lora")
+    if world == 1:
+        model = placing.place(whole, layers, job, device, world)
+    else:
+        model, _ = placing.load_model(job, device, empty=True)
+        model = placing.place(model, layers, job, device, world, None if rank else whole)
+    del whole
+    if passes.varlen:
+        attention.install(model)
+    optimizer = steps.make_optimizer(model, job.finetune)
     losses, steps_before = checkpoints.resume(model, optimizer, len(plan))
     if steps_before != len(plan):
         found = f"expected a fine-tune of {len(plan)} steps, its checkpoint belongs to one of {steps_before}"
         return {"refused": f"{storage}: {found}; delete the folder"}
     resumed_from, loop_started = len(losses), time.time()
     try:
-        tokens = _train(model, optimizer, examples, plan, passes, job, losses, device)
+        tokens = Training(model, optimizer, examples, plan, passes, job, losses, device, weights).run()
     except FloatingPointError as error:
         return {"not_finite": str(error)}
     train_s = time.time() - loop_started
-    state = checkpoints.gather(model)
-    del optimizer, model  # frees the GPU for the canary
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # which looks at what is free for other processes
+    del optimizer  # first: on CPUs its moments are half of all memory
+    state = checkpoints.gather(model, export.saved_dtype(job))
+    del model  # frees the GPU for the canary
+    export.give_back_memory()
     if rank == 0:
         export.export(state, job, [examples.read(index) for index in plan[0][:CANARY_PROMPTS]], device)
+        shutil.copyfile(storage / step_log.NAME, Path(job.output) / step_log.NAME)
     return {
         "losses": losses,
         "trained_tokens": int(sum(examples.trained[batch].sum() for batch in plan)),
@@ -111,51 +131,125 @@ def _taken_over(lease: store.Lease | None, rank: int, world: int) -> bool:
     return found[0]
 
 
-def _train(
-    model: Any,
-    optimizer: Any,
-    examples: batches.Examples,
-    plan: Sequence["np.ndarray"],
-    passes: packing.Passes,
-    job: "FinetuneJob",
-    losses: list[float],
-    device: Any,
-) -> int:
-    """Run the steps that `losses` does not cover, appending to it; returns the tokens that went through the
-    model.
+@dataclass
+class _Step:
+    """An optimizer step whose figures may still be on the GPU."""
 
-    Raises:
-        FloatingPointError: a loss or a gradient is NaN or infinite (on every worker alike).
-    """
-    import torch
-    from ray import train
-
-    finetune, context = job.finetune, train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    forward = make_forward(model, job, device, world)
-    steps, tokens = len(plan), 0
-    for step in range(len(losses), steps):
-        batch = plan[step]
-        torch.manual_seed(hash((job.seed, job.iteration, step, rank)))  # dropout; resumes exactly
-        rate = finetune.learning_rate * learning_rate_factor(step, steps, finetune)
-        shares = batches.deal(batch, examples.lengths, world, passes.capacity, stacked=passes.stacked)
-        losses.append(backward(forward, examples, shares, rank, device, stacked=passes.stacked))
-        norm = update(model, optimizer, rate, finetune.max_grad_norm)
-        if not (math.isfinite(losses[-1]) and math.isfinite(norm)):
-            raise FloatingPointError(_not_finite(losses, norm, steps, rate))
-        tokens += int(examples.lengths[batch].sum())
-        if rank == 0:
-            _write_progress(job, step + 1, steps, losses[-1])
-        # also after the last step: an export that runs out of memory repeats no training
-        if (step + 1) % finetune.checkpoint_every_n_steps == 0 or step + 1 == steps:
-            if job.lease:
-                job.lease.check()
-            checkpoints.report(model, optimizer, losses, steps, rank)
-    return tokens
+    rate: float
+    batch: "np.ndarray"
+    sums: "torch.Tensor"
+    """(2,), of `steps.backward`."""
+    norm: "torch.Tensor"
 
 
-# --- the model and its optimizer
-# ---------------------------------------------------------------------------------
+@dataclass
+class Training:
+    """The steps that `losses` does not cover."""
+
+    model: Any
+    optimizer: Any
+    examples: batches.Examples
+    plan: Sequence["np.ndarray"]
+    passes: packing.Passes
+    job: "FinetuneJob"
+    losses: list[float]
+    """Grows by each step's."""
+    device: Any
+    weights: flops.Weights | None
+    """From which the utilization is computed."""
+
+    def __post_init__(self) -> None:
+        """Ask Ray Train who this worker is; go on with the steps' file."""
+        import torch
+        from ray import train
+
+        context = train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        on_cuda = self.device.type == "cuda"
+        self.peak = flops.peak_flops(torch.cuda.get_device_name(self.device)) if on_cuda else None
+        self.group = STEPS_PER_READ if on_cuda else 1
+        self.saved = self.read_at = time.monotonic()
+        path = Path(self.job.storage) / step_log.NAME
+        self.log = step_log.StepLog(path, self.job.lease, len(self.losses)) if self.rank == 0 else None
+
+    def run(self) -> int:
+        """Train; returns the tokens that went through the model.
+
+        Raises:
+            FloatingPointError: a loss or a gradient is NaN or infinite (on every worker alike).
+        """
+        first = len(self.losses)
+        forward = steps.make_forward(self.model, self.job, self.device, self.world, self.passes)
+        waiting: list[_Step] = []
+        for step in range(first, len(self.plan)):
+            waiting.append(self._step(step, forward))
+            last = step + 1 == len(self.plan)
+            if last or len(waiting) == self.group:
+                due = self._read(waiting)
+                waiting = []
+                # also after the last step: an export that runs out of memory repeats no training
+                if due or last:
+                    self._save()
+        return int(sum(self.examples.lengths[batch].sum() for batch in self.plan[first:]))
+
+    def _step(self, step: int, forward: steps.Forward) -> _Step:
+        import torch
+
+        job, batch, passes = self.job, self.plan[step], self.passes
+        # dropout; resumes exactly
+        torch.manual_seed(hash((job.seed, job.iteration, step, self.rank)))
+        rate = job.finetune.learning_rate * steps.learning_rate_factor(step, len(self.plan), job.finetune)
+        shares = batches.deal(
+            batch, self.examples.lengths, self.world, passes.capacity, stacked=passes.stacked
+        )
+        # The first worker's clock decides; the others learn it with the loss, at no cost.
+        due = self.rank == 0 and time.monotonic() - self.saved >= job.finetune.checkpoint_every_s
+        sums = steps.backward(
+            forward, self.examples, shares, self.rank, self.device, stacked=passes.stacked, flag=due
+        )
+        norm = steps.update(self.model, self.optimizer, rate, job.finetune.max_grad_norm)
+        return _Step(rate, batch, sums, norm)
+
+    def _read(self, waiting: list[_Step]) -> bool:
+        """Wait for these steps' figures, check and write them; returns whether a checkpoint is due.
+
+        Raises:
+            FloatingPointError: as `run`.
+        """
+        import torch
+
+        figures = torch.stack([torch.cat([one.sums, one.norm.reshape(1)]) for one in waiting]).tolist()
+        lines = []
+        for one, (summed, _, norm) in zip(waiting, figures, strict=True):
+            self.losses.append(summed / int(self.examples.trained[one.batch].sum()))
+            if not (math.isfinite(self.losses[-1]) and math.isfinite(norm)):
+                raise FloatingPointError(_not_finite(self.losses, norm, len(self.plan), one.rate))
+            line = {"step": len(self.losses), "loss": self.losses[-1], "grad_norm": norm}
+            lines.append({**line, "learning_rate": one.rate})
+        if self.log:
+            speed = self._speed(waiting)
+            self.log.add([line | speed for line in lines], last=len(self.losses) == len(self.plan))
+            _write_progress(self.job, len(self.losses), len(self.plan), self.losses[-1])
+        return any(due for _, due, _ in figures)
+
+    def _speed(self, waiting: list[_Step]) -> dict[str, float | None]:
+        """Of these steps together: they were waited for together."""
+        now = time.monotonic()
+        seconds, self.read_at = max(now - self.read_at, 1e-9), now
+        batch = [index for one in waiting for index in one.batch]
+        lengths = self.examples.lengths[batch].astype(float)
+        mfu = None
+        if self.weights and self.peak:
+            trained = float(self.examples.trained[batch].sum())
+            done = flops.training_flops(self.weights, lengths.sum(), (lengths**2).sum(), trained)
+            mfu = float(done / seconds / self.peak / self.world)
+        return {"tokens_per_s": float(lengths.sum() / seconds), "mfu": mfu}
+
+    def _save(self) -> None:
+        if self.job.lease:
+            self.job.lease.check()
+        checkpoints.report(self.model, self.optimizer, self.losses, len(self.plan), self.rank)
+        self.saved = self.read_at = time.monotonic()
 
 
 def _prepare_process(local_workers: int) -> None:
@@ -168,25 +262,6 @@ def _prepare_process(local_workers: int) -> None:
     logging.set_verbosity_error()
 
 
-def load_model(job: "FinetuneJob") -> tuple[Any, set[str]]:
-    """M0 or the current model in float32 on the host, with its adapter if LoRA trains; and the class names of
-    its layers.
-
-    Each worker loads the whole model into host memory before its shard goes to the device.
-    """
-    import torch
-
-    finetune = job.finetune
-    torch.manual_seed(job.seed)  # a fresh adapter starts alike on every worker
-    model: Any = export.load_base(job)
-    if finetune.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    layers: set[str] = set(model._no_split_modules or ())
-    if finetune.method == "lora":
-        model = export.with_adapter(model, job, trainable=True)
-    return model.train(), layers
-
-
 def choose_passes(
     model: Any,
     layers: set[str],
@@ -194,154 +269,39 @@ def choose_passes(
     examples: batches.Examples,
     first_batch: "np.ndarray",
     device: Any,
-    world: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
 ) -> packing.Passes:
-    """How examples share forward passes; where they would be packed, two real ones are measured before.
+    """How examples share forward passes; rank 0, which has the model, measures two real ones before, if
+    something depends on it.
 
     A resumed fine-tune measures again, with the same weights and examples, so it goes on as it began.
     """
+    import torch.distributed as dist
+
     finetune, on_cuda = job.finetune, job.on_cuda
-    leak = None
-    if packing.passes(finetune, on_cuda, None).packed:
+    pack = packing.passes(finetune, on_cuda, packing.Measured()).packed
+    varlen = pack and device.type == "cuda" and placing.compute_dtype(finetune, device).itemsize == 2
+    found = [packing.Measured()]
+    if rank == 0:
         rows = [examples.read(index) for index in first_batch[:2].tolist()]
-        leak = packing.measure(model, layers, rows, device, world)
-    return packing.passes(finetune, on_cuda, leak)
-
-
-def place(model: Any, layers: set[str], job: "FinetuneJob", device: Any, world: int) -> "torch.nn.Module":
-    """The model on its device, sharded with FSDP2 if workers share it."""
-    if world == 1:
-        return model.to(device)
-    dtype = compute_dtype(job.finetune, device)
-    return _shard(model, layers, device, world, dtype, job.finetune.sharding == "hybrid")
-
-
-def _shard(model: Any, layers: set[str], device: Any, world: int, dtype: Any, hybrid: bool) -> Any:
-    import torch
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    mesh = _hybrid_mesh(device, world) if hybrid else init_device_mesh(device.type, (world,))
-    mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for module in list(model.modules()):
-        if type(module).__name__ in layers:
-            fully_shard(module, mesh=mesh, mp_policy=mixed)
-    return fully_shard(model, mesh=mesh, mp_policy=mixed)
-
-
-def _hybrid_mesh(device: Any, world: int) -> Any:
-    """(replicas, shards): shards of one node's workers; one group over all where nodes have unequal numbers
-    or one worker each.
-    """
-    import torch.distributed as dist
-    from ray import train
-    from torch.distributed.device_mesh import init_device_mesh
-
-    local: list[Any] = [None] * world
-    dist.all_gather_object(local, train.get_context().get_local_world_size())
-    if len(set(local)) > 1 or local[0] in (1, world):
-        return init_device_mesh(device.type, (world,))
-    return init_device_mesh(device.type, (world // local[0], local[0]), mesh_dim_names=("replicas", "shards"))
-
-
-def compute_dtype(finetune: config.Finetune, device: Any) -> Any:
-    """The type of the matrix products; weights, gradients and optimizer state stay float32."""
-    import torch
-
-    name = finetune.dtype
-    return getattr(torch, name if name != "auto" else ("bfloat16" if device.type == "cuda" else "float32"))
-
-
-def make_optimizer(model: Any, finetune: config.Finetune) -> "torch.optim.Optimizer":
-    """AdamW; weight decay acts on matrices only (embeddings included), not on norms and biases."""
-    import torch
-
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": finetune.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=finetune.learning_rate)
-
-
-def learning_rate_factor(step: int, steps: int, finetune: config.Finetune) -> float:
-    """Share of the peak learning rate at 0-based `step`: linear warm-up, then cosine or linear decay towards
-    0.
-
-    The first step of the warm-up already moves (1 / warm-up steps), so no batch is wasted at rate 0.
-    """
-    warmup = math.ceil(steps * finetune.warmup_fraction)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return 0.5 * (1 + math.cos(math.pi * progress)) if finetune.schedule == "cosine" else 1 - progress
-
-
-# --- one step
-# ----------------------------------------------------------------------------------------------------
-
-
-def backward(
-    forward: Forward,
-    examples: batches.Examples,
-    shares: list[list[list[int]]],
-    rank: int,
-    device: Any,
-    *,
-    stacked: bool,
-) -> float:
-    """Gradients of the global batch, whose `shares` are `batches.deal`'s; returns its mean loss per trained
-    token, in nats.
-    """
-    import torch
-    import torch.distributed as dist
-
-    world, mine = len(shares), shares[rank]
-    everything = [index for share in shares for group in share for index in group]
-    trained = int(examples.trained[everything].sum())
-    summed = torch.zeros((), device=device)
-    for turn in range(max(len(share) for share in shares)):
-        # A worker that has run out still takes part in FSDP's collectives, with a loss of zero.
-        group, weight = (mine[turn], 1.0) if turn < len(mine) else (everything[:1], 0.0)
-        rows = [examples.read(index) for index in group]
-        joined = encoding.stack(rows) if stacked else encoding.concatenate(rows)
-        loss = forward(joined) * weight
-        (loss * world / trained).backward()  # FSDP2 averages gradients over the workers; the loss is a sum
-        summed += loss.detach()
+        chunk = _most_logits(model, job, examples) > objectives.CHUNK_LOGITS
+        if pack or chunk:
+            found = [packing.measure(model, layers, rows, device, pack=pack, varlen=varlen, chunk=chunk)]
     if world > 1:
-        dist.all_reduce(summed)
-    return summed.item() / trained
+        dist.broadcast_object_list(found)
+    return packing.passes(finetune, on_cuda, found[0])
 
 
-def update(model: Any, optimizer: Any, rate: float, max_grad_norm: float) -> float:
-    """Clip and step; returns the gradients' global norm before clipping."""
-    import torch
-    from torch.distributed.tensor import DTensor
-
-    norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_grad_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-def make_forward(model: Any, job: "FinetuneJob", device: Any, world: int) -> Forward:
-    """A function of packed or stacked examples that returns the summed cross-entropy of their trained tokens
-    (a scalar).
-    """
-    import torch
-
-    objective, dtype = OBJECTIVES[job.objective], compute_dtype(job.finetune, device)
-    mixed = world == 1 and dtype != torch.float32  # FSDP2 casts by its own policy
-
-    def forward(row: Mapping[str, Any]) -> torch.Tensor:
-        # (B, T); packed: B = 1
-        tensors = {name: torch.atleast_2d(torch.as_tensor(row[name], device=device)) for name in row}
-        with torch.autocast(device.type, dtype=dtype) if mixed else nullcontext():
-            return objective(model, tensors)
-
-    return forward
+def _most_logits(model: Any, job: "FinetuneJob", examples: batches.Examples) -> int:
+    """That a forward pass can have."""
+    values = job.finetune
+    capacity = (
+        max(values.pack_tokens, values.max_length_tokens) if job.on_cuda else packing.CPU_CAPACITY_TOKENS
+    )
+    tokens = max(capacity if values.packing else 0, int(examples.lengths.max()))
+    return tokens * int(attention.base_of(model).config.get_text_config().vocab_size)
 
 
 def _not_finite(losses: Sequence[float], norm: float, steps: int, rate: float) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from stasc_ray import config
 
-FULL_BYTES, LORA_BYTES = 16, 4
-"""Per parameter on the trainer's GPUs: float32 weights, gradients and AdamW's two moments; an adapter needs
-the weights only."""
+FULL_BYTES, LORA_BYTES = 16, 2
+"""Per parameter on the trainer's GPUs: float32 weights, gradients and AdamW's two moments; under an adapter
+the weights only, in bfloat16 (with `finetune.dtype = "float32"` twice that)."""
 
 
 NOT_FOR_ENGINES = "cpus_not_for_engines"
@@ -150,7 +150,8 @@ def too_small(
             f"GPU's {gpu_gb:.1f}), "
             f"found {need_gb:.1f} GiB per GPU; raise engine.tensor_parallel_size or take a smaller model"
         )
-    state = LORA_BYTES if finetune.method == "lora" else FULL_BYTES
+    frozen = LORA_BYTES * (2 if finetune.dtype == "float32" else 1)
+    state = frozen if finetune.method == "lora" else FULL_BYTES
     # hybrid sharding needs more: a share of a node's workers
     need_gb = weights * state / finetune.least_workers / 2**30
     if training and need_gb >= gpu_gb:

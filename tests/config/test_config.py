@@ -178,3 +178,12 @@ def test_a_named_dataset_brings_what_suits_it_and_a_persons_words_go_before():
         "in_accuracy",
         "whole_text",
     )
+
+
+@pytest.mark.parametrize("workers", ["9", "[2, 9]"])
+def test_more_workers_than_examples_in_a_step_are_refused(workers: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"finetune\.workers: expected at most finetune\.batch_size = 8 .*found 9"
+    ):
+        config.load_config(None, [f"finetune.workers={workers}", "finetune.batch_size=8"], section_of)
+    assert config.load_config(None, ["finetune.workers=[2, 8]"], section_of).finetune.most_workers == 8

@@ -16,12 +16,24 @@ import pyarrow as pa
 import pytest
 import torch
 from harness.chat_templates import tokenizer_of
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from stasc_ray import config
-from stasc_ray.learning import batches, checkpoints, encoding, export, finetune, train_loop
+from stasc_ray.learning import (
+    batches,
+    checkpoints,
+    encoding,
+    export,
+    finetune,
+    placing,
+    step_log,
+    steps,
+    train_loop,
+)
 from stasc_ray.learning.job import FinetuneJob
 from stasc_ray.recipes import section_of
+from stasc_ray.tasks import sandbox
 from stasc_ray.tasks.chat import Chat
 
 CPU = torch.device("cpu")
@@ -79,7 +91,7 @@ def encode(rows: list[dict[str, Any]], max_length_tokens: int = 512) -> batches.
 
 
 def make_config(**values: Any) -> config.Config:
-    quick = {"learning_rate": 3e-3, "batch_size": 4, "max_length_tokens": 512, "checkpoint_every_n_steps": 3}
+    quick = {"learning_rate": 3e-3, "batch_size": 4, "max_length_tokens": 512, "checkpoint_every_s": 600}
     return config.validate({"finetune": {**quick, **values}}, section_of)
 
 
@@ -102,16 +114,17 @@ def train_here(job: FinetuneJob, examples: batches.Examples) -> tuple[list[float
     """
     values = job.finetune
     plan = batches.schedule(examples, values, "0/1")
-    model, layers = train_loop.load_model(job)
-    passes = train_loop.choose_passes(model, layers, job, examples, plan[0], CPU, world=1)
-    model: Any = train_loop.place(model, layers, job, CPU, world=1)
-    optimizer = train_loop.make_optimizer(model, values)
-    forward = train_loop.make_forward(model, job, CPU, world=1)
+    model, layers = placing.load_model(job)
+    passes = train_loop.choose_passes(model, layers, job, examples, plan[0], CPU)
+    model: Any = placing.place(model, layers, job, CPU, world=1)
+    optimizer = steps.make_optimizer(model, values)
+    forward = steps.make_forward(model, job, CPU, world=1)
     losses = []
     for batch in plan:
         shares = batches.deal(batch, examples.lengths, 1, passes.capacity, stacked=passes.stacked)
-        losses.append(train_loop.backward(forward, examples, shares, 0, CPU, stacked=passes.stacked))
-        train_loop.update(model, optimizer, values.learning_rate, values.max_grad_norm)
+        summed, _ = steps.backward(forward, examples, shares, 0, CPU, stacked=passes.stacked).tolist()
+        losses.append(summed / examples.trained[batch].sum())
+        steps.update(model, optimizer, values.learning_rate, values.max_grad_norm)
     return losses, model.eval()
 
 
@@ -225,12 +238,12 @@ def test_a_conversation_of_several_sequences_keeps_their_ids_apart():
 
 def test_the_learning_rate_rises_falls_and_never_starts_at_zero():
     values = make_config(warmup_fraction=0.1).finetune
-    factors = [train_loop.learning_rate_factor(step, 40, values) for step in range(40)]
+    factors = [steps.learning_rate_factor(step, 40, values) for step in range(40)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert factors[4:] == sorted(factors[4:], reverse=True) and 0 < factors[-1] < 0.01
-    linear = train_loop.learning_rate_factor(22, 40, values.model_copy(update={"schedule": "linear"}))
+    linear = steps.learning_rate_factor(22, 40, values.model_copy(update={"schedule": "linear"}))
     assert linear == pytest.approx(0.5)
-    assert train_loop.learning_rate_factor(0, 1, values.model_copy(update={"warmup_fraction": 0.0})) == 1.0
+    assert steps.learning_rate_factor(0, 1, values.model_copy(update={"warmup_fraction": 0.0})) == 1.0
 
 
 # --- training and export without Ray
@@ -299,6 +312,57 @@ def test_full_export_reloads_as_trained(tmp_path: Path, tied: bool):
     assert len(saved["token_ids"]) == min(trained + export.CANARY_TOKENS, len(labels))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("which", ["tied", "untied", "sandbox"])
+def test_the_saved_folder_is_what_the_whole_model_would_save(tmp_path: Path, which: str, dtype: torch.dtype):
+    """Names and types of the tensors, their bits, and the configs: as by loading the base model, putting the
+    trained weights in, and saving that.
+    """
+    base = str(tmp_path / "base")
+    if which == "sandbox":
+        model = AutoModelForCausalLM.from_pretrained(sandbox.model_path(), dtype=dtype)
+        model.save_pretrained(base)
+        AutoTokenizer.from_pretrained(sandbox.model_path()).save_pretrained(base)
+    else:
+        make_model(tmp_path / "base", dtype, tied=which == "tied")
+    job = make_job(base, tmp_path)
+    trained, _ = placing.load_model(job)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter += 1e-3 * torch.randn(parameter.shape, generator=generator)
+    right: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    right.load_state_dict(trained.state_dict())
+    right.tie_weights()
+    right.to(dtype).save_pretrained(tmp_path / "right")
+    export.export(checkpoints.gather(trained, dtype), job, [], CPU)
+    for name in ("config.json", "generation_config.json"):
+        assert (tmp_path / "model" / name).read_text() == (tmp_path / "right" / name).read_text()
+    ours, theirs = (load_file(tmp_path / at / "model.safetensors") for at in ("model", "right"))
+    assert ours.keys() == theirs.keys() and ("lm_head.weight" in ours) == (which != "tied")
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype and torch.equal(ours[name], tensor), name
+
+
+def test_a_head_that_has_parted_from_the_embeddings_is_saved(tmp_path: Path):
+    """Whatever the config says about them."""
+    base, examples = make_model(tmp_path / "base", tied=True), encode(make_examples(4))
+    job = make_job(base, tmp_path)
+    state = checkpoints.gather(placing.load_model(job)[0])
+    state["lm_head.weight"] = state["lm_head.weight"] + 1
+    export.export(state, job, [examples.read(0)], CPU)
+    assert "lm_head.weight" in load_file(tmp_path / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_weights_that_are_not_the_base_models_are_refused(tmp_path: Path, change: str):
+    job = make_job(make_model(tmp_path / "base"), tmp_path)
+    state = checkpoints.gather(placing.load_model(job)[0])
+    state["unknown"] = state.pop("model.norm.weight") if change == "missing" else torch.zeros(1)
+    with pytest.raises(RuntimeError, match=r"export: expected the trained weights .* found \['"):
+        export.export(state, job, [], CPU)
+
+
 def test_export_keeps_the_base_models_type(tmp_path: Path):
     base, examples = make_model(tmp_path / "base", dtype=torch.bfloat16), encode(make_examples(4))
     job = make_job(base, tmp_path)
@@ -322,7 +386,7 @@ def test_lora_export_equals_the_adapter_and_can_be_continued(tmp_path: Path):
     )
     adapter = tmp_path / "model" / "adapter"
     assert (adapter / "adapter_model.safetensors").is_file()
-    continued, _ = train_loop.load_model(replace(job, adapter=adapter))
+    continued, _ = placing.load_model(replace(job, adapter=adapter))
     assert torch.allclose(logits(continued.eval(), ids), logits(model, ids), atol=1e-5)
     trained = {name for name, parameter in continued.named_parameters() if parameter.requires_grad}
     assert trained and all("lora_" in name for name in trained)
@@ -385,6 +449,11 @@ def test_one_worker_learns_and_reports(one_worker: tuple[dict[str, Any], Path], 
         and found["duration_s"] > found["train_s"] > 0
     )
     assert json.loads((folder / "state" / "progress.json").read_text())["step"] == 8
+    lines = step_log.read(folder / "model" / "training.jsonl")
+    assert lines == step_log.read(folder / "state" / "training.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["loss"] for line in lines] == found["losses"]
+    assert all(line["grad_norm"] > 0 and line["tokens_per_s"] > 0 and line["mfu"] is None for line in lines)
     assert AutoModelForCausalLM.from_pretrained(folder / "model").config.tie_word_embeddings
     # Ray Train puts a handler of its own in place; what was there before is back (a background shell ignores
     # SIGINT).
@@ -423,9 +492,11 @@ def test_a_killed_worker_resumes_to_the_same_curve(
                 killed.set()
 
     threading.Thread(target=kill_after_first_checkpoint, daemon=True).start()
-    found = run(cluster, base, tmp_path, make_examples(30), checkpoint_every_n_steps=1)
+    found = run(cluster, base, tmp_path, make_examples(30), checkpoint_every_s=0.001)
     assert killed.is_set() and found["resumed_from_step"] >= 1
     assert found["losses"] == pytest.approx(one_worker[0]["losses"], abs=1e-6)
+    lines = (tmp_path / "model" / "training.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 9)), "no step twice"
 
 
 @pytest.mark.slow

@@ -10,96 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import transformers
 from harness.chat_templates import tokenizer_of
+from harness.tiny_models import APART, MIXED, TINY, TWO, example, logprobs, tiny
 
 from stasc_ray import config
-from stasc_ray.learning import batches, encoding, packing, train_loop
+from stasc_ray.learning import batches, encoding, packing, placing, steps, train_loop
 from stasc_ray.learning.job import FinetuneJob
 from stasc_ray.recipes import section_of
 
 CPU = torch.device("cpu")
-TINY = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,  # logits of scale 1.6
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-LINEAR = {  # of gated delta nets
-    "head_dim": 16,
-    "num_hidden_layers": 4,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-}
-MAMBA = {"mamba_n_heads": 4, "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_chunk_size": 16}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-APART: dict[str, dict[str, Any]] = {
-    "LlamaConfig": {},
-    "Qwen2Config": {},
-    "Qwen3Config": {"head_dim": 16},
-    "Qwen3MoeConfig": {"head_dim": 16, **EXPERTS},
-    "Phi3Config": {},
-    "MistralConfig": {"sliding_window": 8},
-    "Gemma2Config": {"head_dim": 16, "sliding_window": 8},
-    "Gemma3TextConfig": {"head_dim": 16, "sliding_window": 8, "num_hidden_layers": 6},
-    "SmolLM3Config": {"num_hidden_layers": 4},
-    "Olmo2Config": {},
-    "GraniteConfig": {},
-}
-MIXED: dict[str, dict[str, Any]] = {
-    "Lfm2Config": {"layer_types": ["conv", "full_attention"]},
-    "FalconH1Config": {"mamba_d_ssm": 64, "mamba_d_head": 16, **MAMBA},
-    "GraniteMoeHybridConfig": {
-        "layer_types": ["mamba", "attention"],
-        "mamba_d_head": 32,
-        "num_local_experts": 0,
-        "shared_intermediate_size": 64,
-        **MAMBA,
-    },
-    "NemotronHConfig": {
-        "hybrid_override_pattern": "M*M-",
-        "num_hidden_layers": 4,
-        "mamba_num_heads": 4,
-        "mamba_head_dim": 32,
-        "n_groups": 1,
-        "ssm_state_size": 16,
-        "chunk_size": 16,
-        "head_dim": 16,
-    },
-    "Qwen3NextConfig": {**LINEAR, **EXPERTS, "shared_expert_intermediate_size": 32},
-    "Qwen3_5TextConfig": LINEAR,
-    "BloomConfig": {"n_head": 4, "n_layer": 2},  # ALiBi counts from the start of the sequence
-}
-
-
-def tiny(name: str) -> Any:
-    settings = getattr(transformers, name)(**(TINY | (APART | MIXED)[name]))
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(settings).eval()
-
-
-def example(seed: int, length: int, prompt: int) -> dict[str, np.ndarray]:
-    ids = np.random.default_rng(seed).integers(3, TINY["vocab_size"], length).astype(np.int32)
-    return {"input_ids": ids, "labels": np.where(np.arange(length) < prompt, encoding.IGNORED, ids)}
-
-
-TWO = (example(1, 60, 20), example(2, 50, 12))
-
-
-def logprobs(model: Any, row: dict[str, np.ndarray]) -> torch.Tensor:
-    with torch.no_grad():
-        return model(torch.tensor(row["input_ids"][None]).long(), use_cache=False).logits[0].log_softmax(-1)
-
-
 # --- the packed forward of each architecture
 # ----------------------------------------------------------------------
 
@@ -143,7 +62,8 @@ def test_a_measured_model_is_left_as_it_was() -> None:
     model.config.attention_dropout = 0.5
     model.train()
     before = {name: (value.data_ptr(), value.clone()) for name, value in model.state_dict().items()}
-    assert packing.measure(model, {"LlamaDecoderLayer"}, TWO, CPU, world=1) == pytest.approx(0, abs=1e-4)
+    found = packing.measure(model, {"LlamaDecoderLayer"}, TWO, CPU, pack=True, varlen=False, chunk=True)
+    assert found.leak == pytest.approx(0, abs=1e-4) and found.chunked and found.varlen == ""
     assert model.training
     for name, value in model.state_dict().items():
         assert value.data_ptr() == before[name][0] and torch.equal(value, before[name][1])
@@ -180,19 +100,35 @@ def test_a_model_that_knows_no_positions_or_gives_no_numbers_is_not_packed() -> 
     assert packing.leak(tiny("LlamaConfig"), TWO[0], example(3, 9, 9)) < 1e-4, "one has nothing to compare"
 
 
-def test_the_choice_follows_from_device_config_and_leak() -> None:
+def test_the_choice_follows_from_device_config_and_what_was_measured() -> None:
     values, single = (
-        config.validate({"finetune": {"packing": on, "max_length_tokens": 700}}, section_of).finetune
+        config.validate(
+            {"finetune": {"packing": on, "max_length_tokens": 700, "pack_tokens": 4096}}, section_of
+        ).finetune
         for on in (True, False)
     )
-    assert packing.passes(values, False, None) == packing.Passes(packing.CPU_CAPACITY_TOKENS, stacked=True)
-    assert packing.passes(values, True, None) == packing.Passes(700, stacked=False)
-    assert packing.passes(values, True, 1e-3) == packing.Passes(700, stacked=False)
-    for found, words in ((0.25, "differ by 0.25 from"), (math.inf, "can't be compared")):
+    untold, leaking = packing.Measured(), packing.Measured(0.25)
+    assert packing.passes(values, False, untold) == packing.Passes(packing.CPU_CAPACITY_TOKENS, stacked=True)
+    assert packing.passes(values, True, untold) == packing.Passes(700, stacked=False)
+    assert packing.passes(values, True, packing.Measured(1e-3)) == packing.Passes(700, stacked=False)
+    for found, words in ((leaking, "differ by 0.25 from"), (packing.Measured(math.inf), "can't be compared")):
         chosen = packing.passes(values, True, found)
         assert chosen.stacked and chosen.capacity == 700 and not chosen.packed and words in chosen.note
-    assert packing.passes(single, True, None).capacity == packing.passes(single, False, None).capacity == 0
-    assert packing.measure(None, set(), TWO[:1], CPU, world=1) is None
+    assert (
+        packing.passes(single, True, untold).capacity == packing.passes(single, False, untold).capacity == 0
+    )
+    varlen = packing.passes(values, True, packing.Measured(0.0, varlen=None))
+    assert varlen == packing.Passes(4096, stacked=False, varlen=True), (
+        "pays for no attention between examples"
+    )
+    longer = values.model_copy(update={"max_length_tokens": 5000})
+    assert packing.passes(longer, True, packing.Measured(0.0, varlen=None)).capacity == 5000
+    refused = packing.passes(values, True, packing.Measured(0.0, varlen="head size 512"))
+    assert refused.capacity == 700 and not refused.varlen and "head size 512" in refused.note
+    assert packing.passes(values, True, packing.Measured(chunked=True)).chunk_logits
+    model = tiny("LlamaConfig")
+    alone = packing.measure(model, set(), TWO[:1], CPU, pack=True, varlen=True, chunk=False)
+    assert alone == packing.Measured(), "one example alone tells nothing"
 
 
 # --- in the train loop
@@ -224,16 +160,17 @@ def train(job: FinetuneJob, passes: packing.Passes | None = None) -> tuple[list[
     """Losses of the loop of one worker, and how examples were joined (chosen, or as given)."""
     examples = some_examples()
     plan = batches.schedule(examples, job.finetune, "0/1")
-    model, layers = train_loop.load_model(job)
-    chosen = passes or train_loop.choose_passes(model, layers, job, examples, plan[0], CPU, world=1)
-    placed = train_loop.place(model, layers, job, CPU, world=1)
-    optimizer = train_loop.make_optimizer(placed, job.finetune)
-    forward = train_loop.make_forward(placed, job, CPU, world=1)
+    model, layers = placing.load_model(job)
+    chosen = passes or train_loop.choose_passes(model, layers, job, examples, plan[0], CPU)
+    placed = placing.place(model, layers, job, CPU, world=1)
+    optimizer = steps.make_optimizer(placed, job.finetune)
+    forward = steps.make_forward(placed, job, CPU, world=1, passes=chosen)
     losses = []
     for batch in plan:
         shares = batches.deal(batch, examples.lengths, 1, chosen.capacity, stacked=chosen.stacked)
-        losses.append(train_loop.backward(forward, examples, shares, 0, CPU, stacked=chosen.stacked))
-        train_loop.update(placed, optimizer, job.finetune.learning_rate, 1.0)
+        summed, _ = steps.backward(forward, examples, shares, 0, CPU, stacked=chosen.stacked).tolist()
+        losses.append(summed / examples.trained[batch].sum())
+        steps.update(placed, optimizer, job.finetune.learning_rate, 1.0)
     return losses, chosen
 
 
@@ -259,14 +196,14 @@ def test_a_dense_model_is_packed(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_workers_that_share_a_model_agree_before_it_is_sharded(tmp_path: Path) -> None:
-    """Two processes with FSDP2 in bfloat16: each measures other examples in float32; all take the worse."""
+def test_workers_that_share_a_model_learn_what_the_first_has_measured(tmp_path: Path) -> None:
+    """Two processes with FSDP2 in bfloat16, of which only the first has read the model."""
     job = make_job("Lfm2Config", tmp_path, dtype="bfloat16", method="lora")
     torch.multiprocessing.spawn(_measure_and_shard, (tmp_path, job), nprocs=2)  # type: ignore[attr-defined]
-    found = [torch.load(tmp_path / f"found{rank}") for rank in (0, 1)]
-    assert found[0]["agreed"] == found[1]["agreed"] == max(one["own"] for one in found)
-    assert found[0]["own"] != found[1]["own"]
-    assert found[0]["loss"] == found[1]["loss"] and math.isfinite(found[0]["loss"])
+    first, second = (torch.load(tmp_path / f"found{rank}", weights_only=False) for rank in (0, 1))
+    assert first["passes"] == second["passes"] and "side by side" in first["passes"].note
+    assert first["sums"] == second["sums"] and math.isfinite(first["sums"][0])
+    assert first["sums"][1] == 1, "a flag that one worker raises reaches all"
 
 
 def _measure_and_shard(rank: int, folder: Path, job: FinetuneJob) -> None:
@@ -274,15 +211,16 @@ def _measure_and_shard(rank: int, folder: Path, job: FinetuneJob) -> None:
 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    model, layers = train_loop.load_model(job)
-    rows = TWO if rank == 0 else TWO[::-1]
-    own = packing.measure(model, layers, rows, CPU, world=1)
-    agreed = packing.measure(model, layers, rows, CPU, world=2)
-    assert agreed is not None
-    placed = train_loop.place(model, layers, job, CPU, world=2)
-    forward = train_loop.make_forward(placed, job, CPU, world=2)
-    examples, passes = some_examples(), packing.passes(job.finetune, True, agreed)
+    whole, layers = placing.load_model(job, empty=rank > 0)
+    assert all(one.is_meta for one in whole.parameters()) == (rank > 0)
+    examples = some_examples()
+    passes = train_loop.choose_passes(whole, layers, job, examples, np.arange(8), CPU, rank=rank, world=2)
+    model, _ = placing.load_model(job, empty=True)
+    placed = placing.place(model, layers, job, CPU, 2, None if rank else whole)
+    forward = steps.make_forward(placed, job, CPU, world=2, passes=passes)
     shares = batches.deal(np.arange(8), examples.lengths, 2, passes.capacity, stacked=passes.stacked)
-    loss = train_loop.backward(forward, examples, shares, rank, CPU, stacked=passes.stacked)
-    torch.save({"own": own, "agreed": agreed, "loss": loss}, folder / f"found{rank}")
+    sums = steps.backward(
+        forward, examples, shares, rank, CPU, stacked=passes.stacked, flag=rank == 0
+    ).tolist()
+    torch.save({"passes": passes, "sums": sums}, folder / f"found{rank}")
     dist.destroy_process_group()
