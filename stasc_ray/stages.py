@@ -387,10 +387,20 @@ def _training_progress(run: Run, iteration: int, file: Path) -> Iterator[None]:
 
 
 def _follow(file: Path, bar: Bar, stop: threading.Event) -> None:
-    seen = 0
     while not stop.wait(0.5):
-        if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            bar.expect(found["steps"])
-            bar.advance(found["step"] - seen, f"loss {found['loss']:.3f}")
-            seen = found["step"]
+        found = _last_step(file)
+        if found is None:
+            bar.wait("starting the trainer")
+        elif found["step"] >= found["steps"]:
+            bar.wait("writing the model")
+        else:
+            bar.set(found["step"], total=found["steps"], detail=f"loss {found['loss']:.3f}")
+
+
+def _last_step(file: Path) -> dict[str, Any] | None:
+    """`step, steps, loss` of the newest step; None before the first."""
+    lines = file.with_name("training.jsonl")
+    if lines.is_file():
+        whole = lines.read_bytes().rpartition(b"\n")[0].splitlines()  # the last one may be half written
+        return json.loads(whole[-1]) if whole else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
