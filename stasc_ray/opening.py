@@ -13,6 +13,7 @@ from pathlib import Path
 from stasc_ray import config, store
 from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.policies import policy
+from stasc_ray.report import planned
 from stasc_ray.runtime import gguf, model_folder, preflight, ray_session
 from stasc_ray.runtime.display import Display
 from stasc_ray.stages import Run, base_model
@@ -64,6 +65,7 @@ def open_run_on(
         display.note(describe(settings, folder, cuda, time.monotonic() - started))
         look_at_cluster(settings, folder, cuda, display, training=training)
         opened.write_environment(ray_session.environment())
+        planned.take_plan(folder, settings)
         yield Run(opened, settings, cuda, display, track)
 
 

@@ -21,7 +21,8 @@ from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.generation.collect import collect
 from stasc_ray.learning import examples, finetune
 from stasc_ray.recipes import chosen_by, recipe_of
-from stasc_ray.runtime import gguf, model_folder
+from stasc_ray.report.planned import read_plan
+from stasc_ray.runtime import forecast, gguf, model_folder
 from stasc_ray.runtime.display import Bar, Display
 from stasc_ray.store import RunFolder, iteration_name, now, tracking
 from stasc_ray.store.files import move_into_place
@@ -154,6 +155,7 @@ def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
         lease=run.folder.lease,
     )
     what = f"{iteration_name(iteration)}: answers and corrections"
+    run.display.after_s = _seconds_after(run, "rollouts", iteration)
     summary = collect(run.display, job, _units(run, iteration, learn), what)
     _commit(run, folder, "rollouts", iteration, summary)
 
@@ -205,6 +207,7 @@ def fine_tune(run: Run, iteration: int) -> None:
     for old in folder.parent.glob("model.*.partial"):
         shutil.rmtree(old, ignore_errors=True)
     files = [str(file) for file in run.folder.files(run.folder.stage(iteration, "examples"))]
+    run.display.after_s = _seconds_after(run, "finetune", iteration)
     with _training_progress(run, iteration, state / "progress.json"):
         job = finetune.FinetuneJob.of(
             run.settings,
@@ -313,6 +316,13 @@ def _units(run: Run, iteration: int, learn: bool) -> list[unit_files.Unit]:
     return [
         unit for split in splits for unit in unit_files.question_units(folder / f"{split}.parquet", split)
     ]
+
+
+def _seconds_after(run: Run, stage: str, iteration: int) -> float | None:
+    """What the run still takes after a stage, by the stages that are done and the plan if there was one."""
+    planned = forecast.planned_seconds(read_plan(run.folder.path))
+    lines, iterations = run.folder.metrics(), run.settings.algorithm.iterations
+    return forecast.seconds_after(stage, iteration, iterations, lines, planned)
 
 
 def _commit(run: Run, folder: Path, stage: str, iteration: int, summary: Mapping[str, Any]) -> None:

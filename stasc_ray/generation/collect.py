@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ def collect(
     resumed = sum(summary["questions"] for summary in earlier)
     total = _count_rows(units)
     fresh: list[dict[str, Any]] = []
-    seen = _Seen(progress, resumed, job.settings.engine.concurrent_batches * job.settings.engine.batch_size)
+    flight = job.settings.engine.concurrent_batches * job.settings.engine.batch_size
+    seen = _Seen(progress, resumed, flight, destination)
     with display.progress(what, total, resumed, "questions") as bar, _watching(bar, seen):
         for summary in rollouts.roll_out(job, units):
             fresh.append(summary)
@@ -112,6 +113,9 @@ class _Seen:
     """Questions that an earlier attempt did."""
     in_flight: int
     """Questions that one engine is given at once, at most."""
+    destination: Path
+    """Where an engine marks the units that it begins."""
+    began: float = field(default_factory=time.time)
     questions: int = 0
     """In whole units that came in."""
     tokens: int = 0
@@ -122,19 +126,28 @@ class _Seen:
     def show(self, bar: Bar) -> None:
         """Ask the engines, and show it."""
         if (found := self._asked()) is None:
+            self._note_up(self._begun())
             if self.questions:
                 bar.set(self.resumed + self.questions, tokens=self.tokens)
             else:
-                bar.wait("waiting for the first questions")
+                bar.wait("waiting for the first questions" if self.up_since else "starting engines")
             return
         up, starting = found["engines_up"], found["engines_starting"]
-        self.up_since = self.up_since or (time.monotonic() if up else None)
+        self._note_up(up > 0)
         coming = f"starting {starting} engine{'s' * (starting != 1)}" if starting else ""
         if not found["tokens"]:
             bar.wait("waiting for the first tokens" if up else coming or "waiting for an engine")
         else:
             done, flight = self.resumed + found["questions"], up * self.in_flight
             bar.set(done, tokens=found["tokens"], in_flight=flight, detail=coming)
+
+    def _note_up(self, up: bool) -> None:
+        self.up_since = self.up_since or (time.monotonic() if up else None)
+
+    def _begun(self) -> bool:
+        """Whether an engine has begun a unit, if engines themselves tell nothing."""
+        marks = () if self.up_since else self.destination.glob(".*.begun")
+        return any(mark.stat().st_mtime >= self.began - 1 for mark in marks)
 
     def _asked(self) -> Mapping[str, int] | None:
         from ray.exceptions import RayError

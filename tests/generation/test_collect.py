@@ -58,14 +58,14 @@ def test_a_few_failures_of_the_reward_are_counted(tmp_path: Path):
     assert collected(tmp_path, texts)["grader_errors"] == 1
 
 
-def test_what_engines_say_is_shown_before_any_unit_is_whole():
+def test_what_engines_say_is_shown_before_any_unit_is_whole(tmp_path: Path):
     """The engines' words are written here; a real pool says them in test_rollouts.py."""
     stream, now = io.StringIO(), [0.0]
     screen = Display()
     screen.console = Console(file=stream, width=140)
     bar = Bar(screen, "base", 108, 8, "questions", clock=lambda: now[0])
     said = {"engines_up": 0, "engines_starting": 2, "questions": 0, "texts": 0, "tokens": 0}
-    seen = _Seen(lambda: said, resumed=8, in_flight=80)
+    seen = _Seen(lambda: said, 8, 80, tmp_path)
     for second in range(62):
         now[0] = float(second)
         if second >= 15:
@@ -82,15 +82,19 @@ def test_what_engines_say_is_shown_before_any_unit_is_whole():
     assert seen.up_since is not None
 
 
-def test_without_engines_that_tell_whole_units_are_shown():
+def test_without_engines_that_tell_whole_units_are_shown(tmp_path: Path):
     stream, now = io.StringIO(), [0.0]
     screen = Display()
     screen.console = Console(file=stream, width=140)
-    bar, seen = Bar(screen, "base", 100, 0, "questions", clock=lambda: now[0]), _Seen(None, 0, 80)
-    for second in range(41):
+    bar, seen = Bar(screen, "base", 100, 0, "questions", clock=lambda: now[0]), _Seen(None, 0, 80, tmp_path)
+    for second in range(91):
         now[0] = float(second)
-        seen.questions, seen.tokens = second // 10 * 10, second // 10 * 1000
+        if second == 15:
+            (tmp_path / ".train-000000.x.begun").touch()
+        seen.questions, seen.tokens = second // 20 * 10, second // 20 * 1000
         seen.show(bar)
     lines = [line.strip() for line in stream.getvalue().splitlines()]
-    assert lines[0] == "base: 10/100 questions"
-    assert lines[-1] == "base: 40/100 questions, 100 tokens/s, 60 s left"
+    assert lines[0] == "base: 0/100 questions, starting engines, 10 s"
+    assert lines[1] == "base: 10/100 questions"
+    assert lines[-1] == "base: 40/100 questions, 50 tokens/s, 2 min left"
+    assert seen.up_since is not None
