@@ -14,7 +14,7 @@ from stasc_ray.cli.errors import errors_for_people
 
 if TYPE_CHECKING:
     from stasc_ray import config
-    from stasc_ray.calibration import Found
+    from stasc_ray.planning.found import Found
 
 
 def plan(
@@ -44,7 +44,8 @@ def plan(
             _show_run(what, as_json)
             return
         from stasc_ray import config
-        from stasc_ray.calibration import assume, calibrate
+        from stasc_ray.planning.bounds import assume
+        from stasc_ray.planning.calibration import calibrate
         from stasc_ray.recipes import section_of
         from stasc_ray.report.planned import keep_plan
         from stasc_ray.runtime import ray_session
@@ -109,9 +110,13 @@ def as_lines(made: Mapping[str, Any]) -> Iterator[str]:
     yield row.format("in all", *_figures(_total(made)))
     yield ""
     for stage, parts in made["memory_gb"].items():
-        yield f"memory, {stage}: " + ", ".join(f"{name} {gb:,.2f} GiB" for name, gb in parts.items())
+        yield f"memory, {stage}: " + ", ".join(f"{name} {_size(gb)}" for name, gb in parts.items())
     if made["calibrated"] and made["sizes"]["learnt"]["kept"] == 0:
         yield "! none of the calibration's corrections would be kept: with so few, the run ends there"
+
+
+def _size(gb: float) -> str:
+    return f"{gb:,.1f} GiB" if gb >= 1 else f"{gb * 2**10:,.1f} MiB"
 
 
 def _place(stage: Mapping[str, Any]) -> str:

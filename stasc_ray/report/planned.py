@@ -1,5 +1,7 @@
-"""What a plan said beside what the run took. `stasc plan` keeps a plan beside the run folder; the run takes it
-along as plan.json if it has the same config.
+"""What a plan said beside what the run took.
+
+`stasc plan` keeps a plan beside the run folder. The run takes it along as plan.json if it has the same
+config.
 """
 
 import json
@@ -48,8 +50,8 @@ def compared(folder: Path) -> list[forecast.Against]:
     made = read_plan(folder)
     if not made:
         raise FileNotFoundError(
-            f"stasc plan: expected {FILE} in {folder}, found none; plan a run before it starts, with the same "
-            "config: `stasc plan CONFIG.toml`"
+            f"stasc plan: expected {FILE} in {folder}, found none; plan a run before it starts, with the "
+            "same config: `stasc plan CONFIG.toml`"
         )
     return list(forecast.against(made, RunFolder(folder).metrics()))
 

@@ -1,9 +1,8 @@
-"""What `stasc plan` learns from: a run in small, with the real engine, trainer and questions, in a folder that
-goes away.
+"""What `stasc plan` learns from: a run in small, with the real engine, trainer and questions, in a folder
+that goes away.
 
-Ask M0 some questions, keep examples, fine-tune for some steps, ask the new model. Whatever the recipe asks and
-keeps is counted; where a run spends time, this one does too. Without a machine at hand, `assume` counts the
-turns of made-up texts.
+Ask M0 some questions, keep examples, fine-tune for some steps, ask the new model. Whatever the recipe asks
+and keeps is counted; where a run spends time, this one does too.
 """
 
 import contextlib
@@ -14,51 +13,34 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray import config, rehearsal, stages, store
+from stasc_ray import config, stages, store
 from stasc_ray.generation import unit_files
 from stasc_ray.learning.examples import Selecting
-from stasc_ray.opening import check_config, open_run_on
+from stasc_ray.opening import open_run_on
+from stasc_ray.planning.found import Found, mean, shape_of
 from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.recipe import train_plan
 from stasc_ray.recipes.selection import choose
 from stasc_ray.recipes.trace import Text, grade, read_texts, roots
-from stasc_ray.runtime import capacity, forecast, model_folder, ray_session
-from stasc_ray.stages import Run, base_model
+from stasc_ray.runtime import capacity, forecast, gguf, ray_session
+from stasc_ray.stages import Run
 from stasc_ray.store import files
 from stasc_ray.store.rows import EXAMPLE_SCHEMA
-from stasc_ray.tasks import questions, rewards
-from stasc_ray.tasks.chat import Chat
 
 if TYPE_CHECKING:
     from stasc_ray.recipes.recipe import Example
 
 QUESTIONS = 50
-GENERATION_S = 15.0
-"""If they take less, engines are half empty and time is mostly their start: as many questions more follow as
-would take that long."""
+GENERATION_S = 60.0
+"""A second pass asks as many questions as would take that long at the first one's rate, if those are at least
+twice as many. It takes much less: a small pass is mostly warm-up, with engines that are half empty."""
 FEW_STEPS, SOME_STEPS = 4, 40
 """Optimizer steps of the short fine-tune, of a slow and of a fast model."""
 Rows = Mapping[str, Sequence[dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is known of a run before it starts; `speeds` is None without a calibration."""
-
-    sizes: forecast.Sizes
-    shape: capacity.Shape
-    cuda: bool
-    engines: int
-    """That the run will have."""
-    speeds: forecast.Speeds | None = None
-    questions: int = 0
-    """Train questions of the calibration, or test questions where nothing is learnt."""
-    seconds: float = 0.0
-    """That the calibration took."""
 
 
 def calibrate(settings: config.Config, address: str | None, most: int = QUESTIONS) -> Found:
@@ -85,35 +67,6 @@ def calibrate(settings: config.Config, address: str | None, most: int = QUESTION
         with _small_run(whole, place / "second", _some(every, wanted, settings.seed)) as run:
             passes.append(_first_pass(run))
             return _rest(run, every, passes, opening_s, started)
-
-
-def assume(settings: config.Config, rows_each: int = rehearsal.ROWS) -> Found:
-    """Bounds without a machine: every text as long as `max_tokens` allows, every attempt learnt.
-
-    Raises:
-        ValueError, OSError: questions, model folder or tokenizer can't be loaded.
-    """
-    check_config(settings)
-    splits = questions.SPLITS if settings.algorithm.iterations else ("test",)
-    loaded = questions.load_questions(settings.questions, settings.seed, splits)
-    every = {split: [row for row in loaded.rows if row["split"] == split] for split in splits}
-    chat = Chat.of(_tokenizer(settings), settings)
-    reward = rewards.grader(settings.reward, settings.prompts.answer_marker)
-    try:
-        made = {
-            split: [_most(settings, chat, reward, row) for row in rows[:rows_each]]
-            for split, rows in every.items()
-        }
-    finally:
-        reward.close()
-    asked = {split: _mean([one for one, _ in found]) for split, found in made.items()}
-    attempts = [kept for _, kept in made.get("train", [])]
-    learnt = _at_most(settings, attempts)
-    counts = {split: len(rows) for split, rows in every.items()}
-    cuda = settings.engine.device == "cuda"
-    shape = _shape(settings, base_model(settings))
-    sizes = forecast.Sizes(counts, asked, asked, learnt)
-    return Found(sizes, shape, cuda, settings.engine.least_actors)
 
 
 # --- the run in small
@@ -174,9 +127,7 @@ def _small(whole: Run, count: int) -> config.Config:
 
 def _path(whole: Run) -> str:
     """Of M0; a GGUF file was converted into the folder of the whole."""
-    return (
-        whole.model(0) if whole.settings.model.path.lower().endswith(".gguf") else whole.settings.model.path
-    )
+    return whole.model(0) if gguf.is_gguf(whole.settings.model.path) else whole.settings.model.path
 
 
 def _engines(settings: config.Config, cuda: bool) -> int:
@@ -232,7 +183,7 @@ def _rest(
     )
     return Found(
         sizes=forecast.Sizes({split: len(rows) for split, rows in every.items()}, base, later, learnt),
-        shape=_shape(run.settings, run.model(0)),
+        shape=shape_of(run.settings, run.model(0)),
         cuda=run.on_cuda,
         engines=run.settings.engine.least_actors,
         speeds=speeds,
@@ -262,7 +213,7 @@ def _asked(run: Run, iteration: int) -> dict[str, forecast.Asked]:
     for split in run.splits:
         rows = [row for file in unit_files.of_split(traces, split) for row in _rows(Path(file))]
         writer = store.iteration_name(iteration)
-        found[split] = _mean([_cost(t for t in read_texts(row) if t.writer == writer) for row in rows])
+        found[split] = mean([_cost(t for t in read_texts(row) if t.writer == writer) for row in rows])
     return found
 
 
@@ -270,7 +221,7 @@ def _asked_again(run: Run) -> forecast.Asked:
     """What train questions will cost a later model: with Fixed initialization M0's answers are there."""
     texts = _train_texts(run)
     fixed = run.settings.algorithm.initial_answers_from == "base"
-    return _mean([_cost(t for t in found if t.parent or not fixed) for _, found in texts])
+    return mean([_cost(t for t in found if t.parent or not fixed) for _, found in texts])
 
 
 def _train_texts(run: Run) -> list[tuple[dict[str, Any], list[Text]]]:
@@ -282,16 +233,6 @@ def _cost(texts: Iterator[Text]) -> forecast.Asked:
     every = list(texts)
     prompt = sum(text.prompt_tokens for text in every)
     return forecast.Asked(prompt, sum(len(text.token_ids) for text in every), len(every))
-
-
-def _mean(asked: Sequence[forecast.Asked]) -> forecast.Asked:
-    count = max(len(asked), 1)
-    return forecast.Asked(
-        *(
-            sum(getattr(one, name) for one in asked) / count
-            for name in ("prompt_tokens", "generated_tokens", "texts")
-        )
-    )
 
 
 # --- what is learnt
@@ -310,8 +251,8 @@ def _learn(run: Run, *, few: bool) -> tuple[forecast.Learnt, dict[str, Any]]:
     if not chosen:
         raise ValueError(
             f"stasc plan: expected examples to learn from {asked} train questions, found that recipe "
-            f"{run.settings.algorithm.recipe!r} keeps none, even if all answers were right; take another filter, "
-            "or --no-calibration for bounds"
+            f"{run.settings.algorithm.recipe!r} keeps none, even if all answers were right; take another "
+            "filter, or --no-calibration for bounds"
         )
     examples_s = _line(run, "examples", 1)["examples/duration_s"] if kept else 0.0
     most = run.settings.finetune.batch_size * (FEW_STEPS if few else SOME_STEPS)
@@ -356,62 +297,3 @@ def _write_examples(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
     line = {"stage": "examples", "iteration": 1, "examples/kept": len(rows)}
     run.folder.commit(folder, {"line": line, "files": ["train-000000.parquet"]})
     run.folder.log(line)
-
-
-# --- bounds
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def _most(
-    settings: config.Config, chat: Chat, reward: rewards.Grader, row: dict[str, Any]
-) -> tuple[forecast.Asked, float]:
-    """What a question may cost at most, and how many of its texts may be learnt."""
-    prompts: list[tuple[str, int]] = []
-    texts = rehearsal.made_up(
-        chat, settings, row, reward, right=True, on_prompt=lambda turn, ids: prompts.append((turn, len(ids)))
-    )
-    most = [(text, _max_tokens(settings, text)) for text in texts]
-    # a prompt grows by what the texts before it may be longer than the made-up ones
-    grown = {
-        id(text.parent): sum(_max_tokens(settings, one) - len(one.token_ids) for one in text.parent.lineage)
-        for text in texts
-        if text.parent
-    }
-    prompt = sum(length for _, length in prompts) + sum(max(0, more) for more in grown.values())
-    room = settings.engine.max_model_len_tokens
-    asked = forecast.Asked(
-        min(prompt, len(prompts) * room), sum(count for _, count in most), float(len(texts))
-    )
-    kept = 0
-    if row["split"] == "train":
-        kept = len(choose(recipe_of(settings.algorithm.recipe), row, texts, train_plan(settings, 0), 0).kept)
-    return asked, float(kept)
-
-
-def _at_most(settings: config.Config, attempts: Sequence[float]) -> forecast.Learnt:
-    kept = sum(attempts) / max(len(attempts), 1)
-    section, most = settings.algorithm, settings.sampling.correction.max_tokens
-    kept = max(kept, float(section.n_initial * max(1, section.n_corrections)))
-    if section.max_examples_per_question:
-        kept = min(kept, float(section.max_examples_per_question))
-    return forecast.Learnt(kept, kept, float(settings.finetune.max_length_tokens), float(most))
-
-
-def _max_tokens(settings: config.Config, text: Text) -> int:
-    name = "initial" if text.turn == "answer" else "correction"
-    return getattr(settings.sampling, name).max_tokens
-
-
-def _tokenizer(settings: config.Config) -> Any:
-    from stasc_ray.runtime import gguf
-
-    path = base_model(settings)
-    if gguf.is_gguf(path):
-        return gguf.load_tokenizer(Path(path))
-    revision, trust = model_folder.revision(path, settings.model), settings.model.trust_remote_code
-    return model_folder.load_tokenizer(path, revision=revision, trust_remote_code=trust)
-
-
-def _shape(settings: config.Config, path: str) -> capacity.Shape:
-    lora = settings.finetune.lora if settings.finetune.method == "lora" else None
-    return model_folder.shape(path, settings.model, lora)
