@@ -396,8 +396,8 @@ def _training_progress(run: Run, iteration: int, file: Path) -> Iterator[None]:
             watcher.join()
 
 
-def _follow(file: Path, bar: Bar, stop: threading.Event) -> None:
-    while not stop.wait(0.5):
+def _follow(file: Path, bar: Bar, stop: threading.Event, every_s: float = 0.5) -> None:
+    while not stop.wait(every_s):
         found = _last_step(file)
         if found is None:
             bar.wait("starting the trainer")

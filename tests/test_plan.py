@@ -130,3 +130,26 @@ def test_a_calibration_leaves_nothing_and_the_run_shows_what_it_was_worth(tmp_pa
     found = {one["what"]: one for one in json.loads(stasc("plan", str(storage / "demo"), "--json").stdout)}
     assert abs(found["prompt tokens"]["error"]) < 1 / 3
     assert abs(found["generated tokens"]["error"]) < 1 / 3
+
+
+def test_a_plan_for_people_says_what_was_measured_and_what_was_not() -> None:
+    from stasc_ray.cli.plan import as_lines, as_plan
+    from stasc_ray.planning.found import Found
+    from stasc_ray.runtime.forecast import Asked, Learnt, Sizes, Speeds
+
+    asked = {split: Asked(100, 200, 2) for split in ("train", "dev", "test")}
+    sizes = Sizes({"train": 1000, "dev": 100, "test": 100}, asked, asked, Learnt(0.0, 2.0, 300, 50))
+    speeds = Speeds(5, 20, 3, 0, 1000, 1, 10, 500, 2, 0.5)
+    shape = capacity.Shape(1_540_000_000, 28, 2, 128, 151_936)
+    found = Found(sizes, shape, cuda=True, engines=8, speeds=speeds, questions=50, seconds=61)
+    made = as_plan(demo("algorithm.iterations=1"), found)
+    lines = "\n".join(as_lines(made))
+    assert "measured with 50 questions in 61 s, on 1 cuda engine(s) at 1,000 tokens/s" in lines
+    assert "the run's 8 engines are taken as that many times as fast; not measured" in lines
+    assert "base rollouts                    120,000       240,000             -      65 s" in lines
+    assert "memory, engine: weights 2.9 GiB" in lines
+    assert "! none of the calibration's corrections would be kept" in lines
+    assert made["seconds"] == pytest.approx(5 + 65 + 0.5 + 2 + 10 + (3 + 7.5) + 0.5)
+    without = as_plan(demo("algorithm.iterations=1"), Found(sizes, shape, cuda=False, engines=2))
+    assert without["seconds"] is None
+    assert "not measured: bounds" in "\n".join(as_lines(without))
