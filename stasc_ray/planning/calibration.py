@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,15 +58,14 @@ def calibrate(settings: config.Config, address: str | None, most: int = QUESTION
         stages.prepare_questions(whole)
         every = {split: _rows(whole.folder.questions / f"{split}.parquet") for split in whole.splits}
         opening_s = time.monotonic() - started
-        passes: list[tuple[float, float]] = []
         with _small_run(whole, place / "first", _some(every, most, settings.seed)) as run:
-            passes.append(_first_pass(run))
-            wanted = int(most * GENERATION_S / max(passes[0][1], 0.1))
-            if wanted < 2 * most or len(every[whole.splits[0]]) < 2 * most:
-                return _rest(run, every, passes, opening_s, started)
-        with _small_run(whole, place / "second", _some(every, wanted, settings.seed)) as run:
-            passes.append(_first_pass(run))
-            return _rest(run, every, passes, opening_s, started)
+            passes = [_first_pass(run)]
+            wanted = min(int(most * GENERATION_S / passes[0].seconds), len(every[whole.splits[0]]))
+            found = _rest(run, every, passes, opening_s) if wanted < 2 * most else None
+        if found is None:
+            with _small_run(whole, place / "second", _some(every, wanted, settings.seed)) as run:
+                found = _rest(run, every, [*passes, _first_pass(run)], opening_s)
+        return replace(found, engines=_engines(settings, whole.on_cuda), seconds=time.monotonic() - started)
 
 
 # --- the run in small
@@ -146,17 +145,31 @@ def _some(every: Rows, most: int, seed: int) -> dict[str, list[dict[str, Any]]]:
     return {split: draw.sample(list(rows), min(wanted[split], len(rows))) for split, rows in every.items()}
 
 
-def _first_pass(run: Run) -> tuple[float, float]:
-    """(tokens of prompts and generated, seconds of generation) of M0's pass."""
+@dataclass(frozen=True)
+class _Pass:
+    """What a pass took."""
+
+    tokens: float
+    """Of prompts and generated."""
+    seconds: float
+    """Of generation, from the first engine that was up."""
+    start_s: float
+
+
+def _first_pass(run: Run) -> _Pass:
+    """M0's."""
     stages.answer_and_correct(run, 0, learn=bool(run.settings.algorithm.iterations))
-    line = _line(run, "rollouts", 0)
+    return _pass(run, 0)
+
+
+def _pass(run: Run, iteration: int) -> _Pass:
+    line = _line(run, "rollouts", iteration)
     tokens = line["rollouts/prompt_tokens"] + line["rollouts/generated_tokens"]
-    return tokens, max(line["rollouts/generation_s"], 0.1)
+    seconds = line["rollouts/generation_s"]
+    return _Pass(tokens, max(seconds, 0.1), max(0.0, line["rollouts/duration_s"] - seconds))
 
 
-def _rest(
-    run: Run, every: Rows, passes: Sequence[tuple[float, float]], opening_s: float, started: float
-) -> Found:
+def _rest(run: Run, every: Rows, passes: Sequence[_Pass], opening_s: float) -> Found:
     """Evaluate, choose examples, fine-tune, ask the new model; and what all of it showed."""
     stages.evaluate(run, 0)
     base = _asked(run, 0)
@@ -167,12 +180,11 @@ def _rest(
         learnt, tuned = _learn(run, few=len(passes) == 1)
         stages.answer_and_correct(run, 1, learn=False)
         later = {**_asked(run, 1), "train": _asked_again(run)}
-    besides, rate = forecast.engine_speed(passes)
-    first, last = _line(run, "rollouts", 0), _line(run, "rollouts", 1 if trains else 0)
+    besides, rate = forecast.engine_speed([(one.tokens, one.seconds) for one in passes])
     speeds = forecast.Speeds(
         opening_s=opening_s,
-        first_start_s=_start_s(first),
-        later_start_s=_start_s(last),
+        first_start_s=passes[0].start_s,  # a second pass may find its engines up
+        later_start_s=_pass(run, 1 if trains else 0).start_s,
         pass_s=besides,
         tokens_per_s=rate,
         engines=run.settings.engine.least_actors,
@@ -188,12 +200,7 @@ def _rest(
         engines=run.settings.engine.least_actors,
         speeds=speeds,
         questions=len(_rows(run.folder.questions / f"{run.splits[0]}.parquet")),
-        seconds=time.monotonic() - started,
     )
-
-
-def _start_s(line: Mapping[str, Any]) -> float:
-    return max(0.0, line["rollouts/duration_s"] - line["rollouts/generation_s"])
 
 
 def _line(run: Run, stage: str, iteration: int) -> dict[str, Any]:
