@@ -38,7 +38,7 @@ QUESTIONS = 50
 GENERATION_S = 60.0
 """A second pass asks as many questions as would take that long at the first one's rate, if those are at least
 twice as many. It takes much less: a small pass is mostly warm-up, with engines that are half empty."""
-FEW_STEPS, SOME_STEPS = 4, 40
+FEW_STEPS, SOME_STEPS = 2, 40
 """Optimizer steps of the short fine-tune, of a slow and of a fast model."""
 Rows = Mapping[str, Sequence[dict[str, Any]]]
 
