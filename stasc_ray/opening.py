@@ -15,6 +15,7 @@ from stasc_ray.generation import pool
 from stasc_ray.learning.trainer import Trainer
 from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.policies import policy
+from stasc_ray.report import planned
 from stasc_ray.runtime import gguf, model_folder, preflight, ray_session
 from stasc_ray.runtime.display import Display
 from stasc_ray.stages import Run, base_model
@@ -66,6 +67,7 @@ def open_run_on(
         display.note(describe(settings, folder, cuda, time.monotonic() - started))
         look_at_cluster(settings, folder, cuda, display, training=training)
         opened.write_environment(ray_session.environment())
+        planned.take_plan(folder, settings)
         with pool.engines(settings, cuda, training=training) as engines:
             trainer = Trainer()
             try:

@@ -25,7 +25,8 @@ from stasc_ray.learning import examples, finetune
 from stasc_ray.learning.job import FinetuneJob
 from stasc_ray.learning.trainer import Trainer
 from stasc_ray.recipes import chosen_by, recipe_of
-from stasc_ray.runtime import gguf, model_folder
+from stasc_ray.report.planned import read_plan
+from stasc_ray.runtime import forecast, gguf, model_folder
 from stasc_ray.runtime.display import Bar, Display
 from stasc_ray.store import RunFolder, iteration_name, now, tracking
 from stasc_ray.store.files import move_into_place
@@ -160,6 +161,7 @@ def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
         lease=run.folder.lease,
     )
     what = f"{iteration_name(iteration)}: answers and corrections"
+    run.display.after_s = _seconds_after(run, "rollouts", iteration)
     summary = collect(run.display, job, _units(run, iteration, learn), what, run.engines)
     _commit(run, folder, "rollouts", iteration, summary)
 
@@ -212,6 +214,7 @@ def fine_tune(run: Run, iteration: int) -> None:
         shutil.rmtree(state, ignore_errors=True)  # of an attempt that ended right after the mark
         return
     files = [str(file) for file in run.folder.files(run.folder.stage(iteration, "examples"))]
+    run.display.after_s = _seconds_after(run, "finetune", iteration)
     with _training_progress(run, iteration, state / "progress.json"):
         job = _finetune_job(run, iteration, run.engines.make_room().gpus)
         summary = finetune.finetune(
@@ -337,6 +340,13 @@ def _units(run: Run, iteration: int, learn: bool) -> list[unit_files.Unit]:
     ]
 
 
+def _seconds_after(run: Run, stage: str, iteration: int) -> float | None:
+    """What the run still takes after a stage, by the stages that are done and the plan if there was one."""
+    planned = forecast.planned_seconds(read_plan(run.folder.path))
+    lines, iterations = run.folder.metrics(), run.settings.algorithm.iterations
+    return forecast.seconds_after(stage, iteration, iterations, lines, planned)
+
+
 def _commit(run: Run, folder: Path, stage: str, iteration: int, summary: Mapping[str, Any]) -> None:
     line = {"stage": stage, "iteration": iteration, "time": time.time()} | {
         f"{stage}/{name}": v for name, v in summary.items()
@@ -408,11 +418,21 @@ def _training_progress(run: Run, iteration: int, file: Path) -> Iterator[None]:
             watcher.join()
 
 
-def _follow(file: Path, bar: Bar, stop: threading.Event) -> None:
-    seen = 0
-    while not stop.wait(0.5):
-        if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            bar.expect(found["steps"])
-            bar.advance(found["step"] - seen, f"loss {found['loss']:.3f}")
-            seen = found["step"]
+def _follow(file: Path, bar: Bar, stop: threading.Event, every_s: float = 0.5) -> None:
+    while not stop.wait(every_s):
+        found = _last_step(file)
+        if found is None:
+            bar.wait("starting the trainer")
+        elif found["step"] >= found["steps"]:
+            bar.wait("writing the model")
+        else:
+            bar.set(found["step"], total=found["steps"], detail=f"loss {found['loss']:.3f}")
+
+
+def _last_step(file: Path) -> dict[str, Any] | None:
+    """`step, steps, loss` of the newest step; None before the first."""
+    lines = file.with_name("training.jsonl")
+    if lines.is_file():
+        whole = lines.read_bytes().rpartition(b"\n")[0].splitlines()  # the last one may be half written
+        return json.loads(whole[-1]) if whole else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stasc_ray.cli import datasets, look, serve, submit
+from stasc_ray.cli import datasets, look, plan, serve, submit
 from stasc_ray.cli.errors import errors_for_people
 
 app = typer.Typer(
@@ -55,6 +55,7 @@ def run(
         from stasc_ray.opening import open_run_on
         from stasc_ray.recipes import section_of
         from stasc_ray.report.page import write_report
+        from stasc_ray.report.planned import compared, planned_lines, read_plan
         from stasc_ray.runtime import ray_session
 
         settings = config.load_config(config_file, overrides or [], section_of)
@@ -62,6 +63,8 @@ def run(
         with open_run_on(settings, folder, address, fresh=fresh) as opened:
             found = algorithm.stasc(opened)
         opened.display.note(conclusion(found))
+        for text in planned_lines(compared(folder)) if read_plan(folder) else ():
+            opened.display.note(text)
         opened.display.note(f"report: {write_report(folder)}")
         opened.display.note(f"took {time.monotonic() - started:.0f} s")
 
@@ -200,6 +203,7 @@ def conclusion(found: dict[str, Any]) -> str:
 
 app.command("datasets")(datasets.datasets)
 app.command("look")(look.look)
+app.command("plan")(plan.plan)
 app.command("serve")(serve.serve)
 app.command("ask")(serve.ask)
 app.add_typer(serve.keys_app, name="keys")

@@ -30,6 +30,10 @@ def submit(
     max_upload_mb: Annotated[
         float, typer.Option(min=0, help="Refuse to upload more than this, in MiB.")
     ] = 10.0,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Only plan the run there, as `stasc plan` does."),
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when the job is submitted; do not follow its log.")
     ] = False,
@@ -47,7 +51,8 @@ def submit(
 
         client = submission.connect(address)
         settings = config.load_config(config_file, overrides or [], section_of)
-        job = submission.submit(client, settings, config_file, overrides or [], int(max_upload_mb * 2**20))
+        most, command = int(max_upload_mb * 2**20), "plan" if plan else "run"
+        job = submission.submit(client, settings, config_file, overrides or [], most, command=command)
         uploaded = f"uploaded {submission.size_text(job.uploaded_bytes)}"
         typer.echo(f"{job.id}: {'attached, nothing uploaded' if job.attached else uploaded}")
         if detach:

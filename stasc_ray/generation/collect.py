@@ -5,8 +5,11 @@ errors.
 import collections
 import functools
 import json
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,13 @@ from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.generation.pool import Engines, HandOver
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.recipes.trace import cut_advice
-from stasc_ray.runtime.display import Display
+from stasc_ray.runtime.display import Bar, Display
 from stasc_ray.store import files
+
+LOOK_EVERY_S = 1.0
+Progress = Callable[[], Mapping[str, int] | None]
+"""What the engines have done since the pass began: `engines_up, engines_starting, questions, texts, tokens`;
+tokens of unfinished questions count. None before it began."""
 
 
 def collect(
@@ -26,9 +34,10 @@ def collect(
     Returns:
         questions, errors, graded, grader_errors, prompt_tokens; TURN_tokens of each turn, and
         generated_tokens, their sum; TURN_truncated, the share of a turn's texts that were cut at
-        `max_tokens`; truncated and truncated_share, their number and share in all; tokens_per_s,
-        engine_start_s, engines_started, hand_over_s, canary_difference (`pool.HandOver`), duration_s,
-        resumed_questions, units_done_again, engine_nodes.
+        `max_tokens`; truncated and truncated_share, their number and share in all; train_share, of the
+        generated tokens those for train questions; tokens_per_s, generation_s (from the first engine that is
+        up to the end), engine_start_s, engines_started, hand_over_s, canary_difference (`pool.HandOver`),
+        duration_s, resumed_questions, units_done_again, engine_nodes.
 
     Raises:
         RuntimeError: more questions failed than `engine.max_error_fraction` allows, or more answers could not
@@ -41,15 +50,16 @@ def collect(
     resumed = sum(summary["questions"] for summary in earlier)
     total = _count_rows(units)
     fresh: list[dict[str, Any]] = []
-    with display.progress(what, total, resumed, "questions") as bar:
-        tokens, first = 0, 0.0
+    flight = job.settings.engine.concurrent_batches * job.settings.engine.batch_size
+    seen = _Seen(engines.progress, resumed, flight)
+    with display.progress(what, total, resumed, "questions") as bar, _watching(bar, seen):
         for summary in rollouts.roll_out(job, units, engines):
-            first = first or time.monotonic()
             fresh.append(summary)
-            tokens += sum(json.loads(summary["tokens"]).values())
-            bar.advance(summary["questions"], f"{tokens / max(time.monotonic() - first, 1):,.0f} tokens/s")
+            seen.questions += summary["questions"]
+            seen.tokens += sum(json.loads(summary["tokens"]).values())
     duration_s = time.monotonic() - started
     hand_over = engines.report() if fresh else HandOver()
+    generation_s = started + duration_s - (seen.up_since or started + hand_over.start_s)
     names = ("questions", "errors", "graded", "grader_errors", "prompt_tokens")
     counts = {name: sum(summary[name] for summary in (*earlier, *fresh)) for name in names}
     if counts["questions"] != total:
@@ -81,7 +91,9 @@ def collect(
         **{f"{turn}_truncated": cut[turn] / texts[turn] for turn in sorted(texts)},
         "truncated": sum(cut.values()),
         "truncated_share": sum(cut.values()) / max(texts.total(), 1),
-        "tokens_per_s": tokens / duration_s if fresh else None,
+        "train_share": _train_share([*zip(done, earlier, strict=True)], fresh),
+        "tokens_per_s": seen.tokens / duration_s if fresh else None,
+        "generation_s": generation_s if fresh else None,
         "engine_start_s": hand_over.start_s,
         "engines_started": hand_over.started,
         "hand_over_s": hand_over.hand_over_s,
@@ -102,6 +114,73 @@ def _engines_in_words(found: HandOver) -> str:
     if parts and found.canary_difference is not None:
         parts.append(f"right to {found.canary_difference:.1g} nats")
     return "".join(f", {part}" for part in parts)
+
+
+@dataclass
+class _Seen:
+    """What is known of a pass while it runs."""
+
+    progress: Progress
+    resumed: int
+    """Questions that an earlier attempt did."""
+    in_flight: int
+    """Questions that one engine is given at once, at most."""
+    questions: int = 0
+    """In whole units that came in."""
+    tokens: int = 0
+    """Generated for those."""
+    up_since: float | None = None
+    """`time.monotonic()` of when the first engine was seen up."""
+
+    def show(self, bar: Bar) -> None:
+        """Ask the engines, and show it."""
+        if (found := self._asked()) is None:
+            bar.wait("starting engines")
+            return
+        up, starting = found["engines_up"], found["engines_starting"]
+        self.up_since = self.up_since or (time.monotonic() if up else None)
+        coming = f"starting {starting} engine{'s' * (starting != 1)}" if starting else ""
+        if not found["tokens"]:
+            bar.wait("waiting for the first tokens" if up else coming or "waiting for an engine")
+        else:
+            done, flight = self.resumed + found["questions"], up * self.in_flight
+            bar.set(done, tokens=found["tokens"], in_flight=flight, detail=coming)
+
+    def _asked(self) -> Mapping[str, int] | None:
+        from ray.exceptions import RayError
+
+        try:
+            return self.progress()
+        except RayError:  # whoever owns the engines is gone; the pass itself says so or goes on
+            return None
+
+
+@contextmanager
+def _watching(bar: Bar, seen: _Seen) -> Iterator[None]:
+    """Show what was seen each second while the block waits for units."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(LOOK_EVERY_S):
+            seen.show(bar)
+
+    watcher = threading.Thread(target=watch, name="pass-progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _train_share(
+    earlier: Sequence[tuple[unit_files.Unit, Mapping[str, Any]]], fresh: Sequence[Mapping[str, Any]]
+) -> float:
+    """Of the tokens that were generated, those for train questions."""
+    found = [(unit.name, summary) for unit, summary in earlier] + [(one["unit"], one) for one in fresh]
+    tokens = [(name, sum(json.loads(summary["tokens"]).values())) for name, summary in found]
+    train = sum(count for name, count in tokens if name.startswith("train-"))
+    return train / max(sum(count for _, count in tokens), 1)
 
 
 def _by_turn(summaries: Sequence[Mapping[str, Any]], key: str) -> "collections.Counter[str]":

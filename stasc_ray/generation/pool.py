@@ -75,6 +75,7 @@ class EnginePool:
     ) -> None:
         self._spec, self._actor, self._max_restarts = spec, actor, max_restarts
         self._engines: list[_Engine] = []
+        self._passes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
 
@@ -89,6 +90,7 @@ class EnginePool:
         """
         await self._end_those_that_start()
         self._job, self._most = job, most
+        self._passes += 1
         self._canary = canary.of_model(job.model)
         self._lost, self._failure, self._report = 0, None, HandOver()
         for engine in self._engines:
@@ -121,7 +123,9 @@ class EnginePool:
                 await self._notify()
 
     async def progress(self) -> dict[str, int]:
-        """engines_up, engines_starting; questions, texts and tokens that they finished in this pass."""
+        """engines_up, engines_starting; questions, texts and tokens that they finished in this pass; `pass_`,
+        how many passes have begun.
+        """
         from ray.exceptions import RayError
 
         total: Counter[str] = Counter()
@@ -134,7 +138,8 @@ class EnginePool:
             elif not isinstance(found, RayError):  # a lost engine has no progress
                 raise found
         counts = {name: total[name] for name in ("questions", "texts", "tokens")}
-        return {"engines_up": len(up), "engines_starting": len(self._engines) - len(up), **counts}
+        starting = len(self._engines) - len(up)
+        return {"engines_up": len(up), "engines_starting": starting, **counts, "pass_": self._passes}
 
     async def report(self) -> HandOver:
         """How the engines came to this pass's model, so far."""
@@ -349,6 +354,7 @@ class Engines:
     ) -> None:
         self._settings, self._on_cuda, self._training = settings, on_cuda, training
         self._pool_arguments = (actor, max_restarts)
+        self._passes = 0
         self.pool: Any = None
 
     def begin(self, job: Job, units: int) -> None:
@@ -374,7 +380,9 @@ class Engines:
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": CALLS, "scheduling_strategy": here}
             self.pool = ray.remote(EnginePool).options(**options).remote(spec, *self._pool_arguments)
+            self._passes = 0
         least, most = capacity.pool_size(engine, nodes, self._on_cuda)
+        self._passes += 1
         self._ask(self.pool.begin.remote(job, min(least, units), min(most, units)))
 
     def alive(self) -> bool:
@@ -382,7 +390,7 @@ class Engines:
         from ray.exceptions import RayError
 
         try:
-            return self.pool is not None and self.progress() is not None
+            return self.pool is not None and self._ask(self.pool.nodes.remote()) is not None
         except RayError:
             return False
 
@@ -390,9 +398,10 @@ class Engines:
         """How the engines came to hold the model."""
         return self._ask(self.pool.report.remote())
 
-    def progress(self) -> dict[str, int]:
-        """As EnginePool.progress."""
-        return self._ask(self.pool.progress.remote())
+    def progress(self) -> dict[str, int] | None:
+        """As EnginePool.progress; None while a pass has not begun, whatever the last one did."""
+        found = self._ask(self.pool.progress.remote()) if self.pool else None
+        return found if found and found["pass_"] == self._passes else None
 
     def make_room(self) -> Room:
         """Let a trainer run: beside the engines, if the cluster has room for both, else in their place."""

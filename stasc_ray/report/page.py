@@ -17,7 +17,7 @@ import jinja2
 from stasc_ray.config import Algorithm, validate
 from stasc_ray.recipes import chosen_by, recipe_of, section_of
 from stasc_ray.recipes.trace import cut_advice
-from stasc_ray.report import transcripts
+from stasc_ray.report import planned, transcripts
 from stasc_ray.report.charts import number
 from stasc_ray.report.figures import SPLITS, TRANSITIONS, Table, figures, name_of, with_interval
 from stasc_ray.report.history import Run, chosen_iteration, read_run
@@ -129,6 +129,7 @@ def contents(run: Run) -> dict[str, Any]:
         "figures": figures(run, chosen),
         "evaluations": {name: _evaluation_table(run, split) for split, name in SPLITS.items()},
         "work": _work_table(run),
+        "planned_table": _planned_table(run),
         "advice": _advice(run),
         "transcripts": len(picked),
         "transcripts_from": name_of(shown) if shown is not None else None,
@@ -178,6 +179,17 @@ def _evaluation_table(run: Run, split: str) -> Table:
 def _work_table(run: Run) -> Table:
     rows = [[name_of(i), *(number(run.value(key, i), 0) for key in WORK)] for i in run.iterations]
     return Table(["iteration", *WORK.values()], rows)
+
+
+def _planned_table(run: Run) -> Table | None:
+    """What `stasc plan` said beside what was measured; None if the run was not planned."""
+    if not planned.read_plan(run.folder.path):
+        return None
+    rows = [
+        [one.what, number(one.planned, 0), number(one.measured, 0), planned.as_percent(one.error)]
+        for one in planned.compared(run.folder.path)
+    ]
+    return Table(["of the stages that are done", "planned", "measured", "error"], rows)
 
 
 def _advice(run: Run) -> list[str]:

@@ -1,6 +1,7 @@
 """What a cluster has room for: arithmetic over the resources of its nodes. Pure; asks no Ray."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from stasc_ray import config
 
@@ -14,6 +15,8 @@ NOT_FOR_ENGINES = "cpus_not_for_engines"
 ENGINE_SHARE, TRAINER_SHARE = 0.6, 0.4
 """Of a GPU that an engine and a trainer's worker take turns on. Two engines never fit on one; nor do two
 workers where every GPU holds an engine."""
+EXPORT_BYTES, LOGITS_COPIES = 7, 3
+"""Host memory of the export, per parameter (docs/clusters.md); logits, their softmax and gradient."""
 
 
 def reserved_gpus(engine: config.Engine, cuda: bool) -> int:
@@ -189,3 +192,44 @@ def trainer_threads(workers: int, cores: int) -> int:
     two on one machine, and as fast on another.
     """
     return max(1, (cores - 1) // workers)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory follows from."""
+
+    parameters: int
+    layers: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    adapter_parameters: int = 0
+    """With LoRA: those that are trained."""
+
+
+def memory_gb(shape: Shape, settings: config.Config, cuda: bool) -> dict[str, dict[str, float]]:
+    """Memory by stage, in GiB: of one engine (on one of its GPUs), of one trainer worker, of the export.
+
+    The trainer's activations come on top; its logits are what one sequence of `finetune.max_length_tokens`
+    may take at most. On CUDA the KV cache takes what `engine.gpu_memory_utilization` leaves.
+    """
+    engine, finetune, p = settings.engine, settings.finetune, shape.parameters
+    of_weight = 4 if engine.dtype == "float32" or (engine.dtype == "auto" and not cuda) else 2
+    of_token = 2 * shape.layers * shape.kv_heads * shape.head_size * of_weight
+    lora = finetune.method == "lora"
+    state = LORA_BYTES * p + FULL_BYTES * shape.adapter_parameters if lora else FULL_BYTES * p
+    workers = finetune.least_workers
+    found: dict[str, dict[str, float]] = {
+        "engine": {"weights": p * of_weight / engine.tensor_parallel_size},
+        "trainer": {
+            "weights, gradients, optimizer": state / workers,
+            "logits": LOGITS_COPIES * finetune.max_length_tokens * shape.vocabulary * 4,
+        },
+        "export": {"host": EXPORT_BYTES * p},
+    }
+    if not cuda:
+        found["engine"]["KV cache"] = engine.kv_cache_gb * 2**30
+    found["engine"]["KV cache of a longest sequence"] = (
+        of_token * engine.max_model_len_tokens / engine.tensor_parallel_size
+    )
+    return {stage: {name: n / 2**30 for name, n in parts.items()} for stage, parts in found.items()}

@@ -1,10 +1,11 @@
 """What a person sees while a run works: stages, a progress bar with rate and time left, the metrics table.
 
-On a terminal a live bar; in a log file or CI the same as plain lines, one every few seconds.
+On a terminal a live bar; in a log file or CI the same as plain lines, one every ten seconds, later one a
+minute.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +17,10 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
+
+from stasc_ray.runtime.pace import STALL_S, Pace, rest_of_tokens, words
 
 PLAIN_LINE_EVERY_S = 10.0
 PLAIN_WIDTH = 140
@@ -46,6 +48,8 @@ class Display:
         if not console.is_terminal:  # a log file has no width: do not fold tables at 80
             console = Console(highlight=False, width=PLAIN_WIDTH)
         self.console = console
+        self.after_s: float | None = None
+        """Seconds that the run still takes after the stage that is shown next; None: not known."""
         self._shown: Sequence[Mapping[str, Any]] = ()
 
     def note(self, text: str) -> None:
@@ -54,8 +58,8 @@ class Display:
 
     @contextmanager
     def progress(self, what: str, total: int, done: int = 0, unit: str = "") -> "Iterator[Bar]":
-        """A bar for one stage, `done` of `total` at its start."""
-        bar = Bar(self, what, total, done, unit)
+        """A bar for one stage, `done` of `total` at its start; a total of 0 is not known yet."""
+        bar = Bar(self, what, total, done, unit, self.after_s)
         bar.start()
         try:
             yield bar
@@ -78,24 +82,34 @@ class Display:
 
 
 class Bar:
-    """Progress of one stage."""
+    """Progress of one stage. A watcher calls `set` each second, whether something has changed or not.
 
-    def __init__(self, display: Display, what: str, total: int, done: int, unit: str) -> None:
+    Args:
+        done: of `total`, at the start.
+        after_s: seconds that the run still takes after this stage; None: not known.
+        clock: seconds; a test has its own.
+    """
+
+    def __init__(
+        self,
+        display: Display,
+        what: str,
+        total: int,
+        done: int,
+        unit: str,
+        after_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._display, self._what, self._total, self._done, self._unit = display, what, total, done, unit
-        # Start timing at the first piece, so start-up does not count: when it came, and what was done then.
-        self._first: tuple[float, int] | None = None
-        self._printed = time.monotonic()
+        self._before, self._after_s, self._clock = done, after_s, clock
+        self._pace = Pace()
+        self._began = self._printed = clock()
         self._live: Progress | None = None
         if display.console.is_terminal:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            rate = (
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-            )
-            self._live = Progress(*columns, *rate, console=display.console, transient=True)
-            self._task = self._live.add_task(what, total=total, completed=done, rate="")
+            beside = (TextColumn("{task.fields[beside]}"), TimeElapsedColumn())
+            self._live = Progress(*columns, *beside, console=display.console, transient=True)
+            self._task = self._live.add_task(what, total=total or None, completed=done, beside="")
 
     def start(self) -> None:
         """Show it."""
@@ -109,28 +123,61 @@ class Bar:
         if self._live:
             self._live.stop()
 
-    def expect(self, total: int) -> None:
-        """Set the total, if it was not known at the start."""
-        self._total = total
-        if self._live:
-            self._live.update(self._task, total=total)
+    def wait(self, what: str) -> None:
+        """Show what is waited for."""
+        self._show(f"{what}, {words(self._clock() - self._began)}")
 
-    def advance(self, amount: int, detail: str = "") -> None:
-        """Count `amount` more; `detail` (a rate, a loss) stands beside the bar."""
-        self._done += amount
-        now = time.monotonic()
-        self._first = self._first or (now, self._done)
+    def set(
+        self,
+        done: int,
+        *,
+        total: int | None = None,
+        detail: str = "",
+        tokens: int | None = None,
+        in_flight: int = 0,
+    ) -> None:
+        """Show how much is done by now.
+
+        Args:
+            detail: stands beside it, such as the loss.
+            tokens: generated since the stage began, by which rate and time left are reckoned; None: by
+                `done`.
+            in_flight: questions that are worked on at once, at most; with `tokens`.
+        """
+        now, pace = self._clock(), self._pace
+        self._total = self._total if total is None else total
+        self._done = min(done, self._total)
+        if pace.saw(now, self._done if tokens is None else tokens):
+            rest: float | None = self._total - self._done
+            if tokens is not None:
+                fresh = self._done - self._before, self._total - self._before
+                rest = rest_of_tokens(tokens, *fresh, in_flight)
+            if rest is not None:
+                pace.expect(now, rest)
+        rate = f"{_figure(pace.rate)} tokens/s" if tokens is not None and pace.rate else ""
+        still = f"nothing new for {words(pace.still_for(now))}" if pace.still_for(now) > STALL_S else ""
+        self._show(", ".join(filter(None, (rate, detail, self._left(now) or "", still))))
+
+    def _left(self, now: float) -> str | None:
+        left = self._pace.left(now)
+        if left is None or self._done >= self._total:
+            return None
+        run = "" if self._after_s is None else f" ({words(left + self._after_s)} for the run)"
+        return f"{words(left)} left{run}"
+
+    def _show(self, beside: str) -> None:
+        now = self._clock()
         if self._live:
-            self._live.update(self._task, completed=self._done, rate=detail)
-        elif now - self._printed > PLAIN_LINE_EVERY_S:
+            self._live.update(self._task, completed=self._done, total=self._total or None, beside=beside)
+        elif now - self._printed >= min(max(PLAIN_LINE_EVERY_S, (now - self._began) / 20), 60.0):
+            # every 10 s at first, once a minute in a stage that takes hours
             self._printed = now
-            began, done = self._first
-            left = (
-                f", {(self._total - self._done) * (now - began) / (self._done - done):.0f} s left"
-                if self._done > done
-                else ""
-            )
-            self._display.note(f"  {self._what}: {self._done}/{self._total} {self._unit} {detail}{left}")
+            count = f" {self._done}/{self._total} {self._unit}" if self._total else ""
+            self._display.note(f"  {self._what}:{count}{', ' if count and beside else ' '}{beside}".rstrip())
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _cell(value: Any) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray import config
-from stasc_ray.runtime import gguf
+from stasc_ray.runtime import capacity, gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,6 +136,42 @@ def check_loaded(path: str, info: Mapping[str, Any]) -> None:
             f"another shape ({', '.join(lacking[:3])}); transformers would fill in random ones: get the "
             "folder again, or another model"
         )
+
+
+def shape(path: str, model: config.Model, lora: config.Lora | None = None) -> capacity.Shape:
+    """What memory follows from, of a folder, GGUF file or Hub id; needs transformers, reads no weights.
+
+    Args:
+        lora: count an adapter's parameters, too.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trust: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    source = {"pretrained_model_name_or_path": path, "revision": revision(path, model) or "main"}
+    if gguf.is_gguf(path):
+        file = Path(path)
+        source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    found = AutoConfig.from_pretrained(**source, **trust)
+    text = found.get_text_config()
+    with torch.device("meta"):
+        made: Any = AutoModelForCausalLM.from_config(found, **trust)
+    linear = [layer for name, layer in made.named_modules() if _takes_adapter(name, layer)]
+    return capacity.Shape(
+        parameters=sum(weight.numel() for weight in made.parameters()),
+        layers=text.num_hidden_layers,
+        kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+        head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        vocabulary=text.vocab_size,
+        adapter_parameters=sum(lora.rank * sum(layer.weight.shape) for layer in linear) if lora else 0,
+    )
+
+
+def _takes_adapter(name: str, layer: Any) -> bool:
+    """As peft's `all-linear`: every linear layer but the head."""
+    import torch
+
+    return isinstance(layer, torch.nn.Linear) and not name.endswith("lm_head")
 
 
 def weights(file: Path) -> int:

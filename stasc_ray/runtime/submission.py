@@ -87,6 +87,8 @@ def submit(
     config_file: Path,
     overrides: Sequence[str],
     max_upload_bytes: int,
+    *,
+    command: str = "run",
 ) -> Submitted:
     """Start `stasc run` on the cluster, or attach to the job that runs (or has finished) the same config.
 
@@ -96,12 +98,14 @@ def submit(
 
     Args:
         settings: what `config_file` and `overrides` make.
+        command: `run`, or `plan` for a job that only plans.
 
     Raises:
         ValueError: a storage path the cluster can't share, or an upload above `max_upload_bytes`.
     """
     check_storage(settings)
-    stem = f"stasc-{settings.name}-{config.fingerprint(settings)[:8]}"
+    what = "" if command == "run" else f"{command}-"
+    stem = f"stasc-{what}{settings.name}-{config.fingerprint(settings)[:8]}"
     id, attach = choose_attempt(
         stem, {job.submission_id or "": job.status.value for job in client.list_jobs()}
     )
@@ -111,7 +115,7 @@ def submit(
         size = pack(settings, config_file, Path(folder), Path.cwd(), max_upload_bytes)
         try:
             client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "stasc_ray.cli", "run", "config.toml", *overrides]),
+                entrypoint=shlex.join(["python", "-m", "stasc_ray.cli", command, "config.toml", *overrides]),
                 submission_id=id,
                 runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}},
                 metadata={"run": settings.name, "storage": settings.storage, "needs": needs(settings)},

@@ -120,6 +120,7 @@ def test_engines_take_new_weights_over_and_say_what_fresh_ones_say(
         assert report.canary_difference is not None and report.canary_difference < 1e-4
         assert 0 < report.hand_over_s < begun.start_s
         progress = engines.progress()
+        assert progress is not None
         assert (progress["engines_up"], progress["questions"], progress["texts"]) == (2, 24, 72)
     assert second == fresh != first
 

@@ -30,25 +30,69 @@ def test_a_table_in_a_log_file_is_not_folded(capsys: pytest.CaptureFixture[str])
     assert second.split()[0] == "2"
 
 
-def test_progress_in_a_log_file_is_plain_lines(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(display, "PLAIN_LINE_EVERY_S", 0.0)
-    with display.Display().progress("base: answers", total=30, done=10, unit="questions") as bar:
-        bar.advance(5)
-        bar.advance(5, "100 tokens/s")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].strip() == "base: answers ..."
-    assert lines[1].strip() == "base: answers: 15/30 questions"
-    assert "20/30 questions 100 tokens/s" in lines[2] and lines[2].endswith("s left")
+def watched(console: Console, seconds: range, *, after_s: float | None = None, resumed: int = 0) -> None:
+    """A pass of a slow model, looked at each second: engines start for 12 s, then 94 tokens come a second."""
+    now = [0.0]
+    screen = display.Display(console)
+    screen.console = console
+    bar = display.Bar(screen, "base: answers", 400, resumed, "questions", after_s, clock=lambda: now[0])
+    bar.start()
+    for second in seconds:
+        now[0] = float(second)
+        if second < 12:
+            bar.wait("starting 2 engines")
+        else:
+            tokens = 94 * (second - 11)
+            bar.set(resumed + tokens // 94, tokens=tokens, in_flight=0)
+    bar.stop()
+
+
+def test_a_log_file_shows_from_the_start_what_is_waited_for_a_true_rate_and_the_time_left() -> None:
+    stream = io.StringIO()
+    watched(Console(file=stream, width=140), range(41), after_s=1000)
+    assert stream.getvalue().splitlines() == [
+        "  base: answers ...",
+        "  base: answers: 0/400 questions, starting 2 engines, 10 s",
+        "  base: answers: 9/400 questions, 94 tokens/s, 7 min left (23 min for the run)",
+        "  base: answers: 19/400 questions, 94 tokens/s, 6 min left (23 min for the run)",
+        "  base: answers: 29/400 questions, 94 tokens/s, 6 min left (23 min for the run)",
+    ]
+
+
+def test_questions_of_an_earlier_attempt_say_nothing_about_this_ones_tokens() -> None:
+    stream = io.StringIO()
+    watched(Console(file=stream, width=140), range(41), resumed=300)
+    assert stream.getvalue().splitlines()[-1] == (
+        "  base: answers: 329/400 questions, 94 tokens/s, 71 s left"
+    )
+
+
+def test_a_stage_of_hours_gets_a_line_a_minute() -> None:
+    stream = io.StringIO()
+    watched(Console(file=stream, width=140), range(0, 7200), after_s=None)
+    assert 120 < len(stream.getvalue().splitlines()) < 200
+
+
+def test_a_stage_that_stands_still_says_for_how_long() -> None:
+    stream, now = io.StringIO(), [0.0]
+    screen = display.Display()
+    screen.console = Console(file=stream, width=140)
+    bar = display.Bar(screen, "tuning", 0, 0, "steps", clock=lambda: now[0])
+    for second in range(0, 301):
+        now[0] = float(second)
+        bar.set(min(second // 100, 2) + 1, total=9, detail="loss 0.5")
+    lines = stream.getvalue().splitlines()
+    assert "tuning: 1/9 steps, loss 0.5" in lines[0]
+    assert lines[-1].strip() == "tuning: 3/9 steps, loss 0.5, 8 min left, nothing new for 91 s"
 
 
 def test_on_a_terminal_the_bar_is_live_and_leaves_nothing_behind() -> None:
     stream = io.StringIO()
-    screen = display.Display(Console(file=stream, force_terminal=True, width=120))
-    with screen.progress("fine-tuning", total=4) as bar:
-        bar.advance(4, "loss 0.1")
-    assert "fine-tuning" in stream.getvalue() and "4/4" in stream.getvalue()
+    watched(Console(file=stream, force_terminal=True, width=140), range(41), after_s=1000)
+    shown = stream.getvalue()
+    assert "base: answers" in shown and "29/400" in shown
+    assert "94 tokens/s, 6 min left (23 min for the run)" in shown
+    assert "\x1b[2K" in shown.rpartition("left")[2]  # erased at the end
 
 
 def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
