@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stasc_ray.cli.errors import errors_for_people
+from stasc_ray.cli.errors import EXIT_STOPPED, errors_for_people
 
 if TYPE_CHECKING:
     from stasc_ray import config
@@ -53,7 +53,11 @@ def plan(
         settings = config.load_config(what, overrides or [], section_of)
         folder = ray_session.run_folder(settings, run_dir)
         with contextlib.redirect_stdout(io.StringIO()) if as_json else contextlib.nullcontext():
-            found = calibrate(settings, address, questions) if calibration else assume(settings)
+            try:
+                found = calibrate(settings, address, questions) if calibration else assume(settings)
+            except KeyboardInterrupt:  # unlike a run, it goes on from nothing
+                typer.echo("stopped; a calibration keeps nothing", err=True)
+                raise SystemExit(EXIT_STOPPED) from None
         made = as_plan(settings, found)
         if found.speeds:
             keep_plan(made, folder)
