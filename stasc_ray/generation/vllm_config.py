@@ -21,8 +21,8 @@ class PathlessModelConfig(ModelConfig):
 
     Two versions of a run differ in their weights and their folder alone, and so compile to the same graph.
     vLLM's hash holds the folder, so that each would compile again. All that shapes the graph stays in the
-    hash: the Hugging Face config, dtype, lengths; a model's own code vLLM compares file by file. A class and not a function, so that it comes along when
-    vLLM sends the config to its own processes.
+    hash: the Hugging Face config, dtype, lengths. A model's own code vLLM compares file by file. A class and
+    not a function, so that it comes along when vLLM sends the config to its own processes.
     """
 
     def compute_hash(self) -> str:
