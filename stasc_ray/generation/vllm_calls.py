@@ -26,13 +26,15 @@ def make_llm(model: str, spec: EngineSpec) -> "LLMEngine":
     """An engine of vLLM that holds `model`, a folder or Hub id."""
     engine, on_cuda = spec.engine, spec.on_cuda
     _set_environment(on_cuda)
-    from vllm import EngineArgs, LLMEngine
+    from vllm import EngineArgs
+
+    from stasc_ray.generation import vllm_config  # it imports vLLM
 
     if not on_cuda:
         import torch
 
         torch.set_num_threads(spec.threads or capacity.rollout_threads(engine, ray_session.cores()))
-    return LLMEngine.from_engine_args(
+    return vllm_config.engine(
         EngineArgs(
             model=model,
             revision=model_folder.revision(model, spec.model),
@@ -53,7 +55,6 @@ def make_llm(model: str, spec: EngineSpec) -> "LLMEngine":
             kv_cache_memory_bytes=None if on_cuda else int(engine.kv_cache_gb * 2**30),
             enforce_eager=engine.enforce_eager
             or not on_cuda,  # on CPU compiling costs more than it brings to small models
-            disable_log_stats=True,
             worker_extension_cls="stasc_ray.generation.vllm_worker.WorkerExtension",
             enable_sleep_mode=spec.sleeps and on_cuda,
             **lora_arguments(spec.lora_rank),

@@ -19,6 +19,12 @@ EXPORT_BYTES, LOGITS_COPIES = 7, 3
 """Host memory of the export, per parameter (docs/clusters.md); logits, their softmax and gradient."""
 
 
+KV_BLOCK_TOKENS, MANY_KV_BLOCKS = 16, 250_000
+"""Tokens in a block of vLLM's KV cache on CUDA; a number of blocks that still costs well below a second."""
+PREFIXES = 4
+"""How many times the tokens in use at once a capped KV cache holds; the rest are cached prefixes."""
+
+
 def reserved_gpus(engine: config.Engine, cuda: bool) -> int:
     """GPUs that Ray reserves for each engine; with none, none for the trainer's workers either."""
     return engine.tensor_parallel_size if cuda or engine.reserve_gpus else 0
@@ -233,3 +239,19 @@ def memory_gb(shape: Shape, settings: config.Config, cuda: bool) -> dict[str, di
         of_token * engine.max_model_len_tokens / engine.tensor_parallel_size
     )
     return {stage: {name: n / 2**30 for name, n in parts.items()} for stage, parts in found.items()}
+
+
+def capped_kv_cache_bytes(tokens: int, bytes_per_token: int, room_bytes: int) -> int | None:
+    """Size of a KV cache that a tiny model would make too many blocks of; None: take what there is.
+
+    vLLM gives the cache all the memory that it may use. For the demo's model on 80 GB that makes 4.5 million
+    blocks, which cost 7 s and 1 GB of host memory at every start.
+
+    Args:
+        tokens: that can be in use at once, max_num_seqs x max_model_len.
+        room_bytes: what vLLM may use of the GPU.
+    """
+    if room_bytes // (KV_BLOCK_TOKENS * bytes_per_token) <= MANY_KV_BLOCKS:
+        return None
+    wanted = PREFIXES * tokens * bytes_per_token
+    return wanted if wanted <= room_bytes // 2 else None  # weights and activations need room too

@@ -196,3 +196,20 @@ def test_room_for_workers_beside_engines(
     expected: int,
 ) -> None:
     assert capacity.room_beside(engine(), nodes, engines, engine_gpus, worker_gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "bytes_per_token", "gpu_gb", "expected"),
+    [
+        (256 * 512, 1024, 80, 4 * 256 * 512 * 1024),  # the demo: 32,768 blocks in place of 4.5 million
+        (256 * 2048, 23_040, 80, None),  # SmolLM2-135M: 203,000 blocks
+        (256 * 2048, 28_672, 80, None),  # Qwen2.5-1.5B
+        (256 * 512, 1024, 4, None),  # a small card makes few by itself
+        (1024 * 32_768, 1024, 80, None),  # what is asked at once fills the card
+    ],
+)
+def test_only_a_tiny_models_kv_cache_is_capped(
+    tokens: int, bytes_per_token: int, gpu_gb: int, expected: int | None
+) -> None:
+    room = int(gpu_gb * 0.9 * 2**30)
+    assert capacity.capped_kv_cache_bytes(tokens, bytes_per_token, room) == expected
