@@ -64,9 +64,9 @@ def page(found: Found, about: str) -> str:
     return "\n".join(lines)
 
 
-def short_page(found: Found) -> str:
-    """The README's table: the rows with a target."""
-    lines = ["| what | against | ratio (median) | target |", "|---|---|---|---|"]
+def short_page(found: Found, about: str) -> str:
+    """The README's table: the rows that matter most."""
+    lines = [about, "", "| what | against | ratio (median) | target |", "|---|---|---|---|"]
     for row in rows(found):
         if row.short:
             ratio = f"{statistics.median(row.ratios):.2f}{row.unit and f' {row.unit}'}"
