@@ -9,7 +9,7 @@ STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256su
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast test-serving test-cluster bench bench-gpu check format setup lock clean
+.PHONY: help demo serve test test-fast test-serving test-cluster bench bench-long bench-gpu check format setup lock clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,12 @@ test-serving: setup  ## The served endpoint for real: under load, under kills, a
 test-cluster: setup  ## Kills on a real multi-process cluster on this machine
 	$(BIN)/python -m pytest -m cluster
 
-bench: setup  ## Speed against the bare engines; writes docs/performance.md. About an hour on two cores
-	$(BIN)/python -m benchmarks.speed --folder runs/bench --write docs/performance.md
+bench: setup  ## Speed against the bare engines; writes docs/performance.md and README.md. About two hours on two cores
+	$(BIN)/python -m benchmarks.speed --folder runs/bench --write docs/performance.md --readme README.md
+
+bench-long: setup  ## The same with SmolLM2-135M: MODEL=folder or .gguf, QUESTIONS=xquad_en.jsonl. About five hours
+	$(BIN)/python -m benchmarks.speed --long --model "$(MODEL)" --questions "$(QUESTIONS)" --folder runs/bench-long \
+	  --write docs/performance.md --readme README.md
 
 bench-gpu: setup  ## The figures that need a GPU, for a model of Qwen2.5-1.5B's shape; says so where there is none
 	$(BIN)/python -m benchmarks.gpu --folder runs/bench-gpu --write docs/performance.md

@@ -5,7 +5,6 @@ Every function takes one dictionary of plain values and returns one. Times are o
 engines being warm, unless the name says otherwise (`*_whole`).
 """
 
-import functools
 import json
 import os
 import subprocess
@@ -20,11 +19,13 @@ import pyarrow.parquet as pq
 from stasc_ray import config
 from stasc_ray.learning import encoding
 from stasc_ray.recipes import section_of
-from stasc_ray.recipes.recipe import written
+from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text
 from stasc_ray.runtime import model_folder
-from stasc_ray.tasks import chat, prompts, rewards
+from stasc_ray.tasks import chat, prompts
 
-PATIENCE_S = 1800
+Work = dict[str, Any]
+"""What the functions take: the run's config as JSON, paths, threads; plain values, since processes get it."""
+PATIENCE_S = 7200
 """For one measurement."""
 WARM_UP = 64
 """Prompts that an engine answers before the clock starts."""
@@ -34,31 +35,31 @@ WARM_UP = 64
 # --------------------------------------------------------------------------------------------------
 
 
-def bare_vllm(work: dict[str, Any]) -> dict[str, float]:
-    """One `vllm.LLM`, one `generate` for all initial answers, one for all corrections. Only those two calls
-    are timed.
+def bare_vllm(work: Work) -> dict[str, float]:
+    """One `vllm.LLM`, one `generate` for all initial answers, one for all corrections of the train questions.
+    Only those two calls are timed.
     """
-    settings = read_config(work)
-    bare = Bare(work)
-    rows, texts = read_questions(work), settings.prompts
-    asked = [initial_prompt(bare.tokenizer, row, texts) for row in rows]
-    bare.generate(asked[:WARM_UP], settings.sampling.initial, 1)
-    started = time.perf_counter()
-    initial = bare.generate(asked, settings.sampling.initial, 1)
-    seconds = time.perf_counter() - started
-    answers = [bare.text(samples[0]) for samples in initial]
-    asked = [
-        correction_prompt(bare.tokenizer, row, answer, texts)
-        for row, answer in zip(rows, answers, strict=True)
-    ]
-    started = time.perf_counter()
-    corrections = bare.generate(asked, settings.sampling.correction, work["n_corrections"])
-    seconds += time.perf_counter() - started
-    tokens = sum(len(one) for samples in (*initial, *corrections) for one in samples)
-    return {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
+    bare, rows = Bare(work), read_questions(work)
+    bare.warm_up(rows)
+    bare.two_turns(rows, [bare.settings.algorithm.n_corrections] * len(rows))
+    return bare.rate()
 
 
-def ray_data_llm(work: dict[str, Any]) -> dict[str, float]:
+def bare_pass(work: Work) -> dict[str, float]:
+    """What an iteration asks of its new model, in two calls of one `vllm.LLM`: corrections of dev and test
+    questions, one each (`rest_tokens_per_s`); then those and the train questions together (`tokens_per_s`).
+    """
+    bare, train, rest = Bare(work), read_questions(work), read_questions(work, "dev", "test")
+    bare.warm_up(train)
+    bare.two_turns(rest, [1] * len(rest))
+    of_rest = bare.rate()
+    bare.llm.reset_prefix_cache()
+    bare.tokens, bare.seconds = 0, 0.0
+    bare.two_turns([*train, *rest], [bare.settings.algorithm.n_corrections] * len(train) + [1] * len(rest))
+    return {"rest_tokens_per_s": of_rest["tokens_per_s"], **bare.rate()}
+
+
+def ray_data_llm(work: Work) -> dict[str, float]:
     """`ray.data.llm`, as its documentation shows it: one row per sample, a processor per turn, one after the
     other.
 
@@ -69,7 +70,7 @@ def ray_data_llm(work: dict[str, Any]) -> dict[str, float]:
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     settings = read_config(work)
-    sampling = settings.sampling
+    sampling, n_corrections = settings.sampling, settings.algorithm.n_corrections
     engine = {
         "max_model_len": settings.engine.max_model_len_tokens,
         "max_num_seqs": settings.engine.max_num_seqs,
@@ -139,9 +140,9 @@ def ray_data_llm(work: dict[str, Any]) -> dict[str, float]:
         )
         started = time.perf_counter()
         initial = first(ray.data.from_items(rows)).materialize()
-        answers = second(initial.flat_map(lambda row: [row] * work["n_corrections"])).take_all()
+        answers = second(initial.flat_map(lambda row: [row] * n_corrections)).take_all()
         whole_s = time.perf_counter() - started
-    tokens = sum(row["tokens"] + row["initial_tokens"] / work["n_corrections"] for row in answers)
+    tokens = sum(row["tokens"] + row["initial_tokens"] / n_corrections for row in answers)
     seconds = sum(
         max(row[f"{turn}_ended"] for row in answers) - min(row[turn] for row in answers)
         for turn in ("first", "second")
@@ -156,16 +157,17 @@ KEPT = ("id", "question", "documents", "choices", "initial", "initial_tokens", "
 # -------------------------------------------------------------------------------------------------
 
 
-def bare_torch(work: dict[str, Any]) -> dict[str, float]:
+def bare_torch(work: Work) -> dict[str, float]:
     """A loop over tensors of several examples each, made before the clock starts."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(work["threads"])
+    finetune = read_config(work).finetune
     model: Any = AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
-    encoded = read_encoded(work)
-    batches = [encoded[at : at + work["batch_size"]] for at in range(0, len(encoded), work["batch_size"])]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=finetune.learning_rate)
+    encoded, size = read_encoded(work), finetune.batch_size
+    batches = [encoded[at : at + size] for at in range(0, len(encoded), size)]
     groups = [
         encoding.stack_lengths([len(one["input_ids"]) for one in batch], work["capacity"])
         for batch in batches
@@ -196,22 +198,24 @@ def bare_torch(work: dict[str, Any]) -> dict[str, float]:
     return {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
-def hf_trainer(work: dict[str, Any]) -> dict[str, float]:
-    """Hugging Face `Trainer` with batches padded to their longest example."""
+def hf_trainer(work: Work) -> dict[str, float]:
+    """Hugging Face `Trainer` with batches padded to their longest example, in `micro_batches` parts a step."""
     import tempfile
 
     import torch
     from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     torch.set_num_threads(work["threads"])
+    finetune = read_config(work).finetune
     model: Any = AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32)
     encoded = [{name: one[name].tolist() for name in ("input_ids", "labels")} for one in read_encoded(work)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=work.get("output", folder),
-            per_device_train_batch_size=work["batch_size"],
-            num_train_epochs=1,
-            learning_rate=5e-5,
+            per_device_train_batch_size=finetune.batch_size // work["micro_batches"],
+            gradient_accumulation_steps=work["micro_batches"],
+            num_train_epochs=finetune.epochs,
+            learning_rate=finetune.learning_rate,
             use_cpu=True,
             report_to=[],
             save_strategy="no",
@@ -228,78 +232,16 @@ def hf_trainer(work: dict[str, Any]) -> dict[str, float]:
     return {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
-# --- a whole iteration, the reference's way
-# ----------------------------------------------------------------------
-
-
-def reference_whole(work: dict[str, Any]) -> dict[str, float]:
-    """Fresh processes one after another: an engine for the initial answers, one for the corrections, a
-    trainer, an engine again.
-
-    As the paper's own code does it (VityaVitalich/STASC): three engine starts and a subprocess trainer per
-    iteration.
-    """
-    folder = Path(work["folder"])
-    started, marks = time.perf_counter(), {}
-    for name in ("reference_initial", "reference_corrections", "hf_trainer", "reference_evaluation"):
-        before = time.perf_counter()
-        own = {**work, "examples": str(folder / "examples.jsonl"), "output": str(folder / "model")}
-        in_process(name, own)
-        marks[name] = time.perf_counter() - before
-    return {"seconds": time.perf_counter() - started, **marks}
-
-
-def reference_initial(work: dict[str, Any]) -> dict[str, float]:
-    """Initial answers of the train questions, to a file."""
-    rows = read_questions(work)
-    answers = Bare(work).initial(rows)
-    with (Path(work["folder"]) / "initial.jsonl").open("w") as file:
-        file.writelines(
-            json.dumps({**row, "initial": answer}) + "\n" for row, answer in zip(rows, answers, strict=True)
-        )
-    return {}
-
-
-def reference_corrections(work: dict[str, Any]) -> dict[str, float]:
-    """Their corrections, graded and filtered as ENE does, to a file of training messages."""
-    settings, folder = read_config(work), Path(work["folder"])
-    rows = [json.loads(line) for line in (folder / "initial.jsonl").read_text().splitlines()]
-    bare = Bare(work)
-    found = bare.corrections(rows, [row["initial"] for row in rows], work["n_corrections"])
-    grade = rewards.grader(settings.reward, settings.prompts.answer_marker)
-    with (folder / "examples.jsonl").open("w") as file:
-        for row, texts in zip(rows, found, strict=True):
-            before = grade(row["initial"], row)[0]
-            for text in texts:
-                after = grade(text, row)[0]
-                if text.strip() and (after > before or after == before >= 1):
-                    asked = prompts.correction_messages(row, row["initial"], settings.prompts)
-                    messages = [*asked, written(text)]
-                    file.write(json.dumps({"messages": messages}) + "\n")
-    return {}
-
-
-def reference_evaluation(work: dict[str, Any]) -> dict[str, float]:
-    """One initial answer and one correction of each dev and test question, by the new model."""
-    settings = read_config(work)
-    rows = [row for file in (work["dev"], work["test"]) for row in pq.read_table(file).to_pylist()]
-    bare = Bare(work, work["output"])
-    corrected = bare.corrections(rows, bare.initial(rows), 1)
-    grade = rewards.grader(settings.reward, settings.prompts.answer_marker)
-    right = [grade(texts[0], row)[0] for row, texts in zip(rows, corrected, strict=True)]
-    return {"r_y2": sum(right) / len(right)}
-
-
 # --- what they share
 # ---------------------------------------------------------------------------------------------
 
 
 class Bare:
-    """A plain `vllm.LLM` with the values that stasc_ray gives its own engine."""
+    """A plain `vllm.LLM` with the values that stasc_ray gives its own engine, and what it has generated."""
 
-    def __init__(self, work: dict[str, Any], model: str | None = None) -> None:
+    def __init__(self, work: Work, model: str | None = None) -> None:
         model = model or str(work["model"])
-        settings, threads = read_config(work), work["threads"]
+        self.settings, threads = read_config(work), work["threads"]
         os.environ |= {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if work["on_cuda"] else "0",
             "VLLM_LOGGING_LEVEL": "WARNING",
@@ -311,17 +253,20 @@ class Bare:
         from vllm import LLM
 
         torch.set_num_threads(threads)
-        engine = settings.engine
-        self.settings, self.tokenizer = settings, model_folder.load_tokenizer(model)
-        self.stop_token_ids = model_folder.stop_token_ids(model, self.tokenizer)
+        engine = self.settings.engine
+        tokenizer = model_folder.load_tokenizer(model)
+        self.chat, self.tokenizer = chat.Chat.of(tokenizer, self.settings), tokenizer
+        self.stop_token_ids = model_folder.stop_token_ids(model, tokenizer)
+        self.tokens, self.seconds = 0, 0.0
+        """Generated, and the time within `generate`."""
         on_cuda = bool(work["on_cuda"])
         self.llm = LLM(
             model=model,
             skip_tokenizer_init=True,
-            dtype="bfloat16" if on_cuda else "float32",
+            dtype=engine.dtype if engine.dtype != "auto" else "bfloat16" if on_cuda else "float32",
             max_model_len=engine.max_model_len_tokens,
             max_num_seqs=engine.max_num_seqs,
-            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_model_len_tokens),
             enable_prefix_caching=True,
             enable_chunked_prefill=on_cuda,
             gpu_memory_utilization=engine.gpu_memory_utilization,
@@ -330,84 +275,102 @@ class Bare:
             disable_log_stats=True,
         )
 
-    def generate(
-        self, token_ids: Sequence[list[int]], values: config.Sampling, n: int
-    ) -> list[list[list[int]]]:
-        """Token ids of `n` samples of each prompt."""
+    def warm_up(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Some initial answers that do not count."""
+        self.answers(rows[:WARM_UP])
+        self.tokens, self.seconds = 0, 0.0
+
+    def two_turns(self, rows: Sequence[dict[str, Any]], counts: Sequence[int]) -> list[list[Text]]:
+        """Of each question an initial answer and so many corrections: two calls in all."""
+        answers = self.answers(rows)
+        found = self.corrections(rows, answers, counts)
+        return [[answer, *texts] for answer, texts in zip(answers, found, strict=True)]
+
+    def answers(self, rows: Sequence[dict[str, Any]]) -> list[Text]:
+        """One initial answer for each question."""
+        asked = [prompts.initial_messages(row, self.settings.prompts) for row in rows]
+        found = self._generate(ANSWER, asked, self.settings.sampling.initial, [1] * len(rows))
+        return [texts[0] for texts in found]
+
+    def corrections(
+        self, rows: Sequence[dict[str, Any]], answers: Sequence[Text], counts: Sequence[int]
+    ) -> list[list[Text]]:
+        """So many corrections of each answer."""
+        asked = [
+            prompts.correction_messages(row, answer.said, self.settings.prompts)
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+        found = self._generate(CORRECTION, asked, self.settings.sampling.correction, counts)
+        for answer, texts in zip(answers, found, strict=True):
+            for text in texts:
+                text.parent = answer
+        return found
+
+    def rate(self) -> dict[str, float]:
+        """tokens, seconds, tokens_per_s."""
+        return {
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "tokens_per_s": self.tokens / self.seconds,
+        }
+
+    def _generate(
+        self, turn: str, asked: Sequence[list[chat.Message]], values: config.Sampling, counts: Sequence[int]
+    ) -> list[list[Text]]:
         from vllm import SamplingParams
 
-        parameters = SamplingParams(
-            n=n,
-            temperature=values.temperature,
-            top_p=values.top_p,
-            max_tokens=values.max_tokens,
-            detokenize=False,
-            stop_token_ids=self.stop_token_ids,
-        )
-        asked: Any = [{"prompt_token_ids": ids} for ids in token_ids]
+        rendered: Any = [
+            {"prompt_token_ids": self.chat.render(messages, add_generation_prompt=True)} for messages in asked
+        ]
+        parameters = {
+            n: SamplingParams(
+                n=n,
+                temperature=values.temperature,
+                top_p=values.top_p,
+                top_k=values.top_k,
+                min_p=values.min_p,
+                repetition_penalty=values.repetition_penalty,
+                max_tokens=values.max_tokens,
+                detokenize=False,
+                stop_token_ids=self.stop_token_ids,
+            )
+            for n in set(counts)
+        }
+        started = time.perf_counter()
+        outputs = self.llm.generate(rendered, [parameters[n] for n in counts], use_tqdm=False)
+        self.seconds += time.perf_counter() - started
+        self.tokens += sum(len(one.token_ids) for output in outputs for one in output.outputs)
         return [
-            [list(one.token_ids) for one in output.outputs]
-            for output in self.llm.generate(asked, parameters, use_tqdm=False)
+            [self._text(turn, number, one) for number, one in enumerate(output.outputs)] for output in outputs
         ]
 
-    def text(self, token_ids: list[int]) -> str:
-        """What they say."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
-
-    def initial(self, rows: list[dict[str, Any]]) -> list[str]:
-        """One initial answer for each question."""
-        asked = [initial_prompt(self.tokenizer, row, self.settings.prompts) for row in rows]
-        return [self.text(samples[0]) for samples in self.generate(asked, self.settings.sampling.initial, 1)]
-
-    def corrections(self, rows: list[dict[str, Any]], answers: Sequence[str], n: int) -> list[list[str]]:
-        """`n` corrections of each answer."""
-        asked = [
-            correction_prompt(self.tokenizer, r, a, self.settings.prompts)
-            for r, a in zip(rows, answers, strict=True)
-        ]
-        found = self.generate(asked, self.settings.sampling.correction, n)
-        return [[self.text(sample) for sample in samples] for samples in found]
+    def _text(self, turn: str, sample: int, one: Any) -> Text:
+        ids = list(one.token_ids)
+        said = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return Text(turn, said, sample, token_ids=ids, finish_reason=one.finish_reason or "stop")
 
 
-def read_config(work: dict[str, Any]) -> config.Config:
+def read_config(work: Work) -> config.Config:
     """The run's config."""
     return config.validate(json.loads(work["config"]), section_of)
 
 
-@functools.cache
-def chat_of(tokenizer: Any) -> chat.Chat:
-    """How a tokenizer's conversations are rendered: worked out once."""
-    return chat.Chat(tokenizer)
+def read_questions(work: Work, *splits: str) -> list[dict[str, Any]]:
+    """The questions of these splits, by default train."""
+    return [row for split in splits or ("train",) for row in pq.read_table(work[split]).to_pylist()]
 
 
-def initial_prompt(tokenizer: Any, row: dict[str, Any], texts: config.Prompts) -> list[int]:
-    """Token ids of the first turn."""
-    return chat_of(tokenizer).render(prompts.initial_messages(row, texts), add_generation_prompt=True)
-
-
-def correction_prompt(tokenizer: Any, row: dict[str, Any], answer: str, texts: config.Prompts) -> list[int]:
-    """Token ids of the second turn."""
-    return chat_of(tokenizer).render(
-        prompts.correction_messages(row, answer, texts), add_generation_prompt=True
-    )
-
-
-def read_questions(work: dict[str, Any]) -> list[dict[str, Any]]:
-    """The train questions."""
-    return pq.read_table(work["train"]).to_pylist()
-
-
-def read_encoded(work: dict[str, Any]) -> list[Any]:
+def read_encoded(work: Work) -> list[Any]:
     """The training examples, encoded."""
-    renders = chat.Chat(model_folder.load_tokenizer(work["model"]))
+    settings = read_config(work)
+    renders = chat.Chat.of(model_folder.load_tokenizer(work["model"]), settings)
     lines = Path(work["examples"]).read_text().splitlines()
-    found = (
-        encoding.encode(renders, json.loads(line)["messages"], work["max_length_tokens"]) for line in lines
-    )
+    most = settings.finetune.max_length_tokens
+    found = (encoding.encode(renders, json.loads(line)["messages"], most) for line in lines)
     return [sequence for sequences in found if not isinstance(sequences, str) for sequence in sequences]
 
 
-def in_process(name: str, work: dict[str, Any], module: str = "benchmarks.baselines") -> dict[str, float]:
+def in_process(name: str, work: Work, module: str = "benchmarks.baselines") -> dict[str, float]:
     """Call a function of a module in a separate process; returns what it returned."""
     command = [sys.executable, "-m", module, name, json.dumps(work)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
@@ -422,17 +385,7 @@ def called(functions: Mapping[str, Callable[[dict[str, Any]], dict[str, float]]]
 
 
 FUNCTIONS = {
-    function.__name__: function
-    for function in (
-        bare_vllm,
-        ray_data_llm,
-        bare_torch,
-        hf_trainer,
-        reference_whole,
-        reference_initial,
-        reference_corrections,
-        reference_evaluation,
-    )
+    function.__name__: function for function in (bare_vllm, bare_pass, ray_data_llm, bare_torch, hf_trainer)
 }
 
 if __name__ == "__main__":

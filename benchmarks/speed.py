@@ -1,50 +1,54 @@
 """How fast stasc_ray is against the bare engines that it stands on, and against what one would write without
 it.
 
-python -m benchmarks.speed                            every row, five pairs; about an hour on two cores
+python -m benchmarks.speed                            every row of the demo; about two hours on two cores
 python -m benchmarks.speed --quick                    each row once, on little work: does it run at all?
 python -m benchmarks.speed --rows training startup    only those
-python -m benchmarks.speed --write docs/performance.md    puts the table between the marks in that file
+python -m benchmarks.speed --long --model SmolLM2-135M-Instruct.Q4_1.gguf --questions xquad_en.jsonl
+                                                      the rows with a real model; about five hours
+python -m benchmarks.speed --write docs/performance.md --readme README.md    puts the table between the marks
 
-Both sides of a row run in turn, each in a process of its own (baselines.py has the other side), and take
-turns at being first. A row's ratio is the median over its pairs, with the smallest and the largest beside it.
-Results are kept in `--results` as they come, and rows found there are not measured again.
+Both sides of a row run in turn, each in a process of its own (baselines.py and fresh_processes.py have the
+other sides), and take turns at being first. A row's ratio is the median over its pairs, with the smallest and
+the largest beside it. Results are kept in `--results` as they come, side by side; what is found there is not
+measured again. speed_table.py makes the tables.
 """
 
 import argparse
 import json
 import math
-import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks import baselines
-from stasc_ray import config, store
+from benchmarks import baselines, speed_table
+from benchmarks.baselines import Work
+from benchmarks.speed_table import commit, machine, write_between_marks
+from benchmarks.speed_table import spread as spread  # gpu.py's, too
+from benchmarks.whole_runs import DEMO, ROOT, SMOLLM2, checkout, published, run_s, stage_seconds
+from stasc_ray import config, stages, store
 from stasc_ray.generation import pool, rollouts, unit_files
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.learning import packing
 from stasc_ray.recipes import section_of, trace
 from stasc_ray.recipes.recipe import written
-from stasc_ray.runtime import capacity, ray_session
-from stasc_ray.tasks import prompts, sandbox
+from stasc_ray.runtime import capacity, gguf, ray_session
+from stasc_ray.tasks import prompts, questions
+from stasc_ray.tasks.chat import Message
 
-DEMO = Path(__file__).parent.parent / "jobs" / "configs" / "demo.toml"
-QUESTIONS = {"train": 1000, "dev": 250, "test": 500}
-N_CORRECTIONS = 4
-MARKS = ("<!-- table: written by benchmarks/speed.py -->", "<!-- end of the table -->")
-Work = dict[str, Any]
-Pair = dict[str, dict[str, float]]
+LONG_QUESTIONS = 60
+"""Of each split."""
+OLD_DEMO = "05a8cae"
+"""Before engines outlived an iteration."""
 
 
 # --- ours, each in a process of its own
@@ -104,51 +108,116 @@ def ours_training(work: Work) -> dict[str, float]:
     return {name: found[name] for name in ("tokens_per_s", "train_s", "start_s", "duration_s")}
 
 
-# --- the rows
-# ----------------------------------------------------------------------------------------------------
+def ours_hand_over(work: Work) -> dict[str, float]:
+    """One engine starts with a model, then takes another one's weights over, which the canary proves."""
+    settings = baselines.read_config(work)
+    with (
+        ray_session.connect(None, Path(work["folder"]) / "logs", worker_niceness=0),
+        pool.engines(settings, work["on_cuda"], training=False) as engines,
+    ):
+        job = Job(work["model"], 0, settings, work["folder"], on_cuda=work["on_cuda"])
+        engines.begin(job, 1)
+        start_s = engines.report().start_s
+        engines.begin(replace(job, model=work["next_model"], iteration=1), 1)
+        found = engines.report()
+    if found.notes or found.reused != 1 or found.canary_difference is None:
+        raise RuntimeError(
+            f"expected one engine to take the weights over and a canary to agree, found {found}"
+        )
+    return {"start_s": start_s, "hand_over_s": found.hand_over_s, "canary": found.canary_difference}
+
+
+# --- what is measured
+# --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """The runs that a table is about."""
+
+    name: str
+    file: Path
+    """Config of its runs."""
+    overrides: Sequence[str]
+    start: int
+    """The iteration from whose model the other sides of an iteration start."""
+    micro_batches: int = 1
+    """In how many parts Hugging Face's Trainer takes a step, for the memory of its logits."""
+
+    @property
+    def settings(self) -> config.Config:
+        """What the file and the overrides say."""
+        return config.load_config(self.file, list(self.overrides), section_of)
+
+
+def demo_case(quick: bool) -> Case:
+    """The demo, as it ships."""
+    limits = {"train": 50, "dev": 12, "test": 25}
+    small = [f"questions.{split}.limit={limit}" for split, limit in limits.items()]
+    return Case("demo", DEMO, [*small, "engine.kv_cache_gb=0.25"] if quick else [], start=1)
+
+
+def smollm2_case(model: Path, source: Path, folder: Path, quick: bool) -> Case:
+    """SmolLM2-135M on questions with their paragraphs; two iterations, of which the first is measured."""
+    if gguf.is_gguf(str(model)):
+        converted = folder / "model"
+        if not converted.exists():
+            print(gguf.convert(model, converted), flush=True)
+        model = converted
+    texts = {"model.path": str(model.resolve())}
+    for split in questions.SPLITS:
+        texts[f"questions.{split}.split"] = split
+        texts[f"questions.{split}.source"] = str(source.resolve())
+    limits = [f"questions.{split}.limit={4 if quick else LONG_QUESTIONS}" for split in questions.SPLITS]
+    values = [*limits, "algorithm.iterations=2", *(f"{name}={text!r}" for name, text in texts.items())]
+    if quick:  # a reward that eight tokens may earn
+        values += ["sampling.correction.max_tokens=8", "sampling.initial.max_tokens=8", "engine.batch_size=2"]
+        values += ["algorithm.keep_truncated=true", "reward.name='benchmarks.gpu:by_chance'"]
+    return Case("SmolLM2-135M", SMOLLM2, values, start=0, micro_batches=4)
 
 
 class Bench:
     """Where the work lies, what was measured already, and how to measure the rest."""
 
-    def __init__(self, folder: Path, results: Path, quick: bool, pairs: int) -> None:
-        self.folder, self.results, self.quick, self.pairs = folder, results, quick, pairs
-        about = {"quick": quick, "commit": commit(), **ray_session.versions()}
+    def __init__(
+        self, case: Case, folder: Path, results: Path, *, quick: bool, pairs: int | None, against: str
+    ) -> None:
+        self.case, self.folder, self.results, self.quick, self.against = case, folder, results, quick, against
+        self.short, self.long = pairs or (1 if quick else 5), pairs or (1 if quick else 3)
+        about = {"case": case.name, "quick": quick, "commit": commit(), "against": against}
+        about |= ray_session.versions()
+        self.settings, self.prepared_run = case.settings, folder / "prepared"
+        self.examples = folder / "examples.jsonl"
         self.found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {"about": about}
+        if not results.exists():  # what an earlier measurement left was made by other code
+            shutil.rmtree(self.prepared_run, ignore_errors=True)
+            self.examples.unlink(missing_ok=True)
+            store.write_atomically(results, json.dumps(self.found))
         if self.found["about"] != about:
             raise SystemExit(
                 f"{results}: expected figures of {about}, found some of {self.found['about']}; move the file "
                 f"away"
             )
-        share = 20 if quick else 1
-        overrides = [f"questions.{split}.limit={limit // share}" for split, limit in QUESTIONS.items()]
-        overrides.append(f"algorithm.n_corrections={N_CORRECTIONS}")
-        if quick:
-            overrides += ["algorithm.iterations=3", "engine.kv_cache_gb=0.25"]
-        self.overrides, self.has_examples = overrides, False
-        self.settings = config.load_config(DEMO, overrides, section_of)
         self.work = self._work()
 
     def _work(self) -> Work:
+        settings = self.settings
         self.folder.mkdir(parents=True, exist_ok=True)
         work: Work = {
-            "config": config.to_json(self.settings),
-            "model": str(sandbox.model_path()),
+            "config": config.to_json(settings),
+            "model": stages.base_model(settings),
             "threads": ray_session.cores(),
-            "n_corrections": N_CORRECTIONS,
-            "batch_size": self.settings.finetune.batch_size,
-            "max_length_tokens": self.settings.finetune.max_length_tokens,
+            "micro_batches": self.case.micro_batches,
             "capacity": packing.CPU_CAPACITY_TOKENS,  # a GPU would pack
             "folder": str(self.folder),
-            "examples": str(self.folder / "examples.jsonl"),
+            "examples": str(self.examples),
             "on_cuda": False,
         }
-        for split in QUESTIONS:
-            rows = sandbox.questions(
-                split, getattr(self.settings.questions, split).limit, seed=self.settings.seed
-            )
+        rows = questions.load_questions(settings.questions, settings.seed).rows
+        for split in questions.SPLITS:
             work[split] = str(self.folder / f"{split}.parquet")
-            unit_files.write_questions(rows, Path(work[split]), self.settings.engine.batch_size)
+            of_split = [row for row in rows if row["split"] == split]
+            unit_files.write_questions(of_split, Path(work[split]), settings.engine.batch_size)
         return work
 
     def ours(self, name: str, **more: Any) -> dict[str, float]:
@@ -159,169 +228,209 @@ class Bench:
         """One of the baselines, in its own process."""
         return baselines.in_process(name, {**self.work, **more})
 
-    def measured(self, row: str, one: Callable[[], Any], times: int) -> list[Any]:
-        """The row's figures, measured so often; kept as they come."""
+    def fresh_processes(self, name: str, **more: Any) -> dict[str, float]:
+        """An iteration of fresh processes, in a folder that goes away."""
+        with tempfile.TemporaryDirectory() as folder:
+            work = {**self.work, **more, "folder": folder}
+            return baselines.in_process(name, work, "benchmarks.fresh_processes")
+
+    def run_s(self, folder: Path, **more: Any) -> float:
+        """Seconds of a run."""
+        return run_s(self.case.file, folder, self.case.overrides, **more)
+
+    def with_settings(self, *overrides: str) -> str:
+        """The run's config with other values, as work has it."""
+        return config.to_json(config.with_overrides(self.settings, list(overrides), section_of))
+
+    def measured(self, row: str, one: Callable[[], Any], times: int) -> None:
+        """Measure a row so often."""
         kept = self.found.setdefault(row, [])
         while len(kept) < times:
             kept.append(one())
-            store.write_atomically(self.results, json.dumps(self.found, indent=1))
-            print(f"{row} {len(kept)}/{times}: {json.dumps(kept[-1])}", flush=True)
-        return kept
+            self._keep(f"{row} {len(kept)}/{times}", kept[-1])
 
-    def turns(self, row: str, sides: Mapping[str, Callable[[], dict[str, float]]]) -> None:
-        """All sides of a row, one after another, taking turns at being first."""
+    def turns(self, row: str, sides: Mapping[str, Callable[[], dict[str, Any]]], times: int) -> None:
+        """All sides of a row, one after another, taking turns at being first; each side is kept as it comes."""
+        pairs = self.found.setdefault(row, [])
+        for number in range(times):
+            if number == len(pairs):
+                pairs.append({})
+            for side in sorted(sides, reverse=number % 2 == 0):
+                if side not in pairs[number]:
+                    pairs[number][side] = sides[side]()
+                    self._keep(f"{row} {number + 1}/{times} {side}", pairs[number][side])
 
-        def one() -> Pair:
-            return {side: sides[side]() for side in sorted(sides, reverse=len(self.found[row]) % 2 == 0)}
+    def _keep(self, what: str, figures: Any) -> None:
+        store.write_atomically(self.results, json.dumps(self.found, indent=1))
+        print(f"{what}: {json.dumps(figures)}", flush=True)
 
-        self.measured(row, one, self.pairs)
+    # --- what several rows start from ----------------------------------------------------------------------
 
-    def pair(self, row: str, ours: str, theirs: str, **more: Any) -> None:
-        """Two sides; `more` is for theirs."""
-        self.turns(row, {"ours": lambda: self.ours(ours), "against": lambda: self.theirs(theirs, **more)})
+    def prepared(self) -> store.RunFolder:
+        """A run that has a first fine-tuned model, and the examples of the iteration that is measured."""
+        run, measured = store.RunFolder(self.prepared_run), self.case.start + 1
+        wanted = (run.stage(1, "model"), run.stage(measured, "examples"))
+
+        def there() -> bool:
+            return all(map(run.committed, wanted))
+
+        if not there():
+            self.run_s(run.path, until=there)
+        return run
+
+    def examples_of_iteration(self) -> str:
+        """What the measured iteration learns, as the other sides read it."""
+        run = self.prepared()
+        files = run.files(run.stage(self.case.start + 1, "examples"))
+        rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+        return _write_messages(self.folder / "iteration.jsonl", (row["messages"] for row in rows))
+
+    def start_model(self) -> str:
+        """From which the other sides of an iteration start."""
+        start = self.case.start
+        return str(self.prepared().stage(start, "model")) if start else self.work["model"]
 
     def write_examples(self) -> None:
         """Training messages of real lengths: two corrections of each question, as the sandbox model wrote
-        them.
+        them; for a larger model, which would need long to write them, the questions' references.
         """
-        if self.has_examples:
-            return
+        if not self.examples.exists():
+            found = self._corrections() if self.case.name == "demo" else self._references()
+            _write_messages(self.examples, found)
+
+    def _corrections(self) -> Iterator[list[Message]]:
         self.ours("ours_generation")
-        rows = [
-            row
-            for file in sorted((self.folder / "rollouts").glob("train-*.parquet"))
-            for row in pq.read_table(file).to_pylist()
-        ]
-        texts = self.settings.prompts
-        with Path(self.work["examples"]).open("w") as lines:
-            for row in rows:
+        for file in sorted((self.folder / "rollouts").glob("train-*.parquet")):
+            for row in pq.read_table(file).to_pylist():
                 found = trace.read_texts(row)
                 for answer in trace.roots(found):
-                    asked = prompts.correction_messages(row, answer.text, texts)
-                    for text in trace.corrections(found, answer)[:2]:
-                        if text.text.strip():
-                            lines.write(json.dumps({"messages": [*asked, written(text.text)]}) + "\n")
-        self.has_examples = True
+                    asked = prompts.correction_messages(row, answer.text, self.settings.prompts)
+                    texts = trace.corrections(found, answer)[:2]
+                    yield from ([*asked, written(one.text)] for one in texts if one.text.strip())
+
+    def _references(self) -> Iterator[list[Message]]:
+        for row in baselines.read_questions(self.work):
+            right = row["answers"][0]
+            yield [*prompts.correction_messages(row, right, self.settings.prompts), written(right)]
+
+
+def _write_messages(file: Path, conversations: Iterable[Sequence[Mapping[str, Any]]]) -> str:
+    lines = [json.dumps({"messages": list(messages)}) + "\n" for messages in conversations]
+    store.write_atomically(file, "".join(lines))
+    return str(file)
+
+
+# --- the rows
+# ----------------------------------------------------------------------------------------------------
 
 
 def generation(bench: Bench) -> None:
     """Two turns through Ray Data, as many engines as the demo has, against one vllm.LLM; beside them, through
     Ray Data with one.
     """
-    one_engine = config.to_json(config.load_config(DEMO, [*bench.overrides, "engine.actors=1"], section_of))
+    one_engine = bench.with_settings("engine.actors=1")
     sides = {
         "ours": lambda: bench.ours("ours_generation"),
         "against": lambda: bench.theirs("bare_vllm"),
         "one_engine": lambda: bench.ours("ours_generation", config=one_engine),
     }
-    bench.turns("generation", sides)
+    bench.turns("generation", sides, bench.short)
 
 
 def ray_data_llm(bench: Bench) -> None:
     """The same against chained processors of ray.data.llm."""
-    bench.pair("ray_data_llm", "ours_generation", "ray_data_llm")
+    sides = {
+        "ours": lambda: bench.ours("ours_generation"),
+        "against": lambda: bench.theirs("ray_data_llm"),
+    }
+    bench.turns("ray_data_llm", sides, bench.short)
 
 
 def training(bench: Bench) -> None:
-    """Ray Train against a bare loop with as many threads; beside them, the bare loop with a thread on every
-    core.
+    """Ray Train against a bare loop and Hugging Face's Trainer with as many threads; beside them, if that is
+    more, the bare loop with a thread on every core.
     """
     bench.write_examples()
+    cores = ray_session.cores()
+    threads = capacity.trainer_threads(1, cores)
     sides = {
         "ours": lambda: bench.ours("ours_training"),
-        "against": lambda: bench.theirs(
-            "bare_torch", threads=capacity.trainer_threads(1, ray_session.cores())
-        ),
-        "all_cores": lambda: bench.theirs("bare_torch"),
+        "against": lambda: bench.theirs("bare_torch", threads=threads),
+        "hf_trainer": lambda: bench.theirs("hf_trainer", threads=threads),
     }
-    bench.turns("training", sides)
-
-
-def hf_trainer(bench: Bench) -> None:
-    """Ray Train against Hugging Face's Trainer, with as many threads."""
-    bench.write_examples()
-    bench.pair(
-        "hf_trainer", "ours_training", "hf_trainer", threads=capacity.trainer_threads(1, ray_session.cores())
-    )
+    if threads < cores:
+        sides["all_cores"] = lambda: bench.theirs("bare_torch")
+    bench.turns("training", sides, bench.short if bench.case.name == "demo" else bench.long)
 
 
 def iteration(bench: Bench) -> None:
-    """The demo's iterations 2 and 3, stage by stage; then, from the same model, the bare rates and the
-    reference's way.
+    """A run's iterations, stage by stage; from the same model the bare rates, and an iteration of fresh
+    processes as the reference has it and, for the demo, as ms-swift's script.
     """
-    bench.write_examples()
-
-    def one() -> Pair:
-        with tempfile.TemporaryDirectory() as temporary:
-            run = Path(temporary) / "demo"
-            command = [
-                sys.executable,
-                "-m",
-                "stasc_ray.cli",
-                "run",
-                str(DEMO),
-                "--run-dir",
-                str(run),
-                *bench.overrides,
-            ]
-            done = subprocess.run(command, check=False, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(
-                    f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}"
-                )
-            stages = {f"iteration_{number}": stage_seconds(run, number) for number in (2, 3)}
-            model = str(run / "iteration_01" / "model")
-            rates = {
-                "generation": bench.theirs("bare_vllm", model=model)["tokens_per_s"],
-                "training": bench.theirs("bare_torch", model=model)["tokens_per_s"],
-            }
-            reference = bench.theirs("reference_whole", model=model, folder=temporary)
-        return {**stages, "bare": rates, "reference": reference}
-
-    bench.measured("iteration", one, 1 if bench.quick else 3)
-
-
-def stage_seconds(run: Path, number: int) -> dict[str, float]:
-    """Where the wall time of an iteration went, from the run's metrics.jsonl."""
-    lines = store.RunFolder(run).metrics()
-    before = max(line["time"] for line in lines if line["iteration"] == number - 1)
-    of = {line["stage"]: line for line in lines if line["iteration"] == number}
-    train, generate = of["finetune"], of["rollouts"]
-    wall = of["publish"]["time"] - before
-    parts = {
-        "selection": of["examples"]["examples/duration_s"],
-        "trainer start": train["finetune/start_s"],
-        "training": train["finetune/train_s"],
-        "export": train["finetune/export_s"],
+    start = bench.case.start
+    sides = {
+        "run": lambda: _measured_run(bench),
+        "bare": lambda: _bare_rates(bench),
+        "reference": lambda: bench.fresh_processes("reference_whole", model=bench.start_model()),
     }
-    parts["trainer end"] = train["finetune/duration_s"] - sum(
-        train[f"finetune/{name}_s"] for name in ("start", "train", "export")
-    )
-    parts |= {
-        "engine start": generate["rollouts/engine_start_s"],
-        "generation": generate["rollouts/duration_s"] - generate["rollouts/engine_start_s"],
-        "evaluation": of["evaluation"]["evaluation/duration_s"],
-    }
+    if start:
+        sides["rft"] = lambda: bench.fresh_processes("rft_whole", model=bench.start_model())
+    bench.turns("iteration", sides, bench.long)
+
+
+def _measured_run(bench: Bench) -> dict[str, Any]:
+    """The demo to its end, of which iteration 3 only measures; else until the first iteration is published."""
+    demo = bench.case.start == 1
+    with tempfile.TemporaryDirectory() as temporary:
+        # the first one stays for the other sides, which so need none
+        folder = Path(temporary) / "run" if bench.prepared_run.exists() else bench.prepared_run
+        bench.run_s(folder, until=None if demo else lambda: published(folder, 1))
+        return {f"iteration_{number}": stage_seconds(folder, number) for number in ((2, 3) if demo else (1,))}
+
+
+def _bare_rates(bench: Bench) -> dict[str, float]:
+    generated = bench.theirs("bare_pass", model=bench.start_model())
+    trained = bench.theirs("bare_torch", model=bench.start_model(), examples=bench.examples_of_iteration())
     return {
-        "wall": wall,
-        **parts,
-        "the rest": wall - sum(parts.values()),
-        "generated_tokens": generate["rollouts/generated_tokens"],
-        "trained_on_tokens": train["finetune/tokens_per_s"] * train["finetune/train_s"],
+        "generation": generated["tokens_per_s"],
+        "generation_rest": generated["rest_tokens_per_s"],
+        "training": trained["tokens_per_s"],
     }
+
+
+def hand_over(bench: Bench) -> None:
+    """One engine's exchange of weights against its start, in one process."""
+    more = {"next_model": str(bench.prepared().stage(1, "model"))}
+    settings = bench.with_settings("engine.actors=1")
+    bench.measured("hand_over", lambda: bench.ours("ours_hand_over", config=settings, **more), bench.short)
 
 
 def serving(bench: Bench) -> None:
     """Corrections over HTTP against the same engine driven directly (benchmarks/serve.py)."""
 
     def one() -> Any:
-        command = [sys.executable, "-m", "benchmarks.serve", "--pairs", "1"]
-        command += ["--questions", "20" if bench.quick else "400"]
+        command = [sys.executable, "-m", "benchmarks.serve", "--pairs", "1", "--size", "20M"]
+        command += ["--questions", "20" if bench.quick else "100"]
         command += ["--served-first"] if len(bench.found["serving"]) % 2 else []
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         return json.loads(done.stdout.splitlines()[0])
 
-    bench.measured("serving", one, bench.pairs)
+    bench.measured("serving", one, bench.short)
+
+
+def demo(bench: Bench) -> None:
+    """What `make demo` runs, to its end, from this tree and from an earlier commit's."""
+
+    def whole(tree: Path) -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            return {"seconds": bench.run_s(Path(folder) / "demo", tree=tree)}
+
+    with checkout(bench.against) as before:
+        if before is None:
+            print(f"demo: left out, since git has no commit {bench.against} here", flush=True)
+            return
+        sides = {"ours": lambda: whole(ROOT), "against": lambda: whole(before)}
+        bench.turns("demo", sides, bench.long)
 
 
 def startup(bench: Bench) -> None:
@@ -335,170 +444,15 @@ def startup(bench: Bench) -> None:
     def first_answers_s() -> float:
         with tempfile.TemporaryDirectory() as temporary:
             run = Path(temporary) / "run"
-            command = [sys.executable, "-m", "stasc_ray.cli", "run", str(DEMO), "--run-dir", str(run)]
-            command += [*bench.overrides, "engine.batch_size=8"]
-            started = time.perf_counter()
-            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-                while not list(run.glob("base/rollouts/*.parquet")):
-                    if process.poll() is not None:
-                        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-                    time.sleep(0.05)
-                seconds = time.perf_counter() - started
-                process.terminate()
-        return seconds
+            values = [*bench.case.overrides, "engine.batch_size=8"]
+            return run_s(bench.case.file, run, values, until=lambda: any(run.glob("base/rollouts/*.parquet")))
 
-    bench.measured("help_s", help_s, bench.pairs)
-    bench.measured("first_answers_s", first_answers_s, 1 if bench.quick else 3)
+    bench.measured("help_s", help_s, bench.short)
+    bench.measured("first_answers_s", first_answers_s, bench.long)
 
 
-ROWS = (generation, ray_data_llm, training, hf_trainer, iteration, serving, startup)
-
-
-# --- the table
-# ---------------------------------------------------------------------------------------------------
-
-
-def table(found: Mapping[str, Any]) -> Iterator[str]:
-    """Markdown lines, of the rows that were measured."""
-    yield "| what | ours | against | ratio: median (least to most) | target |"
-    yield "|---|---|---|---|---|"
-    bare_loop = "a bare torch loop on tensors made before, as many threads"
-    for row, what, ours, against, other, target in (
-        (
-            "generation",
-            "two-turn generation, engines warm",
-            "ours",
-            "against",
-            "one bare `vllm.LLM`",
-            ">= 0.95",
-        ),
-        ("generation", "the same with one engine", "one_engine", "against", "the same", "printed"),
-        (
-            "ray_data_llm",
-            "two-turn generation",
-            "ours",
-            "against",
-            "`ray.data.llm`, a processor per turn",
-            ">= 3",
-        ),
-        ("training", "fine-tuning", "ours", "against", bare_loop, ">= 0.95"),
-        (
-            "training",
-            "the same, a core left for Ray",
-            "ours",
-            "all_cores",
-            "that loop with a thread on every core",
-            "printed",
-        ),
-        (
-            "hf_trainer",
-            "fine-tuning",
-            "ours",
-            "against",
-            "Hugging Face `Trainer`, padded, as many threads",
-            ">= 2",
-        ),
-    ):
-        if pairs := found.get(row):
-            rates, others = ([pair[side]["tokens_per_s"] for pair in pairs] for side in (ours, against))
-            ratios = [one / other for one, other in zip(rates, others, strict=True)]
-            sides = f"{statistics.median(rates):,.0f} tokens/s | {other}: {statistics.median(others):,.0f} tokens/s"
-            yield f"| {what} | {sides} | {spread(ratios)} | {target} |"
-    if found.get("iteration"):
-        yield from _iteration_rows(found)
-    if pairs := found.get("serving"):
-        ours, against = ([pair[side]["questions_per_s"] for pair in pairs] for side in ("served", "direct"))
-        sides = f"{statistics.median(ours):.1f} questions/s | the engine driven directly: {statistics.median(against):.1f} questions/s"
-        yield f"| serving, two turns, 16 in flight | {sides} | {spread([pair['throughput_ratio'] for pair in pairs])} | >= 0.9 |"
-    if seconds := found.get("help_s"):
-        yield f"| `stasc --help` | {statistics.median(seconds):.2f} s | | {spread(seconds)} s | < 1 s |"
-    if seconds := found.get("first_answers_s"):
-        what = "`stasc run` until 8 questions are corrected"
-        yield f"| {what} | {statistics.median(seconds):.1f} s | | {spread(seconds)} s | printed |"
-
-
-def _iteration_rows(found: Mapping[str, Any]) -> Iterator[str]:
-    rates = [one["bare"] for one in found["iteration"]]
-    for number in (2, 3):
-        runs = [one[f"iteration_{number}"] for one in found["iteration"]]
-        bare = [
-            run["generated_tokens"] / rate["generation"] + run["trained_on_tokens"] / rate["training"]
-            for run, rate in zip(runs, rates, strict=True)
-        ]
-        walls = [run["wall"] for run in runs]
-        sides = f"{statistics.median(walls):.0f} s | bare generation and bare training: {statistics.median(bare):.0f} s"
-        ratios = [wall / other for wall, other in zip(walls, bare, strict=True)]
-        yield f"| iteration {number} of the demo | {sides} | {spread(ratios)} | <= 1.5 |"
-    walls = [one["iteration_2"]["wall"] for one in found["iteration"]]
-    reference = [one["reference"]["seconds"] for one in found["iteration"]]
-    ratios = [other / wall for wall, other in zip(walls, reference, strict=True)]
-    sides = f"{statistics.median(walls):.0f} s | the reference's way: {statistics.median(reference):.0f} s"
-    yield f"| iteration 2 of the demo | {sides} | {spread(ratios)} times as fast | >= 3 |"
-
-
-def where_it_goes(found: Mapping[str, Any]) -> Iterator[str]:
-    """Markdown table: the seconds of iterations 2 and 3, and of the reference's way."""
-    runs = found["iteration"]
-    names = [name for name in runs[0]["iteration_2"] if not name.endswith("tokens")]
-    yield "| seconds | " + " | ".join(names) + " |"
-    yield "|---" * (len(names) + 1) + "|"
-    for number in (2, 3):
-        values = (statistics.median(run[f"iteration_{number}"][name] for run in runs) for name in names)
-        yield f"| iteration {number} | " + " | ".join(f"{value:.1f}" for value in values) + " |"
-    yield ""
-    parts = {name: statistics.median(run["reference"][name] for run in runs) for name in runs[0]["reference"]}
-    told = ", ".join(
-        f"{name.removeprefix('reference_').replace('_', ' ')} {value:.0f} s"
-        for name, value in parts.items()
-        if name != "seconds"
-    )
-    yield f"The reference's way: {told}."
-
-
-def spread(values: Sequence[float]) -> str:
-    """Median and range."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}, n = {len(values)})"
-
-
-def machine() -> str:
-    """What the figures were measured on."""
-    processor = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        processor = next(
-            (
-                line.partition(": ")[2]
-                for line in info.read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            processor,
-        )
-    versions = ", ".join(
-        f"{name} {version}" for name, version in ray_session.versions().items() if name != "stasc-ray"
-    )
-    return f"{ray_session.cores()} CPU cores ({processor}, shared); {versions}."
-
-
-def commit() -> str:
-    """The last one that changed what is measured; with `+` where it has changes."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments, "--", "stasc_ray", "benchmarks", "jobs"]
-        return subprocess.run(
-            command, cwd=DEMO.parents[2], capture_output=True, text=True, check=False
-        ).stdout.strip()
-
-    return git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else "")
-
-
-def write_between_marks(file: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
-    """Replace what lies between the marks."""
-    before, _, rest = file.read_text(encoding="utf-8").partition(marks[0])
-    _, _, after = rest.partition(marks[1])
-    if not after:
-        raise ValueError(
-            f"{file}: expected the lines {marks[0]!r} and {marks[1]!r}, found at most one of them"
-        )
-    store.write_atomically(file, f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}")
+ROWS = (generation, ray_data_llm, training, iteration, hand_over, serving, demo, startup)
+LONG_ROWS = (training, iteration, hand_over)
 
 
 @contextmanager
@@ -511,46 +465,76 @@ def work_folder(given: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def main() -> None:
-    """Measure what is asked for, print the table."""
+def measure(bench: Bench, rows: Sequence[Callable[[Bench], None]]) -> list[str]:
+    """Measure these rows; returns the names of those that failed."""
+    failed = []
+    for row in rows:
+        try:
+            row(bench)
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # others are worth having
+            failed.append(row.__name__)
+            print(f"{row.__name__}: {error}", file=sys.stderr, flush=True)
+    return failed
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; ends with a message where it makes no sense."""
     names = [row.__name__ for row in ROWS]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", nargs="+", choices=names, default=names)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--pairs", type=int, help="default: 5, with --quick 1")
+    parser.add_argument("--pairs", type=int, help="default: 5 of a short row, 3 of a long one; --quick: 1")
     parser.add_argument("--folder", type=Path, help="for the work; default: a temporary one")
     parser.add_argument("--results", type=Path, help="JSON file; default: speed.json in the folder")
+    parser.add_argument("--against", default=OLD_DEMO, help="the commit whose demo is run (%(default)s)")
+    parser.add_argument("--long", action="store_true", help="the rows with SmolLM2-135M")
+    parser.add_argument("--model", type=Path, help="its folder or .gguf file")
+    parser.add_argument("--questions", type=Path, help="JSON lines in SQuAD's shape with a column split")
     parser.add_argument("--write", type=Path, help="Markdown file with the marks, e.g. docs/performance.md")
-    arguments = parser.parse_args()
-    with work_folder(arguments.folder) as folder:
-        results = arguments.results or folder / "speed.json"
-        bench = Bench(
-            folder, results.resolve(), arguments.quick, arguments.pairs or (1 if arguments.quick else 5)
+    parser.add_argument("--readme", type=Path, help="the same for the short table")
+    found = parser.parse_args(arguments)
+    if found.long and not (
+        found.model and found.model.exists() and found.questions and found.questions.exists()
+    ):
+        parser.error(
+            f"--long: expected --model and --questions, both there; found {found.model} and {found.questions}"
         )
-        failed = []
-        for row in (row for row in ROWS if row.__name__ in arguments.rows):
-            try:
-                row(bench)
-            except (
-                RuntimeError,
-                OSError,
-                subprocess.SubprocessError,
-            ) as error:  # the other rows are worth having
-                failed.append(row.__name__)
-                print(f"{row.__name__}: {error}", file=sys.stderr, flush=True)
-        lines = [f"{machine()} Commit {bench.found['about']['commit']}.", "", *table(bench.found)]
-        if bench.found.get("iteration"):
-            lines += ["", *where_it_goes(bench.found)]
-    text = "\n".join(lines)
+    pages = [page for page in (found.write, found.readme) if page]
+    if found.quick and pages:
+        parser.error("--quick: expected no --write and --readme, since its figures mean nothing")
+    for page in pages:
+        speed_table.check_marks(page, speed_table.marks(found.long))
+    return found
+
+
+def main() -> None:
+    """Measure what is asked for, print the table."""
+    arguments = read_arguments()
+    rows = [row for row in (LONG_ROWS if arguments.long else ROWS) if row.__name__ in arguments.rows]
+    with work_folder(arguments.folder) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        quick = arguments.quick
+        if arguments.long:
+            case = smollm2_case(arguments.model, arguments.questions, folder, quick)
+        else:
+            case = demo_case(quick)
+        results = (arguments.results or folder / "speed.json").resolve()
+        bench = Bench(case, folder, results, quick=quick, pairs=arguments.pairs, against=arguments.against)
+        failed = measure(bench, rows)
+    of_commit = bench.found["about"]["commit"]
+    text = speed_table.page(bench.found, f"{machine()} Commit {of_commit}.")
     print(text)
     if arguments.write:
-        write_between_marks(arguments.write, text)
+        write_between_marks(arguments.write, text, speed_table.marks(arguments.long))
+    if arguments.readme:
+        short = speed_table.short_page(bench.found, f"At {of_commit}:")
+        write_between_marks(arguments.readme, short, speed_table.marks(arguments.long))
     if failed:
         raise SystemExit(f"these rows failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
-    functions = {function.__name__: function for function in (ours_generation, ours_training)}
+    functions = {function.__name__: function for function in (ours_generation, ours_training, ours_hand_over)}
     baselines.called(functions) if sys.argv[1:2] and sys.argv[1] in functions else main()

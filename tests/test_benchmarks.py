@@ -15,10 +15,21 @@ import pyarrow.parquet as pq
 import pytest
 from harness import traces
 
-from benchmarks import gpu, speed, study, study_figures, study_recipes, study_report, supervised
+from benchmarks import (
+    fresh_processes,
+    gpu,
+    speed,
+    speed_table,
+    study,
+    study_figures,
+    study_recipes,
+    study_report,
+    supervised,
+    whole_runs,
+)
 from stasc_ray import config, store
 from stasc_ray.learning import encoding
-from stasc_ray.recipes import section_of
+from stasc_ray.recipes import section_of, trace
 from stasc_ray.runtime import model_folder
 from stasc_ray.store.rows import trace_schema
 from stasc_ray.tasks.chat import Chat
@@ -32,31 +43,141 @@ def test_a_ratio_is_taken_within_a_pair_and_its_range_is_shown() -> None:
     measured = [
         pair | {"all_cores": {"tokens_per_s": 150}} for pair in pairs((90, 100), (50, 100), (190, 200))
     ]
-    row, all_cores = list(speed.table({"training": measured}))[2:]
+    cut_off = {"ours": {"tokens_per_s": 1}}
+    lines = speed_table.page({"training": [*measured, cut_off]}, "2 cores.").splitlines()
+    row, all_cores = (line for line in lines if "tokens/s" in line)
     against = "a bare torch loop on tensors made before, as many threads: 100 tokens/s"
-    assert row.startswith(f"| fine-tuning | 90 tokens/s | {against}")
-    assert "| 0.90 (0.50 to 0.95" in row and "150 tokens/s | 0.60 (0.33 to 1.27" in all_cores
+    assert row.startswith(f"| fine-tuning the sandbox | 90 tokens/s | {against}")
+    assert "| 0.90 (0.50 to 0.95, n = 3) | >= 0.95, missed |" in row
+    assert "150 tokens/s | 0.60 (0.33 to 1.27" in all_cores and all_cores.endswith("| printed |")
 
 
 def test_an_iteration_is_compared_with_the_same_tokens_at_the_bare_rates() -> None:
-    run = {"wall": 100.0, "generated_tokens": 2000.0, "trained_on_tokens": 3000.0}
-    bare = {"generation": 40.0, "training": 100.0}
-    found = {
-        "iteration": [{"iteration_2": run, "iteration_3": run, "bare": bare, "reference": {"seconds": 250.0}}]
-    }
-    lines = [line for line in speed.table(found) if line.startswith("| iteration")]
-    assert "bare generation and bare training: 80 s | 1.25" in lines[0]  # 2000 / 40 + 3000 / 100
-    assert "the reference's way: 250 s | 2.50" in lines[2]
+    run = {"wall": 100.0, "training": 60.0, "generated_tokens": 2000.0, "trained_on_tokens": 3000.0}
+    fresh = {"seconds": 250.0, "sft": 99.0, "generated_tokens": 1900.0, "trained_on_tokens": 3100.0}
+    bare = {"generation": 40.0, "generation_rest": 100.0, "training": 100.0}
+    runs = {"iteration_2": run, "iteration_3": run}
+    found = {"iteration": [{"run": runs, "bare": bare, "reference": fresh, "rft": fresh}]}
+    page = speed_table.page(found, "")
+    second, third, reference, rft = (
+        line for line in page.splitlines() if line.startswith("| iteration") and "of the" in line
+    )
+    assert ": 80 s | 1.25" in second and second.endswith("| <= 1.5 |")  # 2000 / 40 + 3000 / 100
+    assert ": 50 s | 2.00" in third and third.endswith("| <= 1.6, missed |")  # 2000 / 100 + 3000 / 100
+    assert "the reference's way, fresh processes: 250 s | 2.50" in reference and "printed" in rft
+    assert "sft 99 s; 1,900 tokens generated, 3,100 trained on." in page
+    assert "iteration 2 of the demo: 100 s" in speed_table.short_page(found, "At abc:")
+    long = {"about": {"case": "SmolLM2-135M"}, "iteration": [{"run": {"iteration_1": run}, "bare": bare}]}
+    assert "| <= 1.15, missed |" in speed_table.page(long, "")
 
 
 def test_the_table_goes_between_the_marks(tmp_path: Path) -> None:
-    page = tmp_path / "performance.md"
-    page.write_text(f"before\n{speed.MARKS[0]}\nold\n{speed.MARKS[1]}\nafter\n")
+    page, (first, last) = tmp_path / "performance.md", speed_table.DEMO_MARKS
+    page.write_text(f"before\n{first}\nold\n{last}\nafter\n")
     speed.write_between_marks(page, "new")
-    assert page.read_text() == f"before\n{speed.MARKS[0]}\n\nnew\n\n{speed.MARKS[1]}\nafter\n"
+    assert page.read_text() == f"before\n{first}\n\nnew\n\n{last}\nafter\n"
     page.write_text("no marks")
     with pytest.raises(ValueError, match="expected the lines"):
         speed.write_between_marks(page, "new")
+
+
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_both_pages_have_room_for_both_tables(page: str, long: bool) -> None:
+    speed_table.check_marks(Path(__file__).parents[1] / page, speed_table.marks(long))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--long"], ["--long", "--model", "nowhere", "--questions", "."], ["--quick", "--write", "x.md"]],
+)
+def test_a_measurement_that_can_not_be_made_or_written_is_refused(words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        speed.read_arguments(words)
+
+
+def test_a_measurement_goes_on_with_the_side_that_is_missing(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def side(name: str, broken: bool = False) -> dict:
+        asked.append(name)
+        if broken:
+            raise RuntimeError("cut off")
+        return {"tokens_per_s": 1}
+
+    def bench() -> speed.Bench:
+        case = speed.demo_case(quick=True)
+        return speed.Bench(case, tmp_path, tmp_path / "speed.json", quick=True, pairs=2, against="abc")
+
+    sides = {"a": lambda: side("a"), "b": lambda: side("b", broken=asked.count("b") == 1)}
+    with pytest.raises(RuntimeError, match="cut off"):
+        bench().turns("row", sides, 2)
+    (tmp_path / "prepared").mkdir()
+    bench().turns("row", sides, 2)
+    assert asked == ["b", "a", "a", "b", "b"], "they take turns at being first"
+    assert (tmp_path / "prepared").is_dir()
+    assert [set(pair) for pair in bench().found["row"]] == [{"a", "b"}, {"a", "b"}]
+    (tmp_path / "speed.json").unlink()
+    bench()
+    assert not (tmp_path / "prepared").exists(), "a new measurement starts from nothing old"
+
+
+def test_the_seconds_of_an_iteration_add_up_to_its_wall_time(tmp_path: Path) -> None:
+    lines = [
+        {"stage": "publish", "iteration": 1, "time": 100.0},
+        {"stage": "examples", "iteration": 2, "time": 102.0, "examples/duration_s": 1.5},
+        {"stage": "finetune", "iteration": 2, "time": 120.0, "finetune/duration_s": 17.0}
+        | {f"finetune/{name}_s": value for name, value in (("start", 4.0), ("train", 12.0), ("export", 0.5))}
+        | {"finetune/tokens_per_s": 10.0},
+        {"stage": "rollouts", "iteration": 2, "time": 131.0, "rollouts/duration_s": 11.0}
+        | {"rollouts/hand_over_s": 1.0, "rollouts/engine_start_s": 0.0, "rollouts/engines_started": 0}
+        | {"rollouts/generated_tokens": 50},
+        {"stage": "evaluation", "iteration": 2, "time": 132.0, "evaluation/duration_s": 0.7},
+        {"stage": "publish", "iteration": 2, "time": 132.2},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = speed.stage_seconds(tmp_path, 2)
+    parts = {name: value for name, value in found.items() if name != "wall" and not name.endswith("tokens")}
+    assert found["wall"] == pytest.approx(32.2) == sum(parts.values())
+    assert (found["trainer start"], found["hand-over"], found["generation"]) == (4.0, 1.0, 10.0)
+    assert 0 <= found["the rest"] < 2.5 and found["trained_on_tokens"] == 120
+    assert whole_runs.published(tmp_path, 2) and not whole_runs.published(tmp_path, 3)
+
+
+def test_a_commit_that_git_does_not_have_is_no_tree() -> None:
+    with whole_runs.checkout("0" * 40) as tree:
+        assert tree is None
+
+
+def test_fresh_processes_learn_what_the_recipe_keeps(tmp_path: Path) -> None:
+    """The first question's second correction is right, the second question's answer stays right."""
+    settings = config.load_config(whole_runs.DEMO, [], section_of)
+    rows = []
+    for number, said in enumerate((["1", "1", "3"], ["3", "3", "4"])):
+        answer, *more = (
+            trace.Text("answer" if not at else "correction", f"1+2={said_text}")
+            for at, said_text in enumerate(said)
+        )
+        for sample, text in enumerate(more):
+            text.parent, text.sample, text.token_ids = answer, sample, [7, sample]
+        row = {
+            "id": f"q{number}",
+            "question": "1+2",
+            "answers": ["3"],
+            "texts": trace.write_texts([answer, *more]),
+        }
+        rows.append(json.dumps(row) + "\n")
+    (tmp_path / "traces.jsonl").write_text("".join(rows))
+    work = {
+        "config": config.to_json(settings),
+        "folder": str(tmp_path),
+        "examples": str(tmp_path / "examples.jsonl"),
+    }
+    fresh_processes.keep_examples(work)
+    kept = [
+        json.loads(line)["messages"][-1]["pieces"] for line in Path(work["examples"]).read_text().splitlines()
+    ]
+    assert [pieces[0]["token_ids"] for pieces in kept] == [[7, 1], [7, 0]]
 
 
 def test_the_model_for_the_gpu_keeps_the_number_of_tokens_of_a_text(tmp_path: Path) -> None:
@@ -98,7 +219,9 @@ def test_a_quick_benchmark_measures_both_sides(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "| fine-tuning |" in done.stdout and list((tmp_path / "rollouts").glob("train-*.parquet"))
+    assert "| fine-tuning the sandbox |" in done.stdout and list(
+        (tmp_path / "rollouts").glob("train-*.parquet")
+    )
 
 
 def cell(label: str, seed: int, rewards: list[float], part: str = "variants", **more) -> dict:
