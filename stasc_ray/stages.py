@@ -27,7 +27,7 @@ from stasc_ray.learning.trainer import Trainer
 from stasc_ray.recipes import chosen_by, recipe_of
 from stasc_ray.runtime import gguf, model_folder
 from stasc_ray.runtime.display import Bar, Display
-from stasc_ray.store import RunFolder, iteration_name, now, tracking
+from stasc_ray.store import RunFolder, fork, iteration_name, now, tracking
 from stasc_ray.store.files import move_into_place
 from stasc_ray.tasks import questions, rewards, sandbox
 from stasc_ray.tasks.questions import SPLITS
@@ -181,7 +181,9 @@ def keep_improvements(run: Run, iteration: int) -> None:
         f"{name.replace('_to_', '->')} {summary[name]}" for name in ("c_to_c", "c_to_i", "i_to_c", "i_to_i")
     )
     if summary["kept"] == 0:
-        raise NothingKeptError(_nothing_kept(run.settings, iteration, seen, summary["left_out_truncated"]))
+        text = _nothing_kept(run.settings, iteration, seen, summary["left_out_truncated"])
+        ways = _forked_with_more(run, iteration, truncated=bool(summary["left_out_truncated"]))
+        raise NothingKeptError(f"{text}. The run folder keeps what is done; to go on from there: {ways}")
     _commit(run, folder, "examples", iteration, {**summary, "duration_s": time.monotonic() - started})
     left_out = f"; {summary['left_out_truncated']} left out, cut" if summary["left_out_truncated"] else ""
     run.display.note(
@@ -204,6 +206,9 @@ def start_trainer(run: Run, iteration: int) -> None:
 def fine_tune(run: Run, iteration: int) -> None:
     """Algorithm 1, step 4: M_iteration from M0 (Fixed) or M_{iteration-1} (Evolving) on the kept
     corrections.
+
+    Raises:
+        FloatingPointError: the loss became NaN or infinite.
     """
     folder = run.folder.stage(iteration, "model")
     state = run.folder.iteration(iteration) / "training"
@@ -214,9 +219,16 @@ def fine_tune(run: Run, iteration: int) -> None:
     files = [str(file) for file in run.folder.files(run.folder.stage(iteration, "examples"))]
     with _training_progress(run, iteration, state / "progress.json"):
         job = _finetune_job(run, iteration, run.engines.make_room().gpus)
-        summary = finetune.finetune(
-            examples.read_examples(files), job, run.trainer, _model_card(run, iteration)
-        )
+        try:
+            summary = finetune.finetune(
+                examples.read_examples(files), job, run.trainer, _model_card(run, iteration)
+            )
+        except FloatingPointError as error:
+            slower = [f"finetune.learning_rate={run.settings.finetune.learning_rate / 10:g}"]
+            ways = fork.ways_on(run.folder.path, run.settings.name, iteration - 1, slower)
+            raise FloatingPointError(
+                f"{error}. The run folder keeps what is done; to go on: {ways}"
+            ) from None
     run.folder.check_lease()
     move_into_place(job.output, folder)
     _commit(run, folder, "finetune", iteration, summary)
@@ -367,7 +379,7 @@ def _nothing_kept(settings: config.Config, iteration: int, seen: str, truncated:
             f"{iteration_name(iteration)}: nothing was kept; {truncated} examples would have been, but learn "
             f"texts that were cut at max_tokens. Transitions: {seen}. Raise sampling.initial.max_tokens and "
             "sampling.correction.max_tokens, ask for shorter texts, or learn them without an end of turn "
-            "(algorithm.keep_truncated = true). The run folder keeps what is done"
+            "(algorithm.keep_truncated = true)"
         )
     return (
         f"{iteration_name(iteration)}: algorithm.recipe {section.recipe!r} kept nothing; it keeps "
@@ -375,9 +387,25 @@ def _nothing_kept(settings: config.Config, iteration: int, seen: str, truncated:
         f"answers graded "
         "as right (reward.name, reward.scope, prompts.answer_marker)? Then raise algorithm.n_corrections, "
         "sampling.correction.temperature or the number of train questions, or try another filter or a "
-        "stronger model. The "
-        "run folder keeps what is done"
+        "stronger model"
     )
+
+
+def _forked_with_more(run: Run, iteration: int, *, truncated: bool) -> str:
+    """The commands that ask for more, or longer, texts than those of which nothing was kept."""
+    settings, since = run.settings, iteration - 1
+    section, sampling = settings.algorithm, settings.sampling
+    # M0's first answers are shared, unless the fork begins with M0
+    given = section.initial_answers_from == "base" and since > 0
+    if truncated:
+        changes = {"sampling.correction.max_tokens": 2 * sampling.correction.max_tokens}
+        changes |= {} if given else {"sampling.initial.max_tokens": 2 * sampling.initial.max_tokens}
+    elif section.n_corrections:
+        changes = {"algorithm.n_corrections": 2 * section.n_corrections}
+    else:
+        changes, since = {"algorithm.n_initial": 2 * section.n_initial}, 0 if given else since
+    overrides = [f"{name}={value}" for name, value in changes.items()]
+    return fork.ways_on(run.folder.path, settings.name, since, overrides)
 
 
 def _model_card(run: Run, iteration: int) -> dict[str, Any]:

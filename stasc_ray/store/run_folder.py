@@ -6,6 +6,7 @@ LATEST.
       questions/{train,dev,test}.parquet              the questions, one row group per unit of work
       base/ iteration_01/ ...                         rollouts/ examples/ model/ evaluation/, each closed
       versions/v0001.json ... LATEST                  what was published; the pointer is renamed last
+      fork.json                                       of a fork: where it comes from
       lease/0001 ...                                  one file per attempt; the highest number may write
       logs/                                           Ray's and vLLM's own logs
 
@@ -30,6 +31,7 @@ from stasc_ray.store.lease import Lease, hold_lease
 from stasc_ray.store.rows import FORMAT
 
 COMMIT_MARK = "_COMMITTED.json"
+FORK_FILE = "fork.json"
 OPERATIONAL = (
     "storage",
     "name",
@@ -143,22 +145,29 @@ class RunFolder:
 
     def best_on_dev(self, measures: Sequence[str], up_to: int | None = None) -> int | None:
         """The iteration with the best figure on dev so far, the earliest of equals; None if none was
-        measured.
+        measured. Of a fork those models count that were asked as its config says.
 
         Args:
             measures: names after `evaluation/dev/`; of each iteration the first one counts that it has.
         """
         found: dict[int, float] = {}
+        compares_from = self.fork().get("compares_from", 0)
         for line in self.metrics():
             values = (line.get(f"evaluation/dev/{name}") for name in measures)
             value = next((one for one in values if isinstance(one, int | float) and math.isfinite(one)), None)
             if (
                 line["stage"] == "evaluation"
+                and line["iteration"] >= compares_from
                 and value is not None
                 and (up_to is None or line["iteration"] <= up_to)
             ):
                 found[line["iteration"]] = value
         return max(found, key=lambda iteration: (found[iteration], -iteration), default=None)
+
+    def fork(self) -> dict[str, Any]:
+        """What fork.json holds (store/fork.py); empty for a run that is no fork."""
+        file = self.path / FORK_FILE
+        return read_json(file, "origin", "iteration", "compares_from", "earlier") if file.is_file() else {}
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Keep what the newest attempt ran on."""
@@ -277,6 +286,11 @@ def read_values(path: Path) -> dict[str, Any]:
             "model.path=RUN/iteration_NN/model)"
         )
     return values
+
+
+def write_config(path: Path, settings: config.Config) -> None:
+    """Write a run folder's config.json."""
+    write_atomically(path / "config.json", _stored(settings))
 
 
 def _stored(settings: config.Config) -> str:
