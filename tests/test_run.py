@@ -254,6 +254,9 @@ def test_a_filter_that_keeps_nothing_ends_with_status_3_and_says_what_to_change(
     done = stasc(*wrong, *few, folder=tmp_path / "nothing")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "kept nothing" in done.stderr and "i->i 32" in done.stderr and "reward.scope" in done.stderr
+    # algorithm.n_corrections is 4 in the demo
+    assert f"stasc fork {tmp_path / 'nothing'} " in done.stderr
+    assert " --from 0 algorithm.n_corrections=8 && stasc run " in done.stderr
     assert (
         "Traceback" not in done.stderr
         and (tmp_path / "nothing" / "base" / "rollouts" / store.COMMIT_MARK).is_file()

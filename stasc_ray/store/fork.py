@@ -21,7 +21,6 @@ from stasc_ray.store.run_folder import (
     FORK_FILE,
     OPERATIONAL,
     RunFolder,
-    iteration_name,
     now,
     read_config,
     read_values,
@@ -143,8 +142,8 @@ def in_words(about: dict[str, Any]) -> list[str]:
     lines = [f"forked from {model} of {about['origin']}, with {changes}"]
     if about["compares_from"]:
         lines.append(
-            f"models before iteration {about['compares_from']} were asked under another config: their figures "
-            "do not compare, and none of them is chosen"
+            f"models before iteration {about['compares_from']} were asked under another config: their "
+            "figures do not compare, and none of them is chosen"
         )
     return lines
 
@@ -174,8 +173,8 @@ def _check_from(run: RunFolder, stored: config.Config, iteration: int) -> None:
         raise ValueError(f"stasc fork: expected a run that has begun, found no questions yet in {run.path}")
     if stored.algorithm.iterations == 0:
         raise ValueError(
-            f"stasc fork: expected a run that learns, found one that only measures in {run.path}; start a run "
-            "of its own: stasc run CONFIG.toml"
+            f"stasc fork: expected a run that learns, found one that only measures in {run.path}; start a "
+            "run of its own: stasc run CONFIG.toml"
         )
     if iteration and not run.committed(run.stage(iteration, "model")):
         there = [0]
@@ -207,7 +206,7 @@ def _changed(
 
 
 def _refused(eras: Sequence[config.Config], stored: config.Config, settings: config.Config) -> list[str]:
-    """The fields that can't change from the last of `eras` (configs by iteration) on, each with its reason."""
+    """The fields that can't change after `eras` (the config of each iteration), each with its reason."""
     iteration, section = len(eras) - 1, settings.algorithm
     found = [
         f"{name}: {why}"
@@ -278,7 +277,7 @@ def _learns(mark: dict[str, Any]) -> bool:
 
 
 def _shared(run: RunFolder, iteration: int, asked_again: bool) -> list[Path]:
-    """The finished stages that led to the model of an iteration, and its own pass unless it is asked again."""
+    """The finished stages that led to an iteration's model, and its own pass unless it is asked again."""
     found = [run.questions]
     for number in range(iteration + 1):
         texts = [] if asked_again and number == iteration else ["rollouts", "evaluation"]
