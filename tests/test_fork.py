@@ -52,7 +52,7 @@ def test_a_fork_goes_on_without_its_origin_and_asks_only_what_is_missing(tmp_pat
     assert {n: metric(fork, n, "evaluation/test/r_y2") for n in (0, 1)} == figures
     assert len({(line["stage"], line["iteration"]) for line in lines(fork)}) == len(lines(fork))
     kept = metric(fork, 2, "examples/kept")
-    assert metric(fork, 2, "finetune/steps") == 2 * -(-kept // 8) or metric(fork, 2, "finetune/steps") > 0
+    assert metric(fork, 2, "finetune/steps") > -(-kept // 32), "two epochs of batches of 32"
     assert [one["version"] for one in store.RunFolder(fork).versions()] == ["v0000", "v0001", "v0002"]
     assert "forked from the model of iteration 1" in (fork / "report.html").read_text()
 
