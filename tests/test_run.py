@@ -209,6 +209,7 @@ def files_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # four short runs
 def test_a_finished_run_grows_to_what_it_would_have_been_with_more_iterations_from_the_start(
     tmp_path: Path,
 ) -> None:

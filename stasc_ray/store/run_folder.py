@@ -226,9 +226,7 @@ def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Ite
                 if entry.name != "lease":
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         run.logs.mkdir(exist_ok=True)
-        keep = path / "configs" / f"{config.fingerprint(settings)}.json"
-        for file in (keep, path / "config.json"):
-            write_atomically(file, _stored(settings))
+        write_config(path, settings)
         try:
             yield run
         except Exception:
@@ -268,6 +266,12 @@ def read_values(path: Path) -> dict[str, Any]:
             "model.path=RUN/iteration_NN/model)"
         )
     return values
+
+
+def write_config(path: Path, settings: config.Config) -> None:
+    """Write a run folder's config.json, and keep it for the lines that will name it."""
+    for file in (path / "configs" / f"{config.fingerprint(settings)}.json", path / "config.json"):
+        write_atomically(file, _stored(settings))
 
 
 def _stored(settings: config.Config) -> str:
