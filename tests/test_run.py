@@ -204,7 +204,8 @@ def files_of(folder: Path) -> dict[str, Any]:
             found[name] = {**mark, "line": without_times(mark["line"])}
         elif name.startswith("versions/"):
             manifest = json.loads(file.read_text())
-            found[name] = {**manifest, "created": "", "config_fingerprint": ""}
+            metrics = without_times(manifest["metrics"])
+            found[name] = {**manifest, "metrics": metrics, "created": "", "config_fingerprint": ""}
     return found
 
 
