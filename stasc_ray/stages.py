@@ -142,13 +142,17 @@ def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
     one pass.
 
     With Fixed initialization the train questions keep M0's initial answers; dev and test are measured both
-    ways.
+    ways. A run's last pass asks no train questions; if the run has more iterations now, they are asked then,
+    and the pass's mark and line are replaced. Until then the old mark stays true: its files stay.
 
     Raises:
         RuntimeError: more rows failed than `engine.max_error_fraction` allows.
     """
     folder = run.folder.stage(iteration, "rollouts")
-    if run.folder.committed(folder):
+    units = _units(run, iteration, learn)
+    files = sorted(f"{unit.name}.parquet" for unit in units)
+    mark = run.folder.committed(folder)
+    if mark and set(files) <= set(mark["files"]):
         return
     run.folder.check_lease()
     job = Job(
@@ -160,8 +164,9 @@ def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
         lease=run.folder.lease,
     )
     what = f"{iteration_name(iteration)}: answers and corrections"
-    summary = collect(run.display, job, _units(run, iteration, learn), what, run.engines)
-    _commit(run, folder, "rollouts", iteration, summary)
+    summary = collect(run.display, job, units, what, run.engines)
+    # Not all files there: an attempt that wanted more iterations may have left some of train.
+    _commit(run, folder, "rollouts", iteration, summary, files)
 
 
 def keep_improvements(run: Run, iteration: int) -> None:
@@ -323,8 +328,7 @@ def publish(run: Run, iteration: int) -> None:
             else None,
         }
         folder.publish(manifest, move_latest=moves)
-        line = {"stage": "publish", "iteration": iteration, "time": time.time()}
-        line |= {"publish/version": version, "publish/latest": moves}
+        line = _line(run, "publish", iteration) | {"publish/version": version, "publish/latest": moves}
         folder.log(line)
         run.track(line)
 
@@ -349,14 +353,27 @@ def _units(run: Run, iteration: int, learn: bool) -> list[unit_files.Unit]:
     ]
 
 
-def _commit(run: Run, folder: Path, stage: str, iteration: int, summary: Mapping[str, Any]) -> None:
-    line = {"stage": stage, "iteration": iteration, "time": time.time()} | {
-        f"{stage}/{name}": v for name, v in summary.items()
-    }
-    files = [file.name for file in sorted(folder.glob("*.parquet"))]
+def _commit(
+    run: Run,
+    folder: Path,
+    stage: str,
+    iteration: int,
+    summary: Mapping[str, Any],
+    files: Sequence[str] | None = None,
+) -> None:
+    """Commit a stage's files (None: all Parquet files of its folder) and log its line."""
+    line = _line(run, stage, iteration) | {f"{stage}/{name}": value for name, value in summary.items()}
+    if files is None:
+        files = [file.name for file in sorted(folder.glob("*.parquet"))]
     run.folder.commit(folder, {"line": line, "files": files})
     run.folder.log(line)
     run.track(line)
+
+
+def _line(run: Run, stage: str, iteration: int) -> dict[str, Any]:
+    """How a line of metrics.jsonl begins; `config` is the fingerprint of the attempt's."""
+    fingerprint = config.fingerprint(run.settings)
+    return {"stage": stage, "iteration": iteration, "time": time.time(), "config": fingerprint}
 
 
 def repair_metrics(folder: RunFolder) -> None:

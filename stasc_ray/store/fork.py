@@ -19,7 +19,6 @@ from stasc_ray.store.files import write_atomically
 from stasc_ray.store.run_folder import (
     COMMIT_MARK,
     FORK_FILE,
-    OPERATIONAL,
     RunFolder,
     now,
     read_config,
@@ -51,11 +50,7 @@ FIRST_ANSWERS = (
 )
 """By what first answers are asked. With Fixed initialization they are M0's, and shared."""
 NEVER_ASKED = (
-    *OPERATIONAL,
     "finetune.",
-    "publish.",
-    "serve.",
-    "tracking.",
     "algorithm.iterations",
     "algorithm.finetune_from",
     "algorithm.filter",
@@ -65,11 +60,9 @@ NEVER_ASKED = (
     "algorithm.learn_answers",
     "algorithm.balance",
     "algorithm.max_examples_per_question",
-    "evaluation.bootstrap_samples",
 )
-"""Fields that change no text: they select, train, or say how a run is carried out. Any other field, a new one
-or a recipe's own too, counts as one that does, so that no text is shared that another config would not
-give."""
+"""Fields that change no text: they select or train. Any other that is not operational, a new one or one of a
+recipe too, counts as one that does, so that no text is shared that another config would not give."""
 
 
 def make(
@@ -130,7 +123,7 @@ def config_of(path: Path, sections: config.Sections, iteration: int) -> config.C
 
 def asked_otherwise(old: config.Config, new: config.Config) -> list[str]:
     """The fields that differ and decide what a model is asked, and so what it writes."""
-    return [name for name in config.differing_fields(old, new) if not _is_one_of(name, NEVER_ASKED)]
+    return [name for name in _differing(old, new) if not _is_one_of(name, NEVER_ASKED)]
 
 
 def in_words(about: dict[str, Any]) -> list[str]:
@@ -154,6 +147,12 @@ def ways_on(run: Path, name: str, iteration: int, overrides: Sequence[str]) -> s
     words = ["stasc", "fork", str(run), f"{name}-{number}", "--from", str(iteration), *overrides]
     folder = shlex.quote(str(run.parent / f"{name}-{number}"))
     return f"{shlex.join(words)} && stasc run {folder}"
+
+
+def _differing(old: config.Config, new: config.Config) -> list[str]:
+    """The fields that differ and say what a run is."""
+    operational = config.operational_fields(new)
+    return [name for name in config.differing_fields(old, new) if name not in operational]
 
 
 def _is_one_of(name: str, fields: Sequence[str]) -> bool:
@@ -210,9 +209,9 @@ def _refused(eras: Sequence[config.Config], stored: config.Config, settings: con
     iteration, section = len(eras) - 1, settings.algorithm
     found = [
         f"{name}: {why}"
-        for name in config.differing_fields(stored, settings)
+        for name in _differing(stored, settings)
         for fields, why in SHARED_RESTS_ON.items()
-        if _is_one_of(name, fields) and not _is_one_of(name, OPERATIONAL)
+        if _is_one_of(name, fields)
     ]
     if section.iterations < max(1, iteration):
         found.append(f"algorithm.iterations: {section.iterations}, but {max(1, iteration)} is the least here")
@@ -254,6 +253,7 @@ def _fill(built: Path, run: RunFolder, settings: config.Config, about: dict[str,
         if mark and closed:
             lines.add((mark["line"]["stage"], mark["line"]["iteration"]))
     lines |= {("publish", number) for stage, number in lines if stage == "evaluation"}
+    _share_tree(run.path / "configs", built / "configs", closed=True)  # which lines name
     _share_lines(built, run, [one for one in run.metrics() if (one["stage"], one["iteration"]) in lines])
     write_atomically(built / FORK_FILE, json.dumps(about | {"earlier": _eras(run, iteration)}, indent=2))
     write_config(built, settings)

@@ -75,10 +75,13 @@ def test_what_led_to_the_model_is_shared_and_outlives_the_first_run(tmp_path: Pa
     run = forked(origin, 2, "finetune.learning_rate=1e-6", "algorithm.filter=non_decreasing")
     assert files_of(origin.path) == before, "the first run stays as it is"
     assert (run.stage(2, "model") / "adapter" / "weights.safetensors").stat().st_nlink == 2
-    own = {"config.json", "fork.json", "metrics.jsonl", "LATEST"}
     found = files_of(run.path)
+    (new,) = [name for name in found if name.startswith("configs/") and name not in before]
+    own = {"config.json", "fork.json", "metrics.jsonl", "LATEST", new}
     kept = [
-        name for name in before if name.startswith(("questions/", "base/", "iteration_01", "iteration_02"))
+        name
+        for name in before
+        if name.startswith(("questions/", "base/", "iteration_01", "iteration_02", "configs/"))
     ]
     versions = [f"versions/v{n:04d}.json" for n in range(3)]
     assert set(found) == {name for name in kept if ".begun" not in name} | own | set(versions)
