@@ -45,7 +45,7 @@ class Run:
     settings: config.Config
     on_cuda: bool
     display: Display
-    track: tracking.Sink
+    track: tracking.Track
     engines: Engines
     trainer: Trainer
 
@@ -314,7 +314,7 @@ def publish(run: Run, iteration: int) -> None:
         line = {"stage": "publish", "iteration": iteration, "time": time.time()}
         line |= {"publish/version": version, "publish/latest": moves}
         folder.log(line)
-        run.track(line)
+        run.track()
 
 
 def table_rows(folder: RunFolder) -> list[dict[str, Any]]:
@@ -344,7 +344,7 @@ def _commit(run: Run, folder: Path, stage: str, iteration: int, summary: Mapping
     files = [file.name for file in sorted(folder.glob("*.parquet"))]
     run.folder.commit(folder, {"line": line, "files": files})
     run.folder.log(line)
-    run.track(line)
+    run.track()
 
 
 def repair_metrics(folder: RunFolder) -> None:
