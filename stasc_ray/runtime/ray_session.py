@@ -42,11 +42,17 @@ def connect(address: str | None, logs: Path, *, worker_niceness: int = 15) -> It
     with _stderr_to(logs / "driver.log"):
         import ray
 
+        _quiet_raylet()
         address = address or os.environ.get("RAY_ADDRESS")
         on_terminate = signal.getsignal(signal.SIGTERM)
-        session = None if address else _start_local(logs, worker_niceness)
-        if address:
-            _join(address)
+        try:
+            session = None if address else _start_local(logs, worker_niceness)
+            if address:
+                _join(address)
+        except SystemExit:  # of Ray's handler, which is in place while it starts
+            signal.signal(signal.SIGTERM, on_terminate)
+            signal.raise_signal(signal.SIGTERM)
+            raise
         if threading.current_thread() is threading.main_thread():
             # ray.init puts its own in place, which ends without a word
             signal.signal(signal.SIGTERM, on_terminate)
@@ -211,6 +217,19 @@ def _stderr_to(file: Path) -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(terminal, 2)
         os.close(terminal)
+
+
+def _quiet_raylet() -> None:
+    """Send what Ray tells of lost processes and of its own parts to stderr, so to the log: it prints that on
+    stdout, and has no option against it.
+    """
+    from ray._private import worker
+
+    def show(data: dict[str, Any], ignore_prefix: bool) -> None:
+        for line in data["lines"]:
+            print(f"({data['pid']}) {line}", file=sys.stderr, flush=True)
+
+    worker.print_to_stdstream = show
 
 
 def _quiet_data() -> None:
