@@ -7,6 +7,7 @@ LATEST.
       base/ iteration_01/ ...                         rollouts/ examples/ model/ evaluation/, each closed
       versions/v0001.json ... LATEST                  what was published; the pointer is renamed last
       lease/0001 ...                                  one file per attempt; the highest number may write
+      tracking/mlflow.json ...                        which lines each tracker has
       logs/                                           Ray's and vLLM's own logs
 
 A stage is: if committed, skip; else compute, write, commit. A file without its mark is never read. `storage`
