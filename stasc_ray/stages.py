@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import config, rehearsal
+from stasc_ray import config, rehearsal, store
 from stasc_ray.evaluation import measuring
 from stasc_ray.generation import unit_files
 from stasc_ray.generation.collect import collect
@@ -147,8 +147,11 @@ def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
     Raises:
         RuntimeError: more rows failed than `engine.max_error_fraction` allows.
     """
-    folder = run.folder.stage(iteration, "rollouts")
-    if run.folder.committed(folder):
+    folder, units = run.folder.stage(iteration, "rollouts"), _units(run, iteration, learn)
+    mark, files = run.folder.committed(folder), [f"{unit.name}.parquet" for unit in units]
+    # The last pass asks no train questions; if the run has grown, its mark lacks them, and only they are
+    # asked.
+    if mark and set(files) <= set(mark["files"]):
         return
     run.folder.check_lease()
     job = Job(
@@ -160,8 +163,8 @@ def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
         lease=run.folder.lease,
     )
     what = f"{iteration_name(iteration)}: answers and corrections"
-    summary = collect(run.display, job, _units(run, iteration, learn), what, run.engines)
-    _commit(run, folder, "rollouts", iteration, summary)
+    summary = collect(run.display, job, units, what, run.engines)
+    _commit(run, folder, "rollouts", iteration, summary, files)
 
 
 def keep_improvements(run: Run, iteration: int) -> None:
@@ -181,7 +184,7 @@ def keep_improvements(run: Run, iteration: int) -> None:
         f"{name.replace('_to_', '->')} {summary[name]}" for name in ("c_to_c", "c_to_i", "i_to_c", "i_to_i")
     )
     if summary["kept"] == 0:
-        raise NothingKeptError(_nothing_kept(run.settings, iteration, seen, summary["left_out_truncated"]))
+        raise NothingKeptError(_nothing_kept(run, iteration, seen, summary["left_out_truncated"]))
     _commit(run, folder, "examples", iteration, {**summary, "duration_s": time.monotonic() - started})
     left_out = f"; {summary['left_out_truncated']} left out, cut" if summary["left_out_truncated"] else ""
     run.display.note(
@@ -214,9 +217,13 @@ def fine_tune(run: Run, iteration: int) -> None:
     files = [str(file) for file in run.folder.files(run.folder.stage(iteration, "examples"))]
     with _training_progress(run, iteration, state / "progress.json"):
         job = _finetune_job(run, iteration, run.engines.make_room().gpus)
-        summary = finetune.finetune(
-            examples.read_examples(files), job, run.trainer, _model_card(run, iteration)
-        )
+        try:
+            summary = finetune.finetune(
+                examples.read_examples(files), job, run.trainer, _model_card(run, iteration)
+            )
+        except FloatingPointError as error:
+            slower = f"finetune.learning_rate={run.settings.finetune.learning_rate / 2:g}"
+            raise FloatingPointError(f"{error}. {_go_on(run, iteration, slower)}") from error
     run.folder.check_lease()
     move_into_place(job.output, folder)
     _commit(run, folder, "finetune", iteration, summary)
@@ -232,7 +239,9 @@ def fine_tune(run: Run, iteration: int) -> None:
 def _finetune_job(run: Run, iteration: int, gpus: float) -> FinetuneJob:
     folder, evolving = run.folder, run.settings.algorithm.finetune_from == "current"
     previous_adapter = folder.stage(iteration - 1, "model") / "adapter"
-    adapter = previous_adapter if evolving and previous_adapter.is_dir() else None
+    # A fork may train all weights where the run before trained adapters: then M_{n-1} itself is the start.
+    lora = run.settings.finetune.method == "lora"
+    adapter = previous_adapter if evolving and lora and previous_adapter.is_dir() else None
     # An attempt that was taken over may still train: it exports into a folder of its own, which only the
     # lease's holder moves.
     built = folder.iteration(iteration) / f"model.{folder.attempt:04d}.partial"
@@ -311,7 +320,7 @@ def publish(run: Run, iteration: int) -> None:
             else None,
         }
         folder.publish(manifest, move_latest=moves)
-        line = {"stage": "publish", "iteration": iteration, "time": time.time()}
+        line = _line(run, "publish", iteration)
         line |= {"publish/version": version, "publish/latest": moves}
         folder.log(line)
         run.track(line)
@@ -337,14 +346,26 @@ def _units(run: Run, iteration: int, learn: bool) -> list[unit_files.Unit]:
     ]
 
 
-def _commit(run: Run, folder: Path, stage: str, iteration: int, summary: Mapping[str, Any]) -> None:
-    line = {"stage": stage, "iteration": iteration, "time": time.time()} | {
-        f"{stage}/{name}": v for name, v in summary.items()
-    }
-    files = [file.name for file in sorted(folder.glob("*.parquet"))]
-    run.folder.commit(folder, {"line": line, "files": files})
+def _commit(
+    run: Run,
+    folder: Path,
+    stage: str,
+    iteration: int,
+    summary: Mapping[str, Any],
+    files: Sequence[str] | None = None,
+) -> None:
+    """Close a stage; `files`: what its mark lists, by default all Parquet files that are there."""
+    line = _line(run, stage, iteration) | {f"{stage}/{name}": value for name, value in summary.items()}
+    names = [file.name for file in folder.glob("*.parquet")] if files is None else files
+    run.folder.commit(folder, {"line": line, "files": sorted(names)})
     run.folder.log(line)
     run.track(line)
+
+
+def _line(run: Run, stage: str, iteration: int) -> dict[str, Any]:
+    """The beginning of a stage's line; a resumed run may have another config, so it names the one it had."""
+    fingerprint = config.fingerprint(run.settings)
+    return {"stage": stage, "iteration": iteration, "time": time.time(), "config_fingerprint": fingerprint}
 
 
 def repair_metrics(folder: RunFolder) -> None:
@@ -360,24 +381,33 @@ def _metrics_of(folder: RunFolder, iteration: int, stage: str) -> dict[str, Any]
     return next(line for line in folder.metrics() if (line["stage"], line["iteration"]) == (stage, iteration))
 
 
-def _nothing_kept(settings: config.Config, iteration: int, seen: str, truncated: int) -> str:
-    section = settings.algorithm
+def _nothing_kept(run: Run, iteration: int, seen: str, truncated: int) -> str:
+    section, sampling = run.settings.algorithm, run.settings.sampling
     if truncated:
+        longer = f"sampling.correction.max_tokens={2 * sampling.correction.max_tokens}"
         return (
             f"{iteration_name(iteration)}: nothing was kept; {truncated} examples would have been, but learn "
             f"texts that were cut at max_tokens. Transitions: {seen}. Raise sampling.initial.max_tokens and "
             "sampling.correction.max_tokens, ask for shorter texts, or learn them without an end of turn "
-            "(algorithm.keep_truncated = true). The run folder keeps what is done"
+            f"(algorithm.keep_truncated = true). {_go_on(run, iteration, longer)}"
         )
+    more = f"algorithm.n_corrections={2 * section.n_corrections}" if section.n_corrections else ""
+    more = more or f"algorithm.n_initial={2 * section.n_initial}"
     return (
         f"{iteration_name(iteration)}: algorithm.recipe {section.recipe!r} kept nothing; it keeps "
         f"{recipe_of(section.recipe).keeps(section)}. Transitions: {seen}. Look at some rollouts: are right "
         f"answers graded "
-        "as right (reward.name, reward.scope, prompts.answer_marker)? Then raise algorithm.n_corrections, "
-        "sampling.correction.temperature or the number of train questions, or try another filter or a "
-        "stronger model. The "
-        "run folder keeps what is done"
+        "as right (reward.name, reward.scope, prompts.answer_marker; another reward is another run)? Then "
+        "raise algorithm.n_corrections or sampling.correction.temperature, try another filter, more train "
+        f"questions or a stronger model. {_go_on(run, iteration, more)}"
     )
+
+
+def _go_on(run: Run, iteration: int, override: str) -> str:
+    """How to go on from the model before an iteration that failed, under another config."""
+    command = store.fork_command(run.folder.path, [override], iteration - 1)
+    before = iteration_name(iteration - 1)
+    return f"The run folder keeps what is done; to go on from {before}, for instance: {command}"
 
 
 def _model_card(run: Run, iteration: int) -> dict[str, Any]:

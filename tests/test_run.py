@@ -170,8 +170,9 @@ def test_the_same_command_again_does_nothing_and_another_config_is_refused(finis
         again.stderr
     )
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    refused = stasc("algorithm.iterations=2", "engine.batch_size=32", folder=finished)
-    assert refused.returncode == 1 and "finetune.checkpoint_every_n_steps: 1 in the folder" in refused.stderr
+    refused = stasc(*COMMAND, "finetune.epochs=7", folder=finished)
+    assert refused.returncode == 1 and "finetune.epochs: 1 in the folder, 7 now" in refused.stderr
+    assert f"stasc fork {finished} NAME --from 2 finetune.epochs=7" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -17,6 +17,8 @@ ADVICE = {
     "Permission denied": WRITABLE,
 }
 """What to do about what the operating system says."""
+SPEAKING = (ValueError, RuntimeError, OSError, ImportError, FloatingPointError)
+"""Errors that are raised with a message for people; of others the type is told too."""
 _CAUSED = "The above exception was the direct cause of the following exception"
 
 EXIT_ERROR, EXIT_NOTHING_KEPT, EXIT_STOPPED = 1, 3, 130
@@ -60,7 +62,7 @@ def _innermost(error: BaseException) -> str:
         if isinstance(cause, BaseException):
             return _innermost(cause)
         return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
-    speaks = isinstance(error, (ValueError, RuntimeError, OSError, ImportError)) and str(error)
+    speaks = isinstance(error, SPEAKING) and str(error)
     return str(error) if speaks else f"{type(error).__name__}: {error}"
 
 

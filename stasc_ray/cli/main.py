@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stasc_ray.cli import datasets, look, serve, submit
+from stasc_ray.cli import datasets, fork, look, serve, submit
+from stasc_ray.cli.configs import settings_of
 from stasc_ray.cli.errors import errors_for_people
 
 app = typer.Typer(
@@ -40,7 +41,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 @app.command()
 def run(
-    config_file: ConfigFile,
+    config_file: Annotated[
+        Path, typer.Argument(metavar="CONFIG.toml|RUN", help="A TOML file, or a run folder to go on with.")
+    ],
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run folder; default: <storage>/<name>.")] = None,
     fresh: Annotated[
@@ -51,13 +54,12 @@ def run(
 ) -> None:
     """Run STaSC, or continue a run: the same command picks up where the last one stopped."""
     with errors_for_people(debug):
-        from stasc_ray import algorithm, config
+        from stasc_ray import algorithm
         from stasc_ray.opening import open_run_on
-        from stasc_ray.recipes import section_of
         from stasc_ray.report.page import write_report
         from stasc_ray.runtime import ray_session
 
-        settings = config.load_config(config_file, overrides or [], section_of)
+        settings, run_dir = settings_of(config_file, overrides or [], run_dir)
         folder, started = ray_session.run_folder(settings, run_dir), time.monotonic()
         with open_run_on(settings, folder, address, fresh=fresh) as opened:
             found = algorithm.stasc(opened)
@@ -199,6 +201,7 @@ def conclusion(found: dict[str, Any]) -> str:
 
 
 app.command("datasets")(datasets.datasets)
+app.command("fork")(fork.fork)
 app.command("look")(look.look)
 app.command("serve")(serve.serve)
 app.command("ask")(serve.ask)

@@ -21,7 +21,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def submit(
     config_file: Annotated[
-        Path, typer.Argument(metavar="CONFIG.toml", help="A TOML file; see jobs/configs/.")
+        Path, typer.Argument(metavar="CONFIG.toml|RUN", help="A TOML file, or a run folder to go on with.")
     ],
     address: Address,
     overrides: Annotated[
@@ -41,12 +41,11 @@ def submit(
     from stasc_ray.cli.errors import errors_for_people
 
     with errors_for_people(debug):
-        from stasc_ray import config
-        from stasc_ray.recipes import section_of
+        from stasc_ray.cli.configs import settings_of
         from stasc_ray.runtime import submission
 
         client = submission.connect(address)
-        settings = config.load_config(config_file, overrides or [], section_of)
+        settings, _ = settings_of(config_file, overrides or [])
         job = submission.submit(client, settings, config_file, overrides or [], int(max_upload_mb * 2**20))
         uploaded = f"uploaded {submission.size_text(job.uploaded_bytes)}"
         typer.echo(f"{job.id}: {'attached, nothing uploaded' if job.attached else uploaded}")

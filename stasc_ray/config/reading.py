@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from stasc_ray.config.sections import DATASETS, Algorithm, Config, dataset
+from stasc_ray.config.sections import DATASETS, Algorithm, Config, Mark, dataset
 
 Sections = Callable[[str], type[Algorithm]]
 """Gives a recipe's section of the config by the recipe's name; ValueError if there is no such recipe.
@@ -154,34 +154,60 @@ def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, bool,
             yield f"{prefix}{name}", value, name not in section.model_fields_set, field.description or ""
 
 
+def marks(section: BaseModel, given: Mark = Mark.RUN, prefix: str = "") -> dict[str, Mark]:
+    """When each leaf field may change, by dotted name: its own mark, else its section's.
+
+    A recipe that gives a field of `[algorithm]` another default keeps the field's mark.
+    """
+    found: dict[str, Mark] = {}
+    for name in type(section).model_fields:
+        mark, value = _own_mark(type(section), name) or given, getattr(section, name)
+        nested = isinstance(value, BaseModel)
+        found |= marks(value, mark, f"{prefix}{name}.") if nested else {f"{prefix}{name}": mark}
+    return found
+
+
+def _own_mark(section: type[BaseModel], name: str) -> Mark | None:
+    classes = (one for one in section.__mro__ if issubclass(one, BaseModel) and name in one.model_fields)
+    said = (mark for one in classes for mark in one.model_fields[name].metadata if isinstance(mark, Mark))
+    return next(said, None)
+
+
 def fields_table(sections: Mapping[str, type[Algorithm]]) -> str:
     """Every field with its default and description, as the Markdown table of docs/config.md.
 
     The words that a recipe adds to `[algorithm]` follow the table of all the others, one table per recipe.
     """
     common = {name: value for name, value, *_ in walk(Algorithm(), "algorithm.")}
-    tables = [_table(walk(Config()))]
+    tables = [_table(walk(Config()), marks(Config()))]
     for name, section in sections.items():
         rows = walk(section(), "algorithm.")
         own = [row for row in rows if row[0] != "algorithm.recipe" and common.get(row[0], ...) != row[1]]
-        tables.append(f"### `algorithm.recipe = {as_text(name)}`\n\n{_table(own)}")
+        table = _table(own, marks(section(), prefix="algorithm."))
+        tables.append(f"### `algorithm.recipe = {as_text(name)}`\n\n{table}")
     return "\n\n".join(tables)
 
 
-def _table(rows: Iterable[tuple[str, Any, bool, str]]) -> str:
-    lines = ["| field | default | what it is |", "|---|---|---|"]
+def _table(rows: Iterable[tuple[str, Any, bool, str]], changes: Mapping[str, Mark]) -> str:
+    lines = ["| field | default | may change | what it is |", "|---|---|---|---|"]
     for name, value, _, description in rows:
         text = " ".join(description.split()).replace("|", "\\|")
         default = as_text(value).replace("|", "\\|").replace("\n", "\\n")
         shown = f"`{default}`" if len(default) < 60 else "see `stasc config`"
-        lines.append(f"| `{name}` | {shown} | {text} |")
+        lines.append(f"| `{name}` | {shown} | {changes[name].value} | {text} |")
     return "\n".join(lines)
 
 
-def differing_fields(left: Config, right: Config) -> list[str]:
-    """Dotted names of the leaf fields whose values differ, or that only one of them has."""
+def differing_fields(left: Config, right: Config, *, operational: bool = True) -> list[str]:
+    """Dotted names of the leaf fields whose values differ, or that only one of them has.
+
+    Args:
+        operational: whether fields that only say how a run is carried out count.
+    """
     before, after = ({name: value for name, value, *_ in walk(tree)} for tree in (left, right))
-    return [name for name in {**before, **after} if before.get(name, ...) != after.get(name, ...)]
+    found = [name for name in {**before, **after} if before.get(name, ...) != after.get(name, ...)]
+    known = {**marks(left), **marks(right)}
+    return [name for name in found if operational or known[name] is not Mark.OPERATIONAL]
 
 
 def fingerprint(config: Config) -> str:

@@ -8,6 +8,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from datetime import date
+from enum import Enum
 from functools import cache
 from importlib import resources
 from typing import Annotated, Any, Literal, Self
@@ -27,6 +28,24 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 IsoDate = Annotated[str, BeforeValidator(lambda value: date.fromisoformat(str(value)).isoformat())]
 ColumnPath = str | tuple[str, ...]
+
+
+class Mark(Enum):
+    """When a field may take another value than the run began with; stands at the field, or at its section.
+
+    A field without a mark belongs to its run (`RUN`). The value is the cell of docs/config.md.
+    """
+
+    OPERATIONAL = "on resume"
+    """It says how a run is carried out, not what it is."""
+    GROWS = "on resume, upwards"
+    """It says how long a run is."""
+    FORK = "in a fork"
+    """It says what is learnt and how; `stasc fork` keeps the models up to one, and all that led to them."""
+    FORK_ASKS = "in a fork, which asks again"
+    """It says what a model is asked, so a fork asks the questions of the model that it starts from again."""
+    RUN = ""
+    """Everything that a run measures or learns rests on it."""
 
 
 class Section(BaseModel):
@@ -212,7 +231,7 @@ class Demonstration(Section):
 class Prompts(Section):
     """Prompt texts. `{question}`, `{choices}` and `{documents}` are replaced; everything else is literal."""
 
-    preset: Literal["qa", "math", "choice", "sandbox"] = "qa"
+    preset: Annotated[Literal["qa", "math", "choice", "sandbox"], Mark.RUN] = "qa"
     """Which shipped texts fill the fields that are not given (see stasc_ray/config/prompts/)."""
     system: str = ""
     """System text; empty for none. Goes into the first user turn for chat templates without a system role."""
@@ -224,9 +243,9 @@ class Prompts(Section):
     """How documents are put before the initial user turn, when the question has any."""
     choices: str = "\n{choices}"
     """How lettered choices are put after the question text, when it has any."""
-    answer_marker: str = "Final Answer:"
+    answer_marker: Annotated[str, Mark.RUN] = "Final Answer:"
     """Text before the final answer; the last occurrence counts when grading `after_marker`."""
-    marker_unasked: bool = False
+    marker_unasked: Annotated[bool, Mark.RUN] = False
     """Whether the model writes the marker although no prompt asks for it; else a run that grades by it is
     refused."""
     initial_demonstrations: tuple[Demonstration, ...] = ()
@@ -273,50 +292,50 @@ class Reward(Section):
     """Whether a run first tries that the reward pays the references as answers, and wrong ones less."""
     timeout_s: PositiveFloat = 5.0
     """Seconds one answer may take to grade before it counts as a grader error (reward 0); used by `math`."""
-    max_error_fraction: Fraction = 0.05
+    max_error_fraction: Annotated[Fraction, Mark.OPERATIONAL] = 0.05
     """Share of answers whose reward may fail with an error; above it the run stops with that error."""
 
 
 class Engine(Section):
     """The vLLM engines and the actors that hold them."""
 
-    actors: PositiveInt | Literal["all"] | tuple[PositiveInt, PositiveInt] = 1
+    actors: Annotated[PositiveInt | Literal["all"] | tuple[PositiveInt, PositiveInt], Mark.OPERATIONAL] = 1
     """Number of actors, one engine each; `all`: as many as the running nodes have room for; `[min, max]`:
     grows with the work."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Mark.OPERATIONAL] = "auto"
     """Where engines and training run; `auto` takes CUDA when Ray sees a GPU."""
-    reserve_gpus: bool = False
+    reserve_gpus: Annotated[bool, Mark.OPERATIONAL] = False
     """With `device = "cpu"`, `stasc run` reserves GPUs as on CUDA: to try GPU scheduling where they are only
     declared."""
-    tensor_parallel_size: PositiveInt = 1
+    tensor_parallel_size: Annotated[PositiveInt, Mark.OPERATIONAL] = 1
     """GPUs per engine."""
-    keep_alive: bool = True
+    keep_alive: Annotated[bool, Mark.OPERATIONAL] = True
     """Whether engines outlive a pass and take each iteration's weights over in place, where the cluster has
     room for them beside the trainer; else each pass starts its own."""
-    cpus_per_actor: PositiveInt = 1
+    cpus_per_actor: Annotated[PositiveInt, Mark.OPERATIONAL] = 1
     """CPUs that Ray reserves for each actor."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Mark.FORK_ASKS] = "auto"
     """Type of the weights in the engine; `auto`: bfloat16 on CUDA, float32 on CPU."""
-    max_model_len_tokens: PositiveInt = 2048
+    max_model_len_tokens: Annotated[PositiveInt, Mark.FORK_ASKS] = 2048
     """Longest prompt plus output, in tokens."""
-    max_num_seqs: PositiveInt = 256
+    max_num_seqs: Annotated[PositiveInt, Mark.OPERATIONAL] = 256
     """Sequences in one engine step at most."""
-    max_num_batched_tokens: PositiveInt = 8192
+    max_num_batched_tokens: Annotated[PositiveInt, Mark.OPERATIONAL] = 8192
     """Tokens in one engine step at most."""
-    gpu_memory_utilization: Fraction = 0.9
+    gpu_memory_utilization: Annotated[Fraction, Mark.OPERATIONAL] = 0.9
     """Share of GPU memory the engine may take; unused on CPU."""
-    kv_cache_gb: PositiveFloat = 1.0
+    kv_cache_gb: Annotated[PositiveFloat, Mark.OPERATIONAL] = 1.0
     """KV cache per engine on CPU, in GiB; unused on CUDA."""
-    enforce_eager: bool = False
+    enforce_eager: Annotated[bool, Mark.OPERATIONAL] = False
     """Skip CUDA graphs (slower, starts sooner); unused on CPU."""
     batch_size: PositiveInt = 32
     """Questions in one unit of work, which is committed at once; more where a split would have over 4,096
     units."""
-    concurrent_batches: PositiveInt = 4
+    concurrent_batches: Annotated[PositiveInt, Mark.OPERATIONAL] = 4
     """Batches in flight per actor, so that an engine never idles at a batch boundary."""
-    start_timeout_s: PositiveFloat = 900.0
+    start_timeout_s: Annotated[PositiveFloat, Mark.OPERATIONAL] = 900.0
     """Seconds until every actor must be up."""
-    max_error_fraction: Fraction = 0.05
+    max_error_fraction: Annotated[Fraction, Mark.OPERATIONAL] = 0.05
     """Share of rows with an error above which the run stops."""
 
     @model_validator(mode="after")
@@ -364,19 +383,19 @@ class Algorithm(Section):
 
     recipe: str = "stasc"
     """Self-correction method: `stasc`, `rft`, `verdict`, or a dotted path `package.module:RECIPE`."""
-    iterations: Annotated[int, Field(ge=0)] = 4
+    iterations: Annotated[Annotated[int, Field(ge=0)], Mark.GROWS] = 4
     """N: how often the loop runs; 0 only measures the model."""
     initial_answers_from: Literal["base", "current"] = "current"
     """Who writes the initial answers: M0 (Fixed, F) or M_{n-1} (Evolving, E). First letter of the variant."""
-    finetune_from: Literal["base", "current"] = "base"
+    finetune_from: Annotated[Literal["base", "current"], Mark.FORK] = "base"
     """Where each fine-tune starts: M0 (Fixed, F) or M_{n-1} (Evolving, E). Third letter of the variant."""
-    n_initial: PositiveInt = 1
+    n_initial: Annotated[PositiveInt, Mark.FORK_ASKS] = 1
     """N_init: initial answers per train question."""
-    n_corrections: Annotated[int, Field(ge=0)] = 0
+    n_corrections: Annotated[Annotated[int, Field(ge=0)], Mark.FORK_ASKS] = 0
     """N_corr: corrections per initial answer."""
-    max_examples_per_question: PositiveInt | None = None
+    max_examples_per_question: Annotated[PositiveInt | None, Mark.FORK] = None
     """Kept examples per question at most; None keeps all."""
-    keep_truncated: bool = False
+    keep_truncated: Annotated[bool, Mark.FORK] = False
     """Whether texts that were cut at `max_tokens` are learnt too, without an end of turn."""
     threshold: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
     """t: the reward from which an answer counts as correct."""
@@ -408,10 +427,10 @@ class Finetune(Section):
     """Train all weights, or an adapter that is merged (in float32) at export."""
     lora: Lora = Lora()
     """Adapter settings, used with `method = "lora"`."""
-    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    workers: Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], Mark.OPERATIONAL] = 1
     """Ray Train workers, one GPU each on CUDA, FSDP2 between them; `[min, max]`: as many as there is room
     for."""
-    sharding: Literal["full", "hybrid"] = "full"
+    sharding: Annotated[Literal["full", "hybrid"], Mark.OPERATIONAL] = "full"
     """How several workers share the model; `hybrid`: shards in a node, replicas across nodes (less traffic,
     more memory)."""
     learning_rate: PositiveFloat = 7e-6
@@ -436,15 +455,15 @@ class Finetune(Section):
     packing: bool = True
     """Several examples in one forward pass: on CUDA in one sequence if the model keeps them apart (measured
     before step 1); else side by side. The loss is the same."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Mark.OPERATIONAL] = False
     """Recompute activations in the backward pass: less memory, more time."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Computation type; `auto`: bfloat16 autocast on CUDA, float32 on CPU. Master weights are float32."""
-    checkpoint_every_n_steps: PositiveInt = 50
+    checkpoint_every_n_steps: Annotated[PositiveInt, Mark.OPERATIONAL] = 50
     """Optimizer steps between checkpoints, from which a dead worker resumes."""
-    max_failures: Annotated[int, Field(ge=0)] = 2
+    max_failures: Annotated[Annotated[int, Field(ge=0)], Mark.OPERATIONAL] = 2
     """Times the workers may die and be started again in one fine-tune."""
-    start_timeout_s: PositiveFloat = 900.0
+    start_timeout_s: Annotated[PositiveFloat, Mark.OPERATIONAL] = 900.0
     """Seconds until every worker must be up; with `[min, max]` training waits for the least number without a
     limit."""
 
@@ -479,7 +498,7 @@ class Evaluation(Section):
     """Corrections in a row at most, each of the answer before."""
     greedy: bool = False
     """Temperature 0 in both turns instead of `sampling`; needs `samples = 1`."""
-    bootstrap_samples: PositiveInt = 1000
+    bootstrap_samples: Annotated[PositiveInt, Mark.OPERATIONAL] = 1000
     """Resamples of the questions behind each 95% interval."""
 
     @model_validator(mode="after")
@@ -560,22 +579,22 @@ class Tracking(Section):
 class Config(Section):
     """Everything a run depends on."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    name: Annotated[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Mark.OPERATIONAL] = "run"
     """Name of the run, and of its folder under `storage`."""
-    storage: str = "runs"
+    storage: Annotated[str, Mark.OPERATIONAL] = "runs"
     """Folder that holds runs; on a cluster a path that every node sees (NFS, Lustre, FSx, a mounted
     bucket)."""
     seed: int = 0
     """Seed of everything that is random."""
     model: Model = Model()
     questions: Questions = Questions()
-    prompts: Prompts = Prompts()
+    prompts: Annotated[Prompts, Mark.FORK_ASKS] = Prompts()
     reward: Reward = Reward()
     engine: Engine = Engine()
-    sampling: SamplingPerTurn = SamplingPerTurn()
+    sampling: Annotated[SamplingPerTurn, Mark.FORK_ASKS] = SamplingPerTurn()
     algorithm: SerializeAsAny[Algorithm] = Algorithm()
-    finetune: Finetune = Finetune()
+    finetune: Annotated[Finetune, Mark.FORK] = Finetune()
     evaluation: Evaluation = Evaluation()
-    publish: Publish = Publish()
-    serve: Serve = Serve()
-    tracking: Tracking = Tracking()
+    publish: Annotated[Publish, Mark.OPERATIONAL] = Publish()
+    serve: Annotated[Serve, Mark.OPERATIONAL] = Serve()
+    tracking: Annotated[Tracking, Mark.OPERATIONAL] = Tracking()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from stasc_ray.config import Algorithm
+from stasc_ray.config import Algorithm, Mark
 from stasc_ray.recipes.recipe import Ask, Example, Plan, Question, Recipe, gather, learnt
 from stasc_ray.recipes.selection import FILTERS, KEEPS, TRANSITIONS, transition
 from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text, corrections, roots
@@ -23,13 +23,13 @@ class Stasc(Algorithm):
 
     n_corrections: PositiveInt = 5
     """N_corr: corrections per initial answer."""
-    filter: Literal["improving", "non_decreasing", "both_correct"] = "improving"
+    filter: Annotated[Literal["improving", "non_decreasing", "both_correct"], Mark.FORK] = "improving"
     """Which corrections are kept: `improving` r2 > r1 (I); `non_decreasing` also r2 = r1 >= threshold (N);
     `both_correct`."""
-    pairing: Literal["own", "cross"] = "own"
+    pairing: Annotated[Literal["own", "cross"], Mark.FORK] = "own"
     """`own`: a correction is judged against the answer it was written for; `cross`: against every answer of
     its question."""
-    keep_correct_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    keep_correct_share: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Mark.FORK] = None
     """Target share of correct-to-correct pairs among the kept, reached by dropping; None leaves it. Only with
     `non_decreasing`."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from stasc_ray.config import Algorithm
+from stasc_ray.config import Algorithm, Mark
 from stasc_ray.recipes.recipe import Ask, Example, Plan, Question, Recipe, gather, learnt, written
 from stasc_ray.recipes.trace import ANSWER, CORRECTION, VERDICT_TURN, Text, roots
 from stasc_ray.tasks.prompts import assistant, correction_messages, initial_messages, user
@@ -23,21 +23,23 @@ class Verdict(Algorithm):
     """This method."""
     n_corrections: PositiveInt = 4
     """Corrections per initial answer of a train question."""
-    n_verdicts: PositiveInt = 4
+    n_verdicts: Annotated[PositiveInt, Mark.FORK_ASKS] = 4
     """Verdicts per initial answer of a train question."""
-    verdicts: Literal["sampled", "constructed"] = "sampled"
+    verdicts: Annotated[Literal["sampled", "constructed"], Mark.FORK_ASKS] = "sampled"
     """Who writes the first verdicts that are learnt; `constructed`: they follow from the reward."""
-    verdict_prompt: str = "Is your answer right? End with: My answer is right. Or: My answer is wrong."
+    verdict_prompt: Annotated[str, Mark.FORK_ASKS] = (
+        "Is your answer right? End with: My answer is right. Or: My answer is wrong."
+    )
     """User turn that asks for the verdict."""
     says_right: Phrase = "My answer is right."
     """How a verdict ends that calls the answer right."""
     says_wrong: Phrase = "My answer is wrong."
     """How a verdict ends that calls the answer wrong."""
-    correction_sees_verdict: bool = True
+    correction_sees_verdict: Annotated[bool, Mark.FORK_ASKS] = True
     """Whether the verdict stays in the conversation that asks for the correction."""
-    learn_answers: Literal["none", "right", "all"] = "right"
+    learn_answers: Annotated[Literal["none", "right", "all"], Mark.FORK] = "right"
     """Which first answers are learnt along; `all`: wrong ones too, so the answers stay as they are judged."""
-    balance: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
+    balance: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Mark.FORK] = 0.5
     """Target share of "right" among the verdicts that are learnt, reached by dropping; None leaves it."""
 
     def reads(self, text: str) -> bool | None:

@@ -22,6 +22,7 @@ from stasc_ray.report.charts import number
 from stasc_ray.report.figures import SPLITS, TRANSITIONS, Table, figures, name_of, with_interval
 from stasc_ray.report.history import Run, chosen_iteration, read_run
 from stasc_ray.store import write_atomically
+from stasc_ray.store.fork import origin
 
 CONTROL_PICTURES = {
     code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"
@@ -133,6 +134,7 @@ def contents(run: Run) -> dict[str, Any]:
         "transcripts": len(picked),
         "transcripts_from": name_of(shown) if shown is not None else None,
         "groups": _transcript_groups(run, shown, picked),
+        "origin": origin(run.folder.path),
         "config": _config_rows(run.raw_config),
         "environment": list(_flatten(run.environment)),
     }

@@ -96,11 +96,16 @@ def submit(
 
     Args:
         settings: what `config_file` and `overrides` make.
+        config_file: a TOML file, or a run folder that the cluster sees under the same path.
 
     Raises:
         ValueError: a storage path the cluster can't share, or an upload above `max_upload_bytes`.
     """
-    check_storage(settings)
+    goes_on = config_file.is_dir()
+    if not goes_on:
+        check_storage(settings)
+    named = str(config_file.resolve()) if goes_on else "config.toml"
+    storage = str(config_file.resolve().parent) if goes_on else settings.storage
     stem = f"stasc-{settings.name}-{config.fingerprint(settings)[:8]}"
     id, attach = choose_attempt(
         stem, {job.submission_id or "": job.status.value for job in client.list_jobs()}
@@ -111,10 +116,10 @@ def submit(
         size = pack(settings, config_file, Path(folder), Path.cwd(), max_upload_bytes)
         try:
             client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "stasc_ray.cli", "run", "config.toml", *overrides]),
+                entrypoint=shlex.join(["python", "-m", "stasc_ray.cli", "run", named, *overrides]),
                 submission_id=id,
                 runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}},
-                metadata={"run": settings.name, "storage": settings.storage, "needs": needs(settings)},
+                metadata={"run": settings.name, "storage": storage, "needs": needs(settings)},
             )
         except RuntimeError:
             if id not in {job.submission_id for job in client.list_jobs()}:
@@ -159,7 +164,9 @@ def pack(settings: config.Config, config_file: Path, destination: Path, root: Pa
     Raises:
         ValueError: more than `max_bytes`; the message lists the largest files.
     """
-    files = {"config.toml": config_file}
+    # A run folder's config is read where it lies; the copy keeps the upload from being empty.
+    folder = config_file.is_dir()
+    files = {"config.json": config_file / "config.json"} if folder else {"config.toml": config_file}
     for path in local_paths(settings, root):
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
         files |= {

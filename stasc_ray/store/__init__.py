@@ -4,8 +4,8 @@ from stasc_ray.store.files import write_atomically
 from stasc_ray.store.lease import LEASE_TIMEOUT_S, Lease, hold_lease
 from stasc_ray.store.run_folder import (
     COMMIT_MARK,
-    OPERATIONAL,
     RunFolder,
+    fork_command,
     iteration_name,
     now,
     open_run,
@@ -15,9 +15,9 @@ from stasc_ray.store.run_folder import (
 __all__ = [
     "COMMIT_MARK",
     "LEASE_TIMEOUT_S",
-    "OPERATIONAL",
     "Lease",
     "RunFolder",
+    "fork_command",
     "hold_lease",
     "iteration_name",
     "now",

@@ -3,6 +3,8 @@ LATEST.
 
     <storage>/<run>/
       config.json environment.json metrics.jsonl      what ran, on what, and what came out (a line per stage)
+      configs/<fingerprint>.json                      every attempt's config; lines and versions name it
+      fork.json                                       where the run was forked from, if it was (fork.py)
       questions/{train,dev,test}.parquet              the questions, one row group per unit of work
       base/ iteration_01/ ...                         rollouts/ examples/ model/ evaluation/, each closed
       versions/v0001.json ... LATEST                  what was published; the pointer is renamed last
@@ -18,6 +20,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -30,25 +33,6 @@ from stasc_ray.store.lease import Lease, hold_lease
 from stasc_ray.store.rows import FORMAT
 
 COMMIT_MARK = "_COMMITTED.json"
-OPERATIONAL = (
-    "storage",
-    "name",
-    "engine.actors",
-    "engine.concurrent_batches",
-    "engine.gpu_memory_utilization",
-    "engine.keep_alive",
-    "engine.kv_cache_gb",
-    "engine.max_error_fraction",
-    "reward.max_error_fraction",
-    "engine.reserve_gpus",
-    "engine.start_timeout_s",
-    "finetune.gradient_checkpointing",
-    "finetune.max_failures",
-    "finetune.sharding",
-    "finetune.start_timeout_s",
-    "finetune.workers",
-)
-"""Fields that say how a run is carried out, not what it is: a resumed run may have others."""
 
 
 class RunFolder:
@@ -120,10 +104,12 @@ class RunFolder:
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a finished stage's line to metrics.jsonl unless it is there (a driver may die between mark
         and line).
+
+        A stage that was opened again, since the run grew, has a second line, which counts.
         """
         self.check_lease()
-        stage = (line["stage"], line["iteration"])
-        if stage not in {(known["stage"], known["iteration"]) for known in self.metrics()}:
+        known = {(one["stage"], one["iteration"]): json.dumps(one) for one in self.metrics()}
+        if known.get((line["stage"], line["iteration"])) != json.dumps(line):
             # An attempt that was killed while it wrote may have left half a line: begin on a new one.
             data = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
             with self.metrics_file.open("a", encoding="utf-8") as file:
@@ -132,7 +118,11 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The whole lines of metrics.jsonl, in order."""
+        """One line per stage, in the order in which the stages were first finished; the newest of each."""
+        return list({(line["stage"], line["iteration"]): line for line in self.metrics_lines()}.values())
+
+    def metrics_lines(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl as they were written."""
         if not self.metrics_file.is_file():
             return []
         lines = []
@@ -140,6 +130,18 @@ class RunFolder:
             with contextlib.suppress(ValueError):  # the half line of a killed attempt
                 lines.append(json.loads(text))
         return [line for line in lines if isinstance(line, dict) and {"stage", "iteration"} <= set(line)]
+
+    @property
+    def reached(self) -> int:
+        """The last iteration that has committed anything; 0 if none has."""
+        marks = self.path.glob(f"iteration_*/*/{COMMIT_MARK}")
+        return max((int(mark.parts[-3].removeprefix("iteration_")) for mark in marks), default=0)
+
+    @property
+    def newest_model(self) -> int:
+        """The last iteration whose model is committed; 0 is the base model."""
+        models = self.path.glob(f"iteration_*/model/{COMMIT_MARK}")
+        return max((int(mark.parts[-3].removeprefix("iteration_")) for mark in models), default=0)
 
     def best_on_dev(self, measures: Sequence[str], up_to: int | None = None) -> int | None:
         """The iteration with the best figure on dev so far, the earliest of equals; None if none was
@@ -237,7 +239,7 @@ def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Ite
                 if entry.name != "lease":
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         run.logs.mkdir(exist_ok=True)
-        write_atomically(path / "config.json", _stored(settings))
+        write_config(path, settings)
         try:
             yield run
         except Exception:
@@ -279,11 +281,12 @@ def read_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def _stored(settings: config.Config) -> str:
-    return (
-        json.dumps({"format": FORMAT, **settings.model_dump(mode="json")}, indent=2, ensure_ascii=False)
-        + "\n"
-    )
+def write_config(path: Path, settings: config.Config) -> None:
+    """Write a run folder's config.json, and keep it under its fingerprint beside those of others before."""
+    stored = {"format": FORMAT, **settings.model_dump(mode="json")}
+    text = json.dumps(stored, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path / "configs" / f"{config.fingerprint(settings)}.json", text)
+    write_atomically(path / "config.json", text)
 
 
 def _check_same_config(path: Path, settings: config.Config) -> None:
@@ -294,22 +297,47 @@ def _check_same_config(path: Path, settings: config.Config) -> None:
     if theirs != recipe:
         raise _another_config(path, [f"algorithm.recipe: {theirs!r} in the folder, {recipe!r} now"])
     stored = read_config(path, lambda _: ours)
+    _check_length(path, stored.algorithm.iterations, settings.algorithm.iterations)
     old, new = (dict((name, value) for name, value, *_ in config.walk(tree)) for tree in (stored, settings))
+    marks = config.marks(settings)
     differing = [
-        f"{name}: {old.get(name)!r} in the folder, {new.get(name)!r} now"
-        for name in config.differing_fields(stored, settings)
-        if name not in OPERATIONAL and not name.startswith(("serve.", "tracking."))
+        name
+        for name in config.differing_fields(stored, settings, operational=False)
+        if marks.get(name) is not config.Mark.GROWS
     ]
     if differing:
-        raise _another_config(path, differing)
+        lines = [f"{name}: {old.get(name)!r} in the folder, {new.get(name)!r} now" for name in differing]
+        forks = all(marks.get(name) in (config.Mark.FORK, config.Mark.FORK_ASKS) for name in differing)
+        words = [f"{name}={config.as_text(new.get(name))}" for name in differing]
+        raise _another_config(path, lines, fork_command(path, words) if forks else None)
 
 
-def _another_config(path: Path, differing: Sequence[str]) -> ValueError:
+def _check_length(path: Path, old: int, new: int) -> None:
+    """Refuse fewer iterations than the folder holds, and a change from or to none: other splits are asked
+    then.
+    """
+    reached = RunFolder(path).reached
+    if new < reached:
+        found = f"algorithm.iterations: iteration {reached} has begun in the folder, {new} now"
+        raise _another_config(path, [f"{found}; expected at least {reached}"])
+    if (old == 0) != (new == 0):
+        found = f"algorithm.iterations: {old} in the folder, {new} now"
+        raise _another_config(path, [f"{found}; a run of 0 has test questions only"])
+
+
+def fork_command(path: Path, overrides: Sequence[str], iteration: int | None = None) -> str:
+    """The command that goes on from a run's iteration (None: its newest model) under another config."""
+    start = RunFolder(path).newest_model if iteration is None else iteration
+    return shlex.join(["stasc", "fork", str(path), "NAME", "--from", str(start), *overrides])
+
+
+def _another_config(path: Path, differing: Sequence[str], fork: str | None = None) -> ValueError:
+    ways = f"; or go on from its newest model in another folder: {fork}" if fork else ""
     return ValueError(
         f"run folder {path} belongs to a run with another config:\n"
         + "\n".join(f"  {line}" for line in differing)
         + "\nresume it with its own config, start over with --fresh (deletes it), or choose another name=... "
-        "or --run-dir"
+        f"or --run-dir{ways}"
     )
 
 

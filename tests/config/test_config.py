@@ -178,3 +178,19 @@ def test_a_named_dataset_brings_what_suits_it_and_a_persons_words_go_before():
         "in_accuracy",
         "whole_text",
     )
+
+
+def test_who_adds_a_field_to_the_engine_says_when_it_may_change() -> None:
+    """Sizes, devices and pace may on resume; what decides on texts, or cut the questions' files, may not."""
+    marks = config.marks(config.Config())
+    engine = {name.partition(".")[2] for name, mark in marks.items() if name.startswith("engine.")}
+    operational = {name for name in engine if marks[f"engine.{name}"] is config.Mark.OPERATIONAL}
+    assert engine - operational == {"dtype", "max_model_len_tokens", "batch_size"}
+    assert marks["engine.batch_size"] is config.Mark.RUN and marks["seed"] is config.Mark.RUN
+    assert marks["serve.replicas"] is marks["publish.when"] is config.Mark.OPERATIONAL, "by their section"
+    assert marks["finetune.lora.rank"] is config.Mark.FORK, "a section inside a section"
+
+
+def test_a_recipe_that_gives_a_field_another_default_keeps_its_mark() -> None:
+    section = RECIPES["rft"].section()
+    assert config.marks(section, prefix="algorithm.")["algorithm.n_initial"] is config.Mark.FORK_ASKS
