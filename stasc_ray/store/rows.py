@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-FORMAT = 3
+FORMAT = 4
 """1: eight parallel columns of answers and corrections. 2: one flat list of texts per question. 3: texts with
 `answer_start`."""
 

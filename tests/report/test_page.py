@@ -283,7 +283,7 @@ def test_a_run_folder_of_another_format_is_refused_with_the_way_out(tmp_path: Pa
     folder = make_run(tmp_path / "demo", iterations=0)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"format": 1}), encoding="utf-8")
-    with pytest.raises(ValueError, match="expected format 3, found format 1"):
+    with pytest.raises(ValueError, match="expected format 4, found format 1"):
         write_report(folder)
 
 
