@@ -9,7 +9,7 @@ import pyarrow as pa
 
 FORMAT = 4
 """1: eight parallel columns of answers and corrections. 2: one flat list of texts per question. 3: texts with
-`answer_start`."""
+`answer_start`. 4: a checkpoint's interval in seconds."""
 
 STRINGS = pa.list_(pa.string())
 

@@ -71,7 +71,7 @@ def test_another_recipe_in_the_folder_is_refused_by_its_name(tmp_path: Path) -> 
         assert store.read_config(run.path, section_of) == verdict
 
 
-@pytest.mark.parametrize("found", [None, 1, 4])
+@pytest.mark.parametrize("found", [None, 1, 3])
 def test_a_run_folder_of_another_format_is_refused_with_the_ways_out(
     tmp_path: Path, found: int | None
 ) -> None:
@@ -79,7 +79,7 @@ def test_a_run_folder_of_another_format_is_refused_with_the_ways_out(
         run.commit(run.questions, MARK)
     file = tmp_path / "run" / "config.json"
     stored = json.loads(file.read_text())
-    assert stored.pop("format") == 3
+    assert stored.pop("format") == 4
     file.write_text(json.dumps(stored if found is None else {"format": found, **stored}))
     before = file.read_text()
 
@@ -88,7 +88,7 @@ def test_a_run_folder_of_another_format_is_refused_with_the_ways_out(
             pass
 
     for read in (open_it, lambda: store.read_config(tmp_path / "run", section_of)):
-        with pytest.raises(ValueError, match=f"expected format 3, found format {found or 1},") as refused:
+        with pytest.raises(ValueError, match=f"expected format 4, found format {found or 1},") as refused:
             read()
         assert all(way in str(refused.value) for way in ("--fresh", "name=", "--run-dir", "model.path=RUN"))
     assert file.read_text() == before, "and nothing in it was touched"
