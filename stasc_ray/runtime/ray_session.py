@@ -42,6 +42,7 @@ def connect(address: str | None, logs: Path, *, worker_niceness: int = 15) -> It
     with _stderr_to(logs / "driver.log"):
         import ray
 
+        _quiet_raylet()
         address = address or os.environ.get("RAY_ADDRESS")
         on_terminate = signal.getsignal(signal.SIGTERM)
         session = None if address else _start_local(logs, worker_niceness)
@@ -211,6 +212,19 @@ def _stderr_to(file: Path) -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(terminal, 2)
         os.close(terminal)
+
+
+def _quiet_raylet() -> None:
+    """Send what Ray tells of lost processes and of its own parts to stderr, so to the log: it prints that on
+    stdout, and has no option against it.
+    """
+    from ray._private import worker
+
+    def show(data: dict[str, Any], ignore_prefix: bool) -> None:
+        for line in data["lines"]:
+            print(f"({data['pid']}) {line}", file=sys.stderr, flush=True)
+
+    worker.print_to_stdstream = show
 
 
 def _quiet_data() -> None:
