@@ -7,7 +7,6 @@ decides nothing.
 
 import json
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from stasc_ray.learning.trainer import Trainer
 from stasc_ray.recipes import chosen_by, recipe_of
 from stasc_ray.report.planned import read_plan
 from stasc_ray.runtime import forecast, gguf, model_folder
-from stasc_ray.runtime.display import Bar, Display
+from stasc_ray.runtime.display import Bar, Display, looking
 from stasc_ray.store import RunFolder, iteration_name, now, tracking
 from stasc_ray.store.files import move_into_place
 from stasc_ray.tasks import questions, rewards, sandbox
@@ -405,34 +404,19 @@ def _model_card(run: Run, iteration: int) -> dict[str, Any]:
 @contextmanager
 def _training_progress(run: Run, iteration: int, file: Path) -> Iterator[None]:
     """Show a bar fed by the progress file that rank 0 writes, while the block trains."""
-    stop = threading.Event()
-    with run.display.progress(f"{iteration_name(iteration)}: fine-tuning", 0, 0, "steps") as bar:
-        watcher = threading.Thread(
-            target=_follow, args=(file, bar, stop), name="training-progress", daemon=True
-        )
-        watcher.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            watcher.join()
+    with (
+        run.display.progress(f"{iteration_name(iteration)}: fine-tuning", 0, 0, "steps") as bar,
+        looking(lambda: _show_step(file, bar), 0.5),
+    ):
+        yield
 
 
-def _follow(file: Path, bar: Bar, stop: threading.Event, every_s: float = 0.5) -> None:
-    while not stop.wait(every_s):
-        found = _last_step(file)
-        if found is None:
-            bar.wait("starting the trainer")
-        elif found["step"] >= found["steps"]:
-            bar.wait("writing the model")
-        else:
-            bar.set(found["step"], total=found["steps"], detail=f"loss {found['loss']:.3f}")
-
-
-def _last_step(file: Path) -> dict[str, Any] | None:
-    """`step, steps, loss` of the newest step; None before the first."""
-    lines = file.with_name("training.jsonl")
-    if lines.is_file():
-        whole = lines.read_bytes().rpartition(b"\n")[0].splitlines()  # the last one may be half written
-        return json.loads(whole[-1]) if whole else None
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+def _show_step(file: Path, bar: Bar) -> None:
+    if not file.is_file():
+        bar.wait("starting the trainer")
+        return
+    found = json.loads(file.read_text(encoding="utf-8"))  # it is replaced, never half written
+    if found["step"] >= found["steps"]:
+        bar.wait("writing the model")
+    else:
+        bar.set(found["step"], total=found["steps"], detail=f"loss {found['loss']:.3f}")

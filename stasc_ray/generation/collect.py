@@ -5,10 +5,8 @@ errors.
 import collections
 import functools
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.generation.pool import Engines, HandOver
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.recipes.trace import cut_advice
-from stasc_ray.runtime.display import Bar, Display
+from stasc_ray.runtime.display import Bar, Display, looking
 from stasc_ray.store import files
 
 LOOK_EVERY_S = 1.0
@@ -52,7 +50,10 @@ def collect(
     fresh: list[dict[str, Any]] = []
     flight = job.settings.engine.concurrent_batches * job.settings.engine.batch_size
     seen = _Seen(engines.progress, resumed, flight)
-    with display.progress(what, total, resumed, "questions") as bar, _watching(bar, seen):
+    with (
+        display.progress(what, total, resumed, "questions") as bar,
+        looking(lambda: seen.show(bar), LOOK_EVERY_S),
+    ):
         for summary in rollouts.roll_out(job, units, engines):
             fresh.append(summary)
             seen.questions += summary["questions"]
@@ -153,24 +154,6 @@ class _Seen:
             return self.progress()
         except RayError:  # whoever owns the engines is gone; the pass itself says so or goes on
             return None
-
-
-@contextmanager
-def _watching(bar: Bar, seen: _Seen) -> Iterator[None]:
-    """Show what was seen each second while the block waits for units."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(LOOK_EVERY_S):
-            seen.show(bar)
-
-    watcher = threading.Thread(target=watch, name="pass-progress", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watcher.join()
 
 
 def _train_share(

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from stasc_ray import config
 
+OWNER = "STASC_ENGINE_OWNER"
+"""Environment variable: the process that made the engine. vLLM's own processes inherit it."""
+
 
 @dataclass(frozen=True)
 class EngineSpec:

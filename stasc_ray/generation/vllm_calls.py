@@ -11,8 +11,7 @@ from concurrent.futures import InvalidStateError
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray.generation.samples import Adapter, Request
-from stasc_ray.generation.spec import EngineSpec
-from stasc_ray.generation.vllm_worker import OWNER
+from stasc_ray.generation.spec import OWNER, EngineSpec
 from stasc_ray.runtime import capacity, model_folder, ray_session
 
 if TYPE_CHECKING:

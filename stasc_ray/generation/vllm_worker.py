@@ -7,8 +7,7 @@ import signal
 import threading
 from typing import Any
 
-OWNER = "STASC_ENGINE_OWNER"
-"""Environment variable: the process that made the engine."""
+from stasc_ray.generation.spec import OWNER
 
 
 class WorkerExtension:

@@ -4,6 +4,7 @@ On a terminal a live bar; in a log file or CI the same as plain lines, one every
 minute.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,6 +80,24 @@ class Display:
         for row in rows:
             table.add_row(*(_cell(row.get(key)) for key in COLUMNS.values()))
         self.console.print(table)
+
+
+@contextmanager
+def looking(look: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Call `look` again and again, from a thread, while the block works."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.wait(every_s):
+            look()
+
+    watcher = threading.Thread(target=repeat, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
 
 
 class Bar:
