@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import config
-from stasc_ray.generation import pool, rollouts, unit_files
+from stasc_ray.generation import rollouts, run_engines, unit_files
 from stasc_ray.generation.engines import EngineActor
 from stasc_ray.generation.samples import Request, Sample
 from stasc_ray.generation.spec import EngineSpec
@@ -231,7 +231,7 @@ def simulate(
         plan = unit_files.question_units(file, "train")
         job = make_job(destination, engines, per_unit, corrections)
         started, cpu = time.time(), time.process_time()
-        with pool.engines(job.settings, on_cuda=False, training=False, actor=SleepingActor) as made:
+        with run_engines.engines(job.settings, on_cuda=False, training=False, actor=SleepingActor) as made:
             answered = sum(row["questions"] for row in rollouts.roll_out(job, plan, made))
         wall_s, cpu_s = time.time() - started, time.process_time() - cpu
         clocks = [json.loads(file.read_text()) for file in destination.glob("clock-*.json")]

@@ -36,7 +36,7 @@ from benchmarks.speed_table import commit, machine, write_between_marks
 from benchmarks.speed_table import spread as spread  # gpu.py's, too
 from benchmarks.whole_runs import DEMO, ROOT, SMOLLM2, checkout, published, run_s, stage_seconds
 from stasc_ray import config, stages, store
-from stasc_ray.generation import pool, rollouts, unit_files
+from stasc_ray.generation import rollouts, run_engines, unit_files
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.learning import packing
 from stasc_ray.recipes import section_of, trace
@@ -66,7 +66,7 @@ def ours_generation(work: Work) -> dict[str, float]:
         folder.mkdir(parents=True)
     with (
         ray_session.connect(None, Path(work["folder"]) / "logs", worker_niceness=0),
-        pool.engines(settings, work["on_cuda"], training=False) as engines,
+        run_engines.engines(settings, work["on_cuda"], training=False) as engines,
     ):
         job = Job(work["model"], 0, settings, str(destination), on_cuda=work["on_cuda"])
         rows = pq.read_table(work["train"]).to_pylist()[: baselines.WARM_UP]
@@ -113,7 +113,7 @@ def ours_hand_over(work: Work) -> dict[str, float]:
     settings = baselines.read_config(work)
     with (
         ray_session.connect(None, Path(work["folder"]) / "logs", worker_niceness=0),
-        pool.engines(settings, work["on_cuda"], training=False) as engines,
+        run_engines.engines(settings, work["on_cuda"], training=False) as engines,
     ):
         job = Job(work["model"], 0, settings, work["folder"], on_cuda=work["on_cuda"])
         engines.begin(job, 1)

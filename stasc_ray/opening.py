@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stasc_ray import config, store
-from stasc_ray.generation import pool
+from stasc_ray.generation import run_engines
 from stasc_ray.learning.trainer import Trainer
 from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.policies import policy
@@ -68,7 +68,7 @@ def open_run_on(
         look_at_cluster(settings, folder, cuda, display, training=training)
         opened.write_environment(ray_session.environment())
         planned.take_plan(folder, settings)
-        with pool.engines(settings, cuda, training=training) as engines:
+        with run_engines.engines(settings, cuda, training=training) as engines:
             trainer = Trainer()
             try:
                 yield Run(opened, settings, cuda, display, track, engines, trainer)

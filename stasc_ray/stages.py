@@ -18,7 +18,7 @@ from stasc_ray import config, rehearsal
 from stasc_ray.evaluation import measuring
 from stasc_ray.generation import unit_files
 from stasc_ray.generation.collect import collect
-from stasc_ray.generation.pool import Engines
+from stasc_ray.generation.run_engines import Engines
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.learning import examples, finetune
 from stasc_ray.learning.job import FinetuneJob

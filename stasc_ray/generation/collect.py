@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray.generation import rollouts, unit_files
-from stasc_ray.generation.pool import Engines, HandOver
+from stasc_ray.generation.pool import HandOver
+from stasc_ray.generation.run_engines import Engines
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.recipes.trace import cut_advice
 from stasc_ray.runtime.display import Bar, Display, looking

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stasc_ray import config
-from stasc_ray.generation.pool import Engines
+from stasc_ray.generation.run_engines import Engines
 from stasc_ray.generation.unit_files import Row, Unit, read_unit, written
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.recipes import recipe_of

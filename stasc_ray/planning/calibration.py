@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray import config, stages, store
-from stasc_ray.generation import pool, unit_files
+from stasc_ray.generation import run_engines, unit_files
 from stasc_ray.learning.examples import Selecting
 from stasc_ray.opening import open_run_on
 from stasc_ray.planning.found import Found, mean, shape_of
@@ -103,7 +103,7 @@ def _small_run(whole: Run, folder: Path, rows: Rows) -> Iterator[Run]:
             )
         line = {"stage": "questions", "iteration": 0}
         opened.commit(opened.questions, {"line": line, "files": [f"{split}.parquet" for split in rows]})
-        with pool.engines(settings, whole.on_cuda) as engines:
+        with run_engines.engines(settings, whole.on_cuda) as engines:
             yield replace(whole, folder=opened, settings=settings, engines=engines)
 
 

@@ -40,7 +40,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.ci
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_core_that_is_killed_while_it_answers_fails_what_waits(engine: Engine) -> None:
     (core,) = cores_of(os.getpid())
     waiting = engine.submit([5, 6, 7], LONG)
@@ -55,7 +55,7 @@ def test_a_core_that_is_killed_while_it_answers_fails_what_waits(engine: Engine)
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "ask",
     [

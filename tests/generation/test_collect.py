@@ -12,7 +12,7 @@ from rich.console import Console
 
 from stasc_ray.generation import unit_files
 from stasc_ray.generation.collect import _Seen, collect
-from stasc_ray.generation.pool import Engines
+from stasc_ray.generation.run_engines import Engines
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.recipes.trace import Text
 from stasc_ray.runtime.display import Bar, Display

@@ -12,7 +12,7 @@ import pytest
 from harness import served_runs
 
 from stasc_ray import config
-from stasc_ray.generation import canary, pool, rollouts, unit_files
+from stasc_ray.generation import canary, rollouts, run_engines, unit_files
 from stasc_ray.generation.engines import EngineActor
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.recipes import section_of
@@ -73,7 +73,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def one_pass(folder: Path, model: Path, engines: pool.Engines, name: str) -> dict[str, list[str]]:
+def one_pass(folder: Path, model: Path, engines: run_engines.Engines, name: str) -> dict[str, list[str]]:
     """The texts of a pass of 24 questions in six units, by question."""
     values = {
         "prompts": {"preset": "sandbox"},
@@ -95,7 +95,7 @@ def one_pass(folder: Path, model: Path, engines: pool.Engines, name: str) -> dic
 
 def engines_of(actor: type[EngineActor] = EngineActor, **fields: Any) -> Any:
     settings = config.validate({"engine": ENGINE | fields}, section_of)
-    return pool.engines(settings, on_cuda=False, actor=actor)
+    return run_engines.engines(settings, on_cuda=False, actor=actor)
 
 
 @pytest.fixture(scope="module")

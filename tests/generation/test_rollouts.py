@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stasc_ray import config, store
-from stasc_ray.generation import pool, rollouts, unit_files
+from stasc_ray.generation import rollouts, run_engines, unit_files
 from stasc_ray.generation.engines import EngineActor
 from stasc_ray.generation.samples import Request, Sample
 from stasc_ray.generation.spec import EngineSpec
@@ -82,7 +82,7 @@ def of_actor(rows: list[dict[str, Any]], unit: str) -> pa.Table:
 
 def passed(of: Job, units: list[unit_files.Unit]) -> list[dict[str, Any]]:
     """The summaries of a pass on engines that end with it."""
-    with pool.engines(of.settings, of.on_cuda) as engines:
+    with run_engines.engines(of.settings, of.on_cuda) as engines:
         return list(rollouts.roll_out(of, units, engines))
 
 
@@ -360,7 +360,9 @@ def test_an_engine_that_always_dies_ends_the_pass(local_ray: None, tmp_path: Pat
     )
     of = job(tmp_path)
     with (
-        pool.engines(of.settings, False, actor=dying_actor(tmp_path / "starts"), max_restarts=2) as engines,
+        run_engines.engines(
+            of.settings, False, actor=dying_actor(tmp_path / "starts"), max_restarts=2
+        ) as engines,
         pytest.raises(ray.exceptions.RayError, match="expected it to stay alive, found 3 dead"),
     ):
         engines.begin(of, 1)
@@ -405,7 +407,7 @@ def test_a_unit_is_one_file_however_long_its_texts(local_ray: None, tmp_path: Pa
     destination = tmp_path / "rollouts"
     destination.mkdir()
     of = job(destination)
-    with pool.engines(of.settings, False, actor=wordy_actor()) as engines:
+    with run_engines.engines(of.settings, False, actor=wordy_actor()) as engines:
         (summary,) = rollouts.roll_out(of, [unit], engines)
     assert summary["questions"] == 300
     (file,) = destination.glob("*.parquet")

@@ -20,7 +20,7 @@ from harness.served import CAPACITY, PATIENCE_S, QUESTIONS, Served, greedy, serv
 
 from benchmarks.ray_cluster import free_port
 from stasc_ray import store
-from stasc_ray.generation import pool, rollouts, unit_files
+from stasc_ray.generation import rollouts, run_engines, unit_files
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.recipes import section_of
 from stasc_ray.tasks import sandbox
@@ -52,7 +52,7 @@ def test_a_served_answer_at_temperature_0_is_the_evaluated_one(served, tmp_path)
     rows = [row | {"split": "test"} for row in sandbox.questions("dev", 8, seed=0)]
     unit_files.write_questions(rows, tmp_path / "test.parquet", len(rows))
     (unit,) = unit_files.question_units(tmp_path / "test.parquet", "test")
-    with pool.engines(job.settings, on_cuda=False) as engines:
+    with run_engines.engines(job.settings, on_cuda=False) as engines:
         list(rollouts.roll_out(job, [unit], engines))
     (file,) = (tmp_path / "rollouts").glob("*.parquet")
     traces = pq.read_table(file).to_pylist()
