@@ -251,7 +251,7 @@ def add(folder: Path, cell: Cell, sizes: Sequence[str], run_folder: Path) -> Non
     """
     expected = config.load_config(CONFIG, overrides(cell, sizes), section_of)
     found = store.read_config(run_folder, section_of)
-    differing = set(config.differing_fields(expected, found)) - set(store.OPERATIONAL)
+    differing = set(config.differing_fields(expected, found)) - config.operational_fields(found)
     if differing:
         raise SystemExit(
             f"{run_folder}: expected a run of {cell.name}, found other {', '.join(sorted(differing))}"

@@ -19,7 +19,7 @@ from stasc_ray.report import planned
 from stasc_ray.runtime import gguf, model_folder, preflight, ray_session
 from stasc_ray.runtime.display import Display
 from stasc_ray.stages import Run, base_model
-from stasc_ray.store import tracking
+from stasc_ray.store import fork, tracking
 from stasc_ray.tasks import rewards
 
 
@@ -65,6 +65,8 @@ def open_run_on(
     ):
         cuda = ray_session.on_cuda(settings.engine)
         display.note(describe(settings, folder, cuda, time.monotonic() - started))
+        for line in fork.in_words(opened.fork()):
+            display.note(line)
         look_at_cluster(settings, folder, cuda, display, training=training)
         opened.write_environment(ray_session.environment())
         planned.take_plan(folder, settings)

@@ -27,7 +27,7 @@ from stasc_ray.recipes import chosen_by, recipe_of
 from stasc_ray.report.planned import read_plan
 from stasc_ray.runtime import forecast, gguf, model_folder
 from stasc_ray.runtime.display import Bar, Display, looking
-from stasc_ray.store import RunFolder, iteration_name, now, tracking
+from stasc_ray.store import RunFolder, fork, iteration_name, now, tracking
 from stasc_ray.store.files import move_into_place
 from stasc_ray.tasks import questions, rewards, sandbox
 from stasc_ray.tasks.questions import SPLITS
@@ -142,13 +142,17 @@ def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
     one pass.
 
     With Fixed initialization the train questions keep M0's initial answers; dev and test are measured both
-    ways.
+    ways. A run's last pass asks no train questions; if the run has more iterations now, they are asked then,
+    and the pass's mark and line are replaced. Until then the old mark stays true: its files stay.
 
     Raises:
         RuntimeError: more rows failed than `engine.max_error_fraction` allows.
     """
     folder = run.folder.stage(iteration, "rollouts")
-    if run.folder.committed(folder):
+    units = _units(run, iteration, learn)
+    files = sorted(f"{unit.name}.parquet" for unit in units)
+    mark = run.folder.committed(folder)
+    if mark and set(files) <= set(mark["files"]):
         return
     run.folder.check_lease()
     job = Job(
@@ -161,8 +165,9 @@ def answer_and_correct(run: Run, iteration: int, *, learn: bool) -> None:
     )
     what = f"{iteration_name(iteration)}: answers and corrections"
     run.display.after_s = _seconds_after(run, "rollouts", iteration)
-    summary = collect(run.display, job, _units(run, iteration, learn), what, run.engines)
-    _commit(run, folder, "rollouts", iteration, summary)
+    summary = collect(run.display, job, units, what, run.engines)
+    # Not all files there: an attempt that wanted more iterations may have left some of train.
+    _commit(run, folder, "rollouts", iteration, summary, files)
 
 
 def keep_improvements(run: Run, iteration: int) -> None:
@@ -182,7 +187,9 @@ def keep_improvements(run: Run, iteration: int) -> None:
         f"{name.replace('_to_', '->')} {summary[name]}" for name in ("c_to_c", "c_to_i", "i_to_c", "i_to_i")
     )
     if summary["kept"] == 0:
-        raise NothingKeptError(_nothing_kept(run.settings, iteration, seen, summary["left_out_truncated"]))
+        text = _nothing_kept(run.settings, iteration, seen, summary["left_out_truncated"])
+        ways = _forked_with_more(run, iteration, truncated=bool(summary["left_out_truncated"]))
+        raise NothingKeptError(f"{text}. The run folder keeps what is done; to go on from there: {ways}")
     _commit(run, folder, "examples", iteration, {**summary, "duration_s": time.monotonic() - started})
     left_out = f"; {summary['left_out_truncated']} left out, cut" if summary["left_out_truncated"] else ""
     run.display.note(
@@ -205,6 +212,9 @@ def start_trainer(run: Run, iteration: int) -> None:
 def fine_tune(run: Run, iteration: int) -> None:
     """Algorithm 1, step 4: M_iteration from M0 (Fixed) or M_{iteration-1} (Evolving) on the kept
     corrections.
+
+    Raises:
+        FloatingPointError: the loss became NaN or infinite.
     """
     folder = run.folder.stage(iteration, "model")
     state = run.folder.iteration(iteration) / "training"
@@ -216,9 +226,16 @@ def fine_tune(run: Run, iteration: int) -> None:
     run.display.after_s = _seconds_after(run, "finetune", iteration)
     with _training_progress(run, iteration, state / "progress.json"):
         job = _finetune_job(run, iteration, run.engines.make_room().gpus)
-        summary = finetune.finetune(
-            examples.read_examples(files), job, run.trainer, _model_card(run, iteration)
-        )
+        try:
+            summary = finetune.finetune(
+                examples.read_examples(files), job, run.trainer, _model_card(run, iteration)
+            )
+        except FloatingPointError as error:
+            slower = [f"finetune.learning_rate={run.settings.finetune.learning_rate / 10:g}"]
+            ways = fork.ways_on(run.folder.path, run.settings.name, iteration - 1, slower)
+            raise FloatingPointError(
+                f"{error}. The run folder keeps what is done; to go on: {ways}"
+            ) from None
     run.folder.check_lease()
     move_into_place(job.output, folder)
     _commit(run, folder, "finetune", iteration, summary)
@@ -313,8 +330,7 @@ def publish(run: Run, iteration: int) -> None:
             else None,
         }
         folder.publish(manifest, move_latest=moves)
-        line = {"stage": "publish", "iteration": iteration, "time": time.time()}
-        line |= {"publish/version": version, "publish/latest": moves}
+        line = _line(run, "publish", iteration) | {"publish/version": version, "publish/latest": moves}
         folder.log(line)
         run.track(line)
 
@@ -346,14 +362,27 @@ def _seconds_after(run: Run, stage: str, iteration: int) -> float | None:
     return forecast.seconds_after(stage, iteration, iterations, lines, planned)
 
 
-def _commit(run: Run, folder: Path, stage: str, iteration: int, summary: Mapping[str, Any]) -> None:
-    line = {"stage": stage, "iteration": iteration, "time": time.time()} | {
-        f"{stage}/{name}": v for name, v in summary.items()
-    }
-    files = [file.name for file in sorted(folder.glob("*.parquet"))]
+def _commit(
+    run: Run,
+    folder: Path,
+    stage: str,
+    iteration: int,
+    summary: Mapping[str, Any],
+    files: Sequence[str] | None = None,
+) -> None:
+    """Commit a stage's files (None: all Parquet files of its folder) and log its line."""
+    line = _line(run, stage, iteration) | {f"{stage}/{name}": value for name, value in summary.items()}
+    if files is None:
+        files = [file.name for file in sorted(folder.glob("*.parquet"))]
     run.folder.commit(folder, {"line": line, "files": files})
     run.folder.log(line)
     run.track(line)
+
+
+def _line(run: Run, stage: str, iteration: int) -> dict[str, Any]:
+    """How a line of metrics.jsonl begins; `config` is the fingerprint of the attempt's."""
+    fingerprint = config.fingerprint(run.settings)
+    return {"stage": stage, "iteration": iteration, "time": time.time(), "config": fingerprint}
 
 
 def repair_metrics(folder: RunFolder) -> None:
@@ -376,7 +405,7 @@ def _nothing_kept(settings: config.Config, iteration: int, seen: str, truncated:
             f"{iteration_name(iteration)}: nothing was kept; {truncated} examples would have been, but learn "
             f"texts that were cut at max_tokens. Transitions: {seen}. Raise sampling.initial.max_tokens and "
             "sampling.correction.max_tokens, ask for shorter texts, or learn them without an end of turn "
-            "(algorithm.keep_truncated = true). The run folder keeps what is done"
+            "(algorithm.keep_truncated = true)"
         )
     return (
         f"{iteration_name(iteration)}: algorithm.recipe {section.recipe!r} kept nothing; it keeps "
@@ -384,9 +413,25 @@ def _nothing_kept(settings: config.Config, iteration: int, seen: str, truncated:
         f"answers graded "
         "as right (reward.name, reward.scope, prompts.answer_marker)? Then raise algorithm.n_corrections, "
         "sampling.correction.temperature or the number of train questions, or try another filter or a "
-        "stronger model. The "
-        "run folder keeps what is done"
+        "stronger model"
     )
+
+
+def _forked_with_more(run: Run, iteration: int, *, truncated: bool) -> str:
+    """The commands that ask for more, or longer, texts than those of which nothing was kept."""
+    settings, since = run.settings, iteration - 1
+    section, sampling = settings.algorithm, settings.sampling
+    # M0's first answers are shared, unless the fork begins with M0
+    given = section.initial_answers_from == "base" and since > 0
+    if truncated:
+        changes = {"sampling.correction.max_tokens": 2 * sampling.correction.max_tokens}
+        changes |= {} if given else {"sampling.initial.max_tokens": 2 * sampling.initial.max_tokens}
+    elif section.n_corrections:
+        changes = {"algorithm.n_corrections": 2 * section.n_corrections}
+    else:
+        changes, since = {"algorithm.n_initial": 2 * section.n_initial}, 0 if given else since
+    overrides = [f"{name}={value}" for name, value in changes.items()]
+    return fork.ways_on(run.folder.path, settings.name, since, overrides)
 
 
 def _model_card(run: Run, iteration: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The whole of it for real: `stasc run` on the sandbox, killed at will, and what it leaves behind."""
 
+import hashlib
 import json
 import os
 import signal
@@ -170,9 +171,76 @@ def test_the_same_command_again_does_nothing_and_another_config_is_refused(finis
         again.stderr
     )
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    refused = stasc("algorithm.iterations=2", "engine.batch_size=32", folder=finished)
-    assert refused.returncode == 1 and "finetune.checkpoint_every_s: 0.001 in the folder" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    refused = stasc(*COMMAND, "finetune.learning_rate=1e-4", folder=finished)
+    assert refused.returncode == 1 and "finetune.learning_rate: 5e-05 in the folder" in refused.stderr
+    assert "Traceback" not in refused.stderr and "stasc fork" in refused.stderr
+
+
+def without_times(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics without what says how fast it went, in which attempt, and under which config."""
+    pace = ("tokens_per_s", "resumed_questions", "units_done_again", "canary_difference", "engines_started")
+    pace += ("engine_nodes", "time", "config")
+    return {
+        name: value
+        for name, value in line.items()
+        if not name.endswith("_s") and name.rpartition("/")[2] not in pace
+    }
+
+
+def files_of(folder: Path) -> dict[str, Any]:
+    """What each file of a finished run says, but for times, logs, attempts and their configs."""
+    found: dict[str, Any] = {}
+    for file in sorted(folder.rglob("*")):
+        name = str(file.relative_to(folder))
+        if not file.is_file() or name.startswith(("lease/", "logs/", "configs/")):
+            continue
+        found[name] = "there"
+        if file.suffix == ".parquet":
+            found[name] = pq.read_table(file).to_pylist()
+        elif file.suffix == ".safetensors" or name == "LATEST":
+            found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        elif file.name == store.COMMIT_MARK:
+            mark = json.loads(file.read_text())
+            found[name] = {**mark, "line": without_times(mark["line"])}
+        elif name.startswith("versions/"):
+            manifest = json.loads(file.read_text())
+            metrics = without_times(manifest["metrics"])
+            found[name] = {**manifest, "metrics": metrics, "created": "", "config_fingerprint": ""}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # four short runs
+def test_a_finished_run_grows_to_what_it_would_have_been_with_more_iterations_from_the_start(
+    tmp_path: Path,
+) -> None:
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    few = ("questions.train.limit=64", "questions.dev.limit=16", "questions.test.limit=32")
+    few += ("engine.batch_size=16", "name=one")
+    for folder, iterations in ((grown, 1), (whole, 2)):
+        done = stasc(*few, f"algorithm.iterations={iterations}", folder=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+    rollouts = grown / "iteration_01" / "rollouts"
+    mark, old = (rollouts / store.COMMIT_MARK).read_text(), lines(grown)
+    before = {file: file.stat().st_mtime_ns for file in grown.rglob("*.parquet")}
+    assert not list(rollouts.glob("train-*")), "the last pass asks no train questions"
+    more = (*few, "algorithm.iterations=2", "engine.max_num_seqs=64")
+    kill_when(lambda: bool(list(rollouts.glob("train-*.parquet"))), *more, folder=grown)
+    if not (grown / "iteration_02").exists():  # else the kill came too late for this
+        assert (rollouts / store.COMMIT_MARK).read_text() == mark and lines(grown) == old, (
+            "until the pass is whole, what is committed stands as it was"
+        )
+    done = stasc(*more, folder=grown)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {file: file.stat().st_mtime_ns for file in before} == before, "nothing was asked twice"
+    assert_each_question_has_one_trace(grown, "iteration_01")
+    assert metric(grown, 1, "rollouts/resumed_questions") >= 16 + 32
+    expected, found = files_of(whole), files_of(grown)
+    assert set(found) == set(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []
+    assert [without_times(line) for line in lines(grown)] == [without_times(line) for line in lines(whole)]
+    refused = stasc(*few, "algorithm.iterations=1", folder=grown)
+    assert refused.returncode == 1 and "iteration_02 has begun" in refused.stderr, refused.stderr
 
 
 @pytest.mark.slow
@@ -254,6 +322,9 @@ def test_a_filter_that_keeps_nothing_ends_with_status_3_and_says_what_to_change(
     done = stasc(*wrong, *few, folder=tmp_path / "nothing")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "kept nothing" in done.stderr and "i->i 32" in done.stderr and "reward.scope" in done.stderr
+    # algorithm.n_corrections is 4 in the demo
+    assert f"stasc fork {tmp_path / 'nothing'} " in done.stderr
+    assert " --from 0 algorithm.n_corrections=8 && stasc run " in done.stderr
     assert (
         "Traceback" not in done.stderr
         and (tmp_path / "nothing" / "base" / "rollouts" / store.COMMIT_MARK).is_file()

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stasc_ray.cli import datasets, look, plan, serve, submit
+from stasc_ray.cli import datasets, forking, look, plan, serve, submit
 from stasc_ray.cli.errors import errors_for_people
 
 app = typer.Typer(
@@ -24,7 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="A TOML file; see jobs/configs/.")]
+ConfigFile = Annotated[
+    Path,
+    typer.Argument(metavar="CONFIG.toml|RUN", help="A TOML file (see jobs/configs/), or a run folder."),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.field=value ...]", help="Override single fields.")
 ]
@@ -49,7 +52,9 @@ def run(
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Run STaSC, or continue a run: the same command picks up where the last one stopped."""
+    """Run STaSC, or continue a run: the same command picks up where the last one stopped. A run folder goes
+    on with its own config.
+    """
     with errors_for_people(debug):
         from stasc_ray import algorithm, config
         from stasc_ray.opening import open_run_on
@@ -58,8 +63,12 @@ def run(
         from stasc_ray.report.planned import compared, planned_lines, read_plan
         from stasc_ray.runtime import ray_session
 
-        settings = config.load_config(config_file, overrides or [], section_of)
-        folder, started = ray_session.run_folder(settings, run_dir), time.monotonic()
+        started = time.monotonic()
+        if config_file.is_dir():
+            settings, folder = forking.of_folder(config_file, overrides or [], run_dir)
+        else:
+            settings = config.load_config(config_file, overrides or [], section_of)
+            folder = ray_session.run_folder(settings, run_dir)
         with open_run_on(settings, folder, address, fresh=fresh) as opened:
             found = algorithm.stasc(opened)
         opened.display.note(conclusion(found))
@@ -201,6 +210,7 @@ def conclusion(found: dict[str, Any]) -> str:
     )
 
 
+app.command("fork")(forking.fork)
 app.command("datasets")(datasets.datasets)
 app.command("look")(look.look)
 app.command("plan")(plan.plan)

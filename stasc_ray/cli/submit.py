@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stasc_ray.cli import forking
+
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
@@ -21,7 +23,11 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def submit(
     config_file: Annotated[
-        Path, typer.Argument(metavar="CONFIG.toml", help="A TOML file; see jobs/configs/.")
+        Path,
+        typer.Argument(
+            metavar="CONFIG.toml|RUN",
+            help="A TOML file (see jobs/configs/), or a run folder that the cluster sees by the same path.",
+        ),
     ],
     address: Address,
     overrides: Annotated[
@@ -50,7 +56,12 @@ def submit(
         from stasc_ray.runtime import submission
 
         client = submission.connect(address)
-        settings = config.load_config(config_file, overrides or [], section_of)
+        if config_file.is_dir() and plan:
+            raise ValueError(f"--plan: expected a CONFIG.toml to plan, found the run folder {config_file}")
+        if config_file.is_dir():
+            settings, _ = forking.of_folder(config_file, overrides or [], None)
+        else:
+            settings = config.load_config(config_file, overrides or [], section_of)
         most, command = int(max_upload_mb * 2**20), "plan" if plan else "run"
         job = submission.submit(client, settings, config_file, overrides or [], most, command=command)
         uploaded = f"uploaded {submission.size_text(job.uploaded_bytes)}"

@@ -8,6 +8,8 @@ from stasc_ray.config.reading import (
     fields_table,
     fingerprint,
     load_config,
+    operational_fields,
+    rules_on_resume,
     to_json,
     validate,
     walk,
@@ -15,6 +17,8 @@ from stasc_ray.config.reading import (
 )
 from stasc_ray.config.sections import (
     DATASETS,
+    MAY_GROW,
+    OPERATIONAL,
     Algorithm,
     Columns,
     Config,
@@ -24,6 +28,7 @@ from stasc_ray.config.sections import (
     Finetune,
     Lora,
     Model,
+    OnResume,
     Prompts,
     Publish,
     Questions,
@@ -39,6 +44,8 @@ from stasc_ray.config.sections import (
 
 __all__ = [
     "DATASETS",
+    "MAY_GROW",
+    "OPERATIONAL",
     "Algorithm",
     "Columns",
     "Config",
@@ -48,6 +55,7 @@ __all__ = [
     "Finetune",
     "Lora",
     "Model",
+    "OnResume",
     "Prompts",
     "Publish",
     "Questions",
@@ -66,6 +74,8 @@ __all__ = [
     "fingerprint",
     "load_config",
     "named",
+    "operational_fields",
+    "rules_on_resume",
     "to_json",
     "validate",
     "walk",

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from stasc_ray.config.sections import DATASETS, Algorithm, Config, dataset
+from stasc_ray.config.sections import DATASETS, OPERATIONAL, Algorithm, Config, OnResume, dataset
 
 Sections = Callable[[str], type[Algorithm]]
 """Gives a recipe's section of the config by the recipe's name; ValueError if there is no such recipe.
@@ -154,27 +154,61 @@ def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, bool,
             yield f"{prefix}{name}", value, name not in section.model_fields_set, field.description or ""
 
 
+def rules_on_resume(
+    section: BaseModel, prefix: str = "", of_all: OnResume | None = None
+) -> dict[str, OnResume]:
+    """Of the leaf fields that a resumed run may have otherwise: dotted name to mark (`sections.OnResume`).
+
+    Args:
+        of_all: mark of the section itself, which all its fields have.
+    """
+    found: dict[str, OnResume] = {}
+    for name in type(section).model_fields:
+        value, mark = getattr(section, name), _own_mark(type(section), name) or of_all
+        if isinstance(value, BaseModel):
+            found |= rules_on_resume(value, f"{prefix}{name}.", mark)
+        elif mark:
+            found[f"{prefix}{name}"] = mark
+    return found
+
+
+def _own_mark(section: type[BaseModel], name: str) -> OnResume | None:
+    """A field's mark; a recipe's section that gives a field another default keeps the mark of its base."""
+    classes = (one for one in section.__mro__ if issubclass(one, BaseModel) and name in one.model_fields)
+    marks = (
+        mark for one in classes for mark in one.model_fields[name].metadata if isinstance(mark, OnResume)
+    )
+    return next(marks, None)
+
+
+def operational_fields(config: Config) -> set[str]:
+    """Dotted names of the fields that say how a run is carried out, not what it is."""
+    return {name for name, mark in rules_on_resume(config).items() if mark is OPERATIONAL}
+
+
 def fields_table(sections: Mapping[str, type[Algorithm]]) -> str:
-    """Every field with its default and description, as the Markdown table of docs/config.md.
+    """Every field with its default, what a resumed run may do with it and its description: the Markdown
+    tables of docs/config.md.
 
     The words that a recipe adds to `[algorithm]` follow the table of all the others, one table per recipe.
     """
     common = {name: value for name, value, *_ in walk(Algorithm(), "algorithm.")}
-    tables = [_table(walk(Config()))]
+    rules = {name: mark.rule for name, mark in rules_on_resume(Config()).items()}
+    tables = [_table(walk(Config()), rules)]
     for name, section in sections.items():
         rows = walk(section(), "algorithm.")
         own = [row for row in rows if row[0] != "algorithm.recipe" and common.get(row[0], ...) != row[1]]
-        tables.append(f"### `algorithm.recipe = {as_text(name)}`\n\n{_table(own)}")
+        tables.append(f"### `algorithm.recipe = {as_text(name)}`\n\n{_table(own, rules)}")
     return "\n\n".join(tables)
 
 
-def _table(rows: Iterable[tuple[str, Any, bool, str]]) -> str:
-    lines = ["| field | default | what it is |", "|---|---|---|"]
+def _table(rows: Iterable[tuple[str, Any, bool, str]], rules: Mapping[str, str]) -> str:
+    lines = ["| field | default | on resume | what it is |", "|---|---|---|---|"]
     for name, value, _, description in rows:
         text = " ".join(description.split()).replace("|", "\\|")
         default = as_text(value).replace("|", "\\|").replace("\n", "\\n")
         shown = f"`{default}`" if len(default) < 60 else "see `stasc config`"
-        lines.append(f"| `{name}` | {shown} | {text} |")
+        lines.append(f"| `{name}` | {shown} | {rules.get(name, '')} | {text} |")
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ folder. Importable without Ray, torch, vLLM or transformers. Humans write TOML, 
 import difflib
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from importlib import resources
@@ -27,6 +28,23 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 IsoDate = Annotated[str, BeforeValidator(lambda value: date.fromisoformat(str(value)).isoformat())]
 ColumnPath = str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OnResume:
+    """Mark of a field, or of a whole section, that a resumed run may have otherwise than it began with.
+
+    A field without a mark is part of what the run is: another value would make its folder a mix of two runs.
+    """
+
+    rule: str
+    """What a resumed run may do, in words."""
+
+
+OPERATIONAL = OnResume("may differ")
+"""Says how a run is carried out, or only what is done with results that are there."""
+MAY_GROW = OnResume("may grow")
+"""Says how much of the run there is: more of it goes on from what is committed."""
 
 
 class Section(BaseModel):
@@ -273,50 +291,50 @@ class Reward(Section):
     """Whether a run first tries that the reward pays the references as answers, and wrong ones less."""
     timeout_s: PositiveFloat = 5.0
     """Seconds one answer may take to grade before it counts as a grader error (reward 0); used by `math`."""
-    max_error_fraction: Fraction = 0.05
+    max_error_fraction: Annotated[Fraction, OPERATIONAL] = 0.05
     """Share of answers whose reward may fail with an error; above it the run stops with that error."""
 
 
 class Engine(Section):
     """The vLLM engines and the actors that hold them."""
 
-    actors: PositiveInt | Literal["all"] | tuple[PositiveInt, PositiveInt] = 1
+    actors: Annotated[PositiveInt | Literal["all"] | tuple[PositiveInt, PositiveInt], OPERATIONAL] = 1
     """Number of actors, one engine each; `all`: as many as the running nodes have room for; `[min, max]`:
     grows with the work."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], OPERATIONAL] = "auto"
     """Where engines and training run; `auto` takes CUDA when Ray sees a GPU."""
-    reserve_gpus: bool = False
+    reserve_gpus: Annotated[bool, OPERATIONAL] = False
     """With `device = "cpu"`, `stasc run` reserves GPUs as on CUDA: to try GPU scheduling where they are only
     declared."""
-    tensor_parallel_size: PositiveInt = 1
+    tensor_parallel_size: Annotated[PositiveInt, OPERATIONAL] = 1
     """GPUs per engine."""
-    keep_alive: bool = True
+    keep_alive: Annotated[bool, OPERATIONAL] = True
     """Whether engines outlive a pass and take each iteration's weights over in place, where the cluster has
     room for them beside the trainer; else each pass starts its own."""
-    cpus_per_actor: PositiveInt = 1
+    cpus_per_actor: Annotated[PositiveInt, OPERATIONAL] = 1
     """CPUs that Ray reserves for each actor."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights in the engine; `auto`: bfloat16 on CUDA, float32 on CPU."""
     max_model_len_tokens: PositiveInt = 2048
     """Longest prompt plus output, in tokens."""
-    max_num_seqs: PositiveInt = 256
+    max_num_seqs: Annotated[PositiveInt, OPERATIONAL] = 256
     """Sequences in one engine step at most."""
-    max_num_batched_tokens: PositiveInt = 8192
+    max_num_batched_tokens: Annotated[PositiveInt, OPERATIONAL] = 8192
     """Tokens in one engine step at most."""
-    gpu_memory_utilization: Fraction = 0.9
+    gpu_memory_utilization: Annotated[Fraction, OPERATIONAL] = 0.9
     """Share of GPU memory the engine may take; unused on CPU."""
-    kv_cache_gb: PositiveFloat = 1.0
+    kv_cache_gb: Annotated[PositiveFloat, OPERATIONAL] = 1.0
     """KV cache per engine on CPU, in GiB; unused on CUDA."""
-    enforce_eager: bool = False
+    enforce_eager: Annotated[bool, OPERATIONAL] = False
     """Skip CUDA graphs (slower, starts sooner); unused on CPU."""
     batch_size: PositiveInt = 32
     """Questions in one unit of work, which is committed at once; more where a split would have over 4,096
-    units."""
-    concurrent_batches: PositiveInt = 4
+    units. Cut once, when a run begins."""
+    concurrent_batches: Annotated[PositiveInt, OPERATIONAL] = 4
     """Batches in flight per actor, so that an engine never idles at a batch boundary."""
-    start_timeout_s: PositiveFloat = 900.0
+    start_timeout_s: Annotated[PositiveFloat, OPERATIONAL] = 900.0
     """Seconds until every actor must be up."""
-    max_error_fraction: Fraction = 0.05
+    max_error_fraction: Annotated[Fraction, OPERATIONAL] = 0.05
     """Share of rows with an error above which the run stops."""
 
     @model_validator(mode="after")
@@ -364,7 +382,7 @@ class Algorithm(Section):
 
     recipe: str = "stasc"
     """Self-correction method: `stasc`, `rft`, `verdict`, or a dotted path `package.module:RECIPE`."""
-    iterations: Annotated[int, Field(ge=0)] = 4
+    iterations: Annotated[int, Field(ge=0), MAY_GROW] = 4
     """N: how often the loop runs; 0 only measures the model."""
     initial_answers_from: Literal["base", "current"] = "current"
     """Who writes the initial answers: M0 (Fixed, F) or M_{n-1} (Evolving, E). First letter of the variant."""
@@ -408,10 +426,10 @@ class Finetune(Section):
     """Train all weights, or an adapter that is merged (in float32) at export."""
     lora: Lora = Lora()
     """Adapter settings, used with `method = "lora"`."""
-    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    workers: Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], OPERATIONAL] = 1
     """Ray Train workers, one GPU each on CUDA, FSDP2 between them; `[min, max]`: as many as there is room
     for."""
-    sharding: Literal["full", "hybrid"] = "full"
+    sharding: Annotated[Literal["full", "hybrid"], OPERATIONAL] = "full"
     """How several workers share the model; `hybrid`: shards in a node, replicas across nodes (less traffic,
     more memory)."""
     learning_rate: PositiveFloat = 7e-6
@@ -433,22 +451,22 @@ class Finetune(Section):
     """Gradients are clipped to this global norm."""
     max_length_tokens: PositiveInt = 2048
     """Length of one example; a longer one is left out and counted."""
-    pack_tokens: PositiveInt = 16_384
+    pack_tokens: Annotated[PositiveInt, OPERATIONAL] = 16_384
     """Tokens of one packed forward pass on CUDA with variable-length attention, or one example if that is
     longer; `max_length_tokens` where a pass pays for attention between examples."""
     packing: bool = True
     """Several examples in one forward pass: on CUDA in one sequence if the model keeps them apart (measured
     before step 1); else side by side. The loss is the same."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, OPERATIONAL] = False
     """Recompute activations in the backward pass: less memory, more time."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Computation type; `auto`: bfloat16 autocast on CUDA, float32 on CPU. Master weights are float32."""
-    checkpoint_every_s: PositiveFloat = 600.0
+    checkpoint_every_s: Annotated[PositiveFloat, OPERATIONAL] = 600.0
     """Seconds of training between checkpoints, from which a dead worker resumes; there is one after the last
     step too. A very small number: after every step (on CUDA, every group of steps)."""
-    max_failures: Annotated[int, Field(ge=0)] = 2
+    max_failures: Annotated[int, Field(ge=0), OPERATIONAL] = 2
     """Times the workers may die and be started again in one fine-tune."""
-    start_timeout_s: PositiveFloat = 900.0
+    start_timeout_s: Annotated[PositiveFloat, OPERATIONAL] = 900.0
     """Seconds until every worker must be up; with `[min, max]` training waits for the least number without a
     limit."""
 
@@ -489,7 +507,7 @@ class Evaluation(Section):
     """Corrections in a row at most, each of the answer before."""
     greedy: bool = False
     """Temperature 0 in both turns instead of `sampling`; needs `samples = 1`."""
-    bootstrap_samples: PositiveInt = 1000
+    bootstrap_samples: Annotated[PositiveInt, OPERATIONAL] = 1000
     """Resamples of the questions behind each 95% interval."""
 
     @model_validator(mode="after")
@@ -570,9 +588,9 @@ class Tracking(Section):
 class Config(Section):
     """Everything a run depends on."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), OPERATIONAL] = "run"
     """Name of the run, and of its folder under `storage`."""
-    storage: str = "runs"
+    storage: Annotated[str, OPERATIONAL] = "runs"
     """Folder that holds runs; on a cluster a path that every node sees (NFS, Lustre, FSx, a mounted
     bucket)."""
     seed: int = 0
@@ -586,6 +604,6 @@ class Config(Section):
     algorithm: SerializeAsAny[Algorithm] = Algorithm()
     finetune: Finetune = Finetune()
     evaluation: Evaluation = Evaluation()
-    publish: Publish = Publish()
-    serve: Serve = Serve()
-    tracking: Tracking = Tracking()
+    publish: Annotated[Publish, OPERATIONAL] = Publish()
+    serve: Annotated[Serve, OPERATIONAL] = Serve()
+    tracking: Annotated[Tracking, OPERATIONAL] = Tracking()

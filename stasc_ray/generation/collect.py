@@ -76,7 +76,7 @@ def collect(
         display.note(f"{what}: {total - resumed} questions in {seconds}; {share}")
     for why in hand_over.notes:
         display.note(f"{what}: an engine was replaced by a fresh one: {why}")
-    again = rollouts.done_again(destination, units)
+    again = rollouts.done_again(destination)
     if again:
         display.note(
             f"{what}: {again} of {len(units)} units were begun again, since a process or node was lost"

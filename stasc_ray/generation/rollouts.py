@@ -184,14 +184,14 @@ def summarize(rows: Sequence[Row], writer: str) -> Row:
     }
 
 
-def done_again(destination: Path, units: Sequence[Unit]) -> int:
+def done_again(destination: Path) -> int:
     """How often an engine had begun a unit that another one, or a later attempt of the run, then did; forgets
     it.
     """
     begun = list(destination.glob(".*.begun"))
     for mark in begun:
         mark.unlink(missing_ok=True)
-    return max(0, len(begun) - len(units))
+    return len(begun) - len({mark.name.rsplit(".", 2)[0] for mark in begun})
 
 
 def read_summary(file: Path, writer: str) -> Row:

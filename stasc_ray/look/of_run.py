@@ -19,7 +19,7 @@ from stasc_ray.recipes.selection import TRANSITIONS, Chosen, choose, transition
 from stasc_ray.recipes.trace import Text, finals, read_texts, roots
 from stasc_ray.report.figures import Table
 from stasc_ray.report.look_page import Block, Note, Page, Part, Said
-from stasc_ray.store import files, iteration_name
+from stasc_ray.store import files, fork, iteration_name
 from stasc_ray.tasks import rewards
 from stasc_ray.tasks.chat import Chat
 from stasc_ray.tasks.questions import SPLITS
@@ -86,9 +86,10 @@ class _Run:
 
     def __init__(self, path: Path, wanted: Wanted) -> None:
         self.folder, self.wanted = store.RunFolder(path), wanted
-        self.settings = store.read_config(path, section_of)
-        self.recipe, self.section = recipe_of(self.settings.algorithm.recipe), self.settings.algorithm
+        store.read_config(path, section_of)  # refuses what is no run
         self.iteration = self._iteration()
+        self.settings = fork.config_of(path, section_of, self.iteration)
+        self.recipe, self.section = recipe_of(self.settings.algorithm.recipe), self.settings.algorithm
         self.files = self.folder.files(self.folder.stage(self.iteration, "rollouts"))
         self._graders: dict[config.Reward, rewards.Grader] = {}
 

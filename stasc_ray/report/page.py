@@ -21,7 +21,7 @@ from stasc_ray.report import planned, transcripts
 from stasc_ray.report.charts import number
 from stasc_ray.report.figures import SPLITS, TRANSITIONS, Table, figures, name_of, with_interval
 from stasc_ray.report.history import Run, chosen_iteration, read_run
-from stasc_ray.store import write_atomically
+from stasc_ray.store import fork, write_atomically
 
 CONTROL_PICTURES = {
     code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"
@@ -114,6 +114,7 @@ def contents(run: Run) -> dict[str, Any]:
         "measure": _measure_in_words(run),
         "model": run.config.model.path if run.config else None,
         "revision": run.config.model.revision if run.config else None,
+        "fork": ". ".join(fork.in_words(run.folder.fork())),
         "last_time": _moment(max(times)) if times else None,
         "last": run.measured[-1] if run.measured else None,
         "planned": run.config.algorithm.iterations if run.config else None,

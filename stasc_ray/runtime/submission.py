@@ -98,12 +98,14 @@ def submit(
 
     Args:
         settings: what `config_file` and `overrides` make.
+        config_file: a TOML file, or a run folder that the cluster sees under the same path.
         command: `run`, or `plan` for a job that only plans.
 
     Raises:
         ValueError: a storage path the cluster can't share, or an upload above `max_upload_bytes`.
     """
-    check_storage(settings)
+    if not config_file.is_dir():
+        check_storage(settings)
     what = "" if command == "run" else f"{command}-"
     stem = f"stasc-{what}{settings.name}-{config.fingerprint(settings)[:8]}"
     id, attach = choose_attempt(
@@ -111,11 +113,13 @@ def submit(
     )
     if attach:
         return Submitted(id, attached=True, uploaded_bytes=0)
+    # a run folder lies on storage that the cluster sees, and is not uploaded
+    source = str(config_file.resolve()) if config_file.is_dir() else "config.toml"
     with tempfile.TemporaryDirectory(prefix="stasc-submit-") as folder:
         size = pack(settings, config_file, Path(folder), Path.cwd(), max_upload_bytes)
         try:
             client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "stasc_ray.cli", command, "config.toml", *overrides]),
+                entrypoint=shlex.join(["python", "-m", "stasc_ray.cli", command, source, *overrides]),
                 submission_id=id,
                 runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}},
                 metadata={"run": settings.name, "storage": settings.storage, "needs": needs(settings)},
@@ -163,7 +167,7 @@ def pack(settings: config.Config, config_file: Path, destination: Path, root: Pa
     Raises:
         ValueError: more than `max_bytes`; the message lists the largest files.
     """
-    files = {"config.toml": config_file}
+    files = {} if config_file.is_dir() else {"config.toml": config_file}
     for path in local_paths(settings, root):
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
         files |= {

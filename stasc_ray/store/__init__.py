@@ -4,7 +4,6 @@ from stasc_ray.store.files import write_atomically
 from stasc_ray.store.lease import LEASE_TIMEOUT_S, Lease, hold_lease
 from stasc_ray.store.run_folder import (
     COMMIT_MARK,
-    OPERATIONAL,
     RunFolder,
     iteration_name,
     now,
@@ -15,7 +14,6 @@ from stasc_ray.store.run_folder import (
 __all__ = [
     "COMMIT_MARK",
     "LEASE_TIMEOUT_S",
-    "OPERATIONAL",
     "Lease",
     "RunFolder",
     "hold_lease",

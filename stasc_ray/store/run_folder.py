@@ -3,9 +3,11 @@ LATEST.
 
     <storage>/<run>/
       config.json environment.json metrics.jsonl      what ran, on what, and what came out (a line per stage)
+      configs/FINGERPRINT.json                        each config it ever had; lines name theirs
       questions/{train,dev,test}.parquet              the questions, one row group per unit of work
       base/ iteration_01/ ...                         rollouts/ examples/ model/ evaluation/, each closed
       versions/v0001.json ... LATEST                  what was published; the pointer is renamed last
+      fork.json                                       of a fork: where it comes from
       lease/0001 ...                                  one file per attempt; the highest number may write
       logs/                                           Ray's and vLLM's own logs
 
@@ -30,25 +32,8 @@ from stasc_ray.store.lease import Lease, hold_lease
 from stasc_ray.store.rows import FORMAT
 
 COMMIT_MARK = "_COMMITTED.json"
-OPERATIONAL = (
-    "storage",
-    "name",
-    "engine.actors",
-    "engine.concurrent_batches",
-    "engine.gpu_memory_utilization",
-    "engine.keep_alive",
-    "engine.kv_cache_gb",
-    "engine.max_error_fraction",
-    "reward.max_error_fraction",
-    "engine.reserve_gpus",
-    "engine.start_timeout_s",
-    "finetune.gradient_checkpointing",
-    "finetune.max_failures",
-    "finetune.sharding",
-    "finetune.start_timeout_s",
-    "finetune.workers",
-)
-"""Fields that say how a run is carried out, not what it is: a resumed run may have others."""
+FORK_FILE = "fork.json"
+ITERATION = "iteration_"
 
 
 class RunFolder:
@@ -119,11 +104,11 @@ class RunFolder:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a finished stage's line to metrics.jsonl unless it is there (a driver may die between mark
-        and line).
+        and line). A pass that was completed since the run grew has a second line, which counts.
         """
         self.check_lease()
-        stage = (line["stage"], line["iteration"])
-        if stage not in {(known["stage"], known["iteration"]) for known in self.metrics()}:
+        known = {(one["stage"], one["iteration"]): json.dumps(one) for one in self.metrics()}
+        if known.get((line["stage"], line["iteration"])) != json.dumps(line):
             # An attempt that was killed while it wrote may have left half a line: begin on a new one.
             data = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
             with self.metrics_file.open("a", encoding="utf-8") as file:
@@ -132,7 +117,11 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The whole lines of metrics.jsonl, in order."""
+        """A line per stage, in the order in which the stages were first finished; the newest of each."""
+        return list({(line["stage"], line["iteration"]): line for line in self.metrics_lines()}.values())
+
+    def metrics_lines(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl as they were written."""
         if not self.metrics_file.is_file():
             return []
         lines = []
@@ -143,22 +132,29 @@ class RunFolder:
 
     def best_on_dev(self, measures: Sequence[str], up_to: int | None = None) -> int | None:
         """The iteration with the best figure on dev so far, the earliest of equals; None if none was
-        measured.
+        measured. Of a fork those models count that were asked as its config says.
 
         Args:
             measures: names after `evaluation/dev/`; of each iteration the first one counts that it has.
         """
         found: dict[int, float] = {}
+        compares_from = self.fork().get("compares_from", 0)
         for line in self.metrics():
             values = (line.get(f"evaluation/dev/{name}") for name in measures)
             value = next((one for one in values if isinstance(one, int | float) and math.isfinite(one)), None)
             if (
                 line["stage"] == "evaluation"
+                and line["iteration"] >= compares_from
                 and value is not None
                 and (up_to is None or line["iteration"] <= up_to)
             ):
                 found[line["iteration"]] = value
         return max(found, key=lambda iteration: (found[iteration], -iteration), default=None)
+
+    def fork(self) -> dict[str, Any]:
+        """What fork.json holds (store/fork.py); empty for a run that is no fork."""
+        file = self.path / FORK_FILE
+        return read_json(file, "origin", "iteration", "compares_from", "earlier") if file.is_file() else {}
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Keep what the newest attempt ran on."""
@@ -201,7 +197,7 @@ class RunFolder:
 
 def iteration_name(number: int) -> str:
     """`base` for 0, else `iteration_01` and so on."""
-    return "base" if number == 0 else f"iteration_{number:02d}"
+    return "base" if number == 0 else f"{ITERATION}{number:02d}"
 
 
 @contextlib.contextmanager
@@ -237,7 +233,7 @@ def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Ite
                 if entry.name != "lease":
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         run.logs.mkdir(exist_ok=True)
-        write_atomically(path / "config.json", _stored(settings))
+        write_config(path, settings)
         try:
             yield run
         except Exception:
@@ -279,6 +275,12 @@ def read_values(path: Path) -> dict[str, Any]:
     return values
 
 
+def write_config(path: Path, settings: config.Config) -> None:
+    """Write a run folder's config.json, and keep it for the lines that will name it."""
+    for file in (path / "configs" / f"{config.fingerprint(settings)}.json", path / "config.json"):
+        write_atomically(file, _stored(settings))
+
+
 def _stored(settings: config.Config) -> str:
     return (
         json.dumps({"format": FORMAT, **settings.model_dump(mode="json")}, indent=2, ensure_ascii=False)
@@ -295,21 +297,36 @@ def _check_same_config(path: Path, settings: config.Config) -> None:
         raise _another_config(path, [f"algorithm.recipe: {theirs!r} in the folder, {recipe!r} now"])
     stored = read_config(path, lambda _: ours)
     old, new = (dict((name, value) for name, value, *_ in config.walk(tree)) for tree in (stored, settings))
+    allowed = config.rules_on_resume(settings)
     differing = [
         f"{name}: {old.get(name)!r} in the folder, {new.get(name)!r} now"
         for name in config.differing_fields(stored, settings)
-        if name not in OPERATIONAL and not name.startswith(("serve.", "tracking."))
+        if name not in allowed
     ]
+    differing += _iterations_lost(path, stored.algorithm.iterations, settings.algorithm.iterations)
     if differing:
         raise _another_config(path, differing)
+
+
+def _iterations_lost(path: Path, old: int, new: int) -> list[str]:
+    """Why a run can't have this number of iterations now; empty if it can."""
+    change = f"algorithm.iterations: {old} in the folder, {new} now"
+    if bool(old) != bool(new):
+        return [f"{change}; a run of 0 iterations has test questions only, any other has train and dev too"]
+    marks = path.glob(f"{ITERATION}*/*/{COMMIT_MARK}")
+    reached = max((int(mark.parts[-3].removeprefix(ITERATION)) for mark in marks), default=0)
+    if new < reached:
+        return [f"{change}; {iteration_name(reached)} has begun, so expected at least {reached}"]
+    return []
 
 
 def _another_config(path: Path, differing: Sequence[str]) -> ValueError:
     return ValueError(
         f"run folder {path} belongs to a run with another config:\n"
         + "\n".join(f"  {line}" for line in differing)
-        + "\nresume it with its own config, start over with --fresh (deletes it), or choose another name=... "
-        "or --run-dir"
+        + f"\nresume it with its own config, continue from one of its iterations in a new folder (stasc fork "
+        f"{path} --from N NEW_NAME section.field=value ...), start over with --fresh (deletes it), or choose "
+        "another name=... or --run-dir"
     )
 
 

@@ -111,6 +111,59 @@ def test_differing_fields_are_named() -> None:
     assert config.differing_fields(defaults, changed) == ["engine.actors", "sampling.correction.top_p"]
 
 
+OPERATIONAL = {
+    "engine": "actors device reserve_gpus tensor_parallel_size keep_alive cpus_per_actor max_num_seqs "
+    "max_num_batched_tokens gpu_memory_utilization kv_cache_gb enforce_eager concurrent_batches "
+    "start_timeout_s max_error_fraction",
+    "finetune": "workers sharding gradient_checkpointing pack_tokens checkpoint_every_s max_failures "
+    "start_timeout_s",
+    "reward": "max_error_fraction",
+    "evaluation": "bootstrap_samples",
+}
+OF_THE_RUN = {
+    "engine": "dtype max_model_len_tokens batch_size",
+    "finetune": "method lora.rank lora.alpha lora.dropout lora.target_modules learning_rate batch_size "
+    "epochs trained_tokens weight_decay schedule warmup_fraction max_grad_norm max_length_tokens packing "
+    "dtype",
+    "reward": "name scope example max_answer_words rehearse timeout_s",
+    "evaluation": "samples policy rounds greedy",
+}
+
+
+@pytest.mark.parametrize("section", OPERATIONAL)
+def test_someone_has_thought_about_what_each_new_field_means_on_resume(section: str) -> None:
+    """A new field: does another value change what the run is? Then leave it unmarked; and list it here."""
+    settings = config.Config()
+    fields = {name for name, *_ in config.walk(settings) if name.startswith(f"{section}.")}
+    operational = fields & config.operational_fields(settings)
+    assert operational == {f"{section}.{name}" for name in OPERATIONAL[section].split()}
+    assert fields - operational == {f"{section}.{name}" for name in OF_THE_RUN[section].split()}
+
+
+def test_whole_sections_are_operational_and_iterations_may_grow() -> None:
+    settings = config.Config()
+    rules = config.rules_on_resume(settings)
+    whole = {
+        name for name, *_ in config.walk(settings) if name.startswith(("serve.", "tracking.", "publish."))
+    }
+    assert len(whole) > 20 and whole <= config.operational_fields(settings)
+    others = {name for name in rules if name.partition(".")[0] not in {*OPERATIONAL, "serve", "tracking"}}
+    assert others == {"name", "storage", "publish.when", "algorithm.iterations"}
+    assert rules["algorithm.iterations"] is config.MAY_GROW
+    table = config.fields_table({}).splitlines()
+    (grows,) = (row for row in table if row.startswith("| `algorithm.iterations`"))
+    assert "| may grow |" in grows
+    (dtype,) = (row for row in table if row.startswith("| `engine.dtype`"))
+    assert "may differ" not in dtype
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_own_words_belong_to_the_run(name: str) -> None:
+    settings = config.load_config(None, [f"algorithm.recipe={name}"], section_of)
+    found = {field for field in config.rules_on_resume(settings) if field.startswith("algorithm.")}
+    assert found == {"algorithm.iterations"}
+
+
 def test_what_decides_imports_without_the_heavy_libraries() -> None:
     modules = (
         "config, store, store.files, store.tracking, runtime.capacity, runtime.display, runtime.model_folder"

@@ -307,7 +307,7 @@ def test_only_what_has_no_file_is_done_again_and_half_files_are_never_read(
         name: len(list(destination.glob(f".{name}.*.begun"))) for name in ("train-000000", "train-000001")
     }
     assert again == {"train-000000": 1, "train-000001": 2}
-    assert rollouts.done_again(destination, units) == 1 and not list(destination.glob(".*"))
+    assert rollouts.done_again(destination) == 1 and not list(destination.glob(".*"))
     assert set(read(destination)) == set(content)
 
 

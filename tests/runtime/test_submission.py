@@ -76,6 +76,9 @@ def test_only_what_the_config_names_is_uploaded(tmp_path: Path) -> None:
     }
     assert set(found) == {"config.toml", "data/train.jsonl", "judges.py", "my_model/config.json"}
     assert size == sum(found.values())
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    assert submission.pack(config.Config(), run_folder, tmp_path / "none", tmp_path, 0) == 0, "it lies there"
 
 
 def test_a_large_upload_is_refused_and_the_largest_file_is_named(tmp_path: Path) -> None:

@@ -50,9 +50,75 @@ def test_the_same_name_with_another_config_is_refused_and_names_the_fields(tmp_p
         "finetune.learning_rate: 7e-06 in the folder, 0.001 now" in text
         and "seed: 0 in the folder, 7 now" in text
     )
-    assert "--fresh" in text and "name=" in text
+    assert "--fresh" in text and "name=" in text and f"stasc fork {tmp_path / 'run'} --from N" in text
     with store.open_run(tmp_path / "run", changed, fresh=True) as run:
         assert store.read_config(run.path, section_of) == changed
+
+
+def of(*overrides: str) -> config.Config:
+    return config.load_config(None, list(overrides), section_of)
+
+
+def test_how_a_run_is_carried_out_may_change_and_each_config_is_kept(tmp_path: Path) -> None:
+    later = of("engine.device=cpu", "engine.max_num_seqs=8", "publish.when=always", "serve.replicas=2")
+    with store.open_run(tmp_path / "run", SETTINGS) as run:
+        run.commit(run.questions, MARK)
+    for settings in (later, later, SETTINGS, later):
+        with store.open_run(tmp_path / "run", settings) as run:
+            assert store.read_config(run.path, section_of) == settings
+    kept = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "run" / "configs").iterdir()}
+    assert set(kept) == {config.fingerprint(SETTINGS), config.fingerprint(later)}
+    for settings in (SETTINGS, later):
+        values = kept[config.fingerprint(settings)]
+        assert values.pop("format") and config.validate(values, section_of) == settings
+
+
+@pytest.mark.parametrize(
+    "override", ["engine.batch_size=8", "engine.dtype=bfloat16", "reward.rehearse=false"]
+)
+def test_a_field_that_is_not_marked_belongs_to_the_run(tmp_path: Path, override: str) -> None:
+    with store.open_run(tmp_path / "run", SETTINGS) as run:
+        run.commit(run.questions, MARK)
+    before = (tmp_path / "run" / "config.json").read_text()
+    with (
+        pytest.raises(ValueError, match=override.partition("=")[0]),
+        store.open_run(tmp_path / "run", of(override)),
+    ):
+        pass
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+def test_iterations_may_grow_and_shrink_only_to_what_has_begun(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with store.open_run(folder, SETTINGS) as run:
+        for stage in (run.questions, run.stage(0, "rollouts"), run.stage(2, "examples")):
+            run.commit(stage, MARK)
+        run.stage(3, "examples").mkdir(parents=True)  # begun, but nothing of it is committed
+    for iterations in (6, 2, 12):
+        with store.open_run(folder, of(f"algorithm.iterations={iterations}")):
+            assert store.read_config(folder, section_of).algorithm.iterations == iterations
+    for iterations, why in (
+        (1, "iteration_02 has begun, so expected at least 2"),
+        (0, "test questions only"),
+    ):
+        with (
+            pytest.raises(ValueError, match="another config") as refused,
+            store.open_run(folder, of(f"algorithm.iterations={iterations}")),
+        ):
+            pass
+        text = str(refused.value)
+        assert f"algorithm.iterations: 12 in the folder, {iterations} now; " in text and why in text
+        assert all(way in text for way in ("its own config", "stasc fork", "--fresh", "name="))
+
+
+def test_a_run_that_only_measured_has_no_train_questions_to_grow_with(tmp_path: Path) -> None:
+    with store.open_run(tmp_path / "run", of("algorithm.iterations=0")) as run:
+        run.commit(run.questions, MARK)
+    with (
+        pytest.raises(ValueError, match="0 in the folder, 1 now"),
+        store.open_run(tmp_path / "run", of("algorithm.iterations=1")),
+    ):
+        pass
 
 
 def test_another_recipe_in_the_folder_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -210,6 +276,20 @@ def test_a_line_is_logged_once_and_half_lines_do_no_harm(tmp_path: Path) -> None
         run.log({"stage": "evaluation", "iteration": 0})
         run.log({"stage": "evaluation", "iteration": 0})
         assert [line["stage"] for line in run.metrics()] == ["rollouts", "evaluation"]
+
+
+def test_of_a_stage_that_was_completed_later_the_newest_line_counts(tmp_path: Path) -> None:
+    with store.open_run(tmp_path / "run", SETTINGS) as run:
+        for stage in ("rollouts", "evaluation"):
+            run.log({"stage": stage, "iteration": 1, "of": 5, "nothing": float("nan")})
+        before = run.metrics_file.read_bytes()
+        run.log({"stage": "rollouts", "iteration": 1, "of": 5, "nothing": float("nan")})
+        assert run.metrics_file.read_bytes() == before, "the same line again writes nothing"
+        run.log({"stage": "rollouts", "iteration": 1, "of": 8})
+        assert [(line["stage"], line["of"]) for line in run.metrics()] == [("rollouts", 8), ("evaluation", 5)]
+        run.log({"stage": "rollouts", "iteration": 1, "of": 8})
+        assert run.metrics_file.read_bytes().startswith(before), "what a tracker has read stays where it was"
+        assert [line["of"] for line in run.metrics_lines()] == [5, 5, 8]
 
 
 def test_atomic_writing_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
