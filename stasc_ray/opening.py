@@ -54,14 +54,16 @@ def open_run_on(
     Raises:
         ValueError, RuntimeError, OSError: what `store.open_run`, `ray_session.connect` and `preflight.check`
             raise.
+        ImportError: as `tracking.check`.
     """
     check_config(settings)
+    tracking.check(settings.tracking)
     display, started = Display(), time.monotonic()
     with (
         store.open_run(folder, settings, fresh=fresh) as opened,
         ray_session.naming_logs(opened.logs),
         ray_session.connect(address, opened.logs),
-        tracking.sinks(settings, folder) as track,
+        tracking.trackers(settings.tracking, folder, display.note) as track,
     ):
         cuda = ray_session.on_cuda(settings.engine)
         display.note(describe(settings, folder, cuda, time.monotonic() - started))

@@ -45,7 +45,7 @@ class Run:
     settings: config.Config
     on_cuda: bool
     display: Display
-    track: tracking.Sink
+    track: tracking.Track
     engines: Engines
     trainer: Trainer
 
@@ -332,7 +332,7 @@ def publish(run: Run, iteration: int) -> None:
         folder.publish(manifest, move_latest=moves)
         line = _line(run, "publish", iteration) | {"publish/version": version, "publish/latest": moves}
         folder.log(line)
-        run.track(line)
+        run.track()
 
 
 def table_rows(folder: RunFolder) -> list[dict[str, Any]]:
@@ -376,7 +376,7 @@ def _commit(
         files = [file.name for file in sorted(folder.glob("*.parquet"))]
     run.folder.commit(folder, {"line": line, "files": files})
     run.folder.log(line)
-    run.track(line)
+    run.track()
 
 
 def _line(run: Run, stage: str, iteration: int) -> dict[str, Any]:

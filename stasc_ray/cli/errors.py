@@ -3,8 +3,10 @@ asked for.
 """
 
 import contextlib
+import os
 import re
 import signal
+import threading
 import traceback
 from collections.abc import Iterator
 
@@ -19,28 +21,44 @@ ADVICE = {
 """What to do about what the operating system says."""
 _CAUSED = "The above exception was the direct cause of the following exception"
 
-EXIT_ERROR, EXIT_NOTHING_KEPT, EXIT_STOPPED = 1, 3, 130
+EXIT_ERROR, EXIT_NOTHING_KEPT = 1, 3
+GOES_ON = "what was committed is kept, and the same command goes on from there"
+END_S = 25.0
+"""For a stopped run to end, since Kubernetes and Slurm kill it after 30 s. Ray waits for a minute where the
+signal ended its own processes too, and then ends the run without a word."""
 
 
 @contextlib.contextmanager
-def errors_for_people(debug: bool) -> Iterator[None]:
-    """Turn an error into one message and an exit status; a stopped command says how to go on."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("stopped; what was committed is kept, and the same command continues from there", err=True)
-        raise typer.Exit(EXIT_STOPPED) from None
-    except Exception as error:  # the one place where every error ends: a message for a person
-        if debug:
-            traceback.print_exc()
-        else:
-            typer.echo(f"error: {message(error)}", err=True)
-            for note in getattr(error, "__notes__", []):
-                typer.echo(note, err=True)
-        raise typer.Exit(
-            EXIT_NOTHING_KEPT if type(error).__name__ == "NothingKeptError" else EXIT_ERROR
-        ) from None
+def errors_for_people(debug: bool, end_s: float | None = None, stopped: str = GOES_ON) -> Iterator[None]:
+    """Turn an error into one message and an exit status; a stopped command says how to go on.
+
+    Args:
+        end_s: after a signal the process ends itself if it has not ended by then.
+        stopped: what becomes of a command that a signal stops.
+    """
+    stop = _Stop(end_s, stopped)
+    with stop.listening():
+        try:
+            yield
+        except KeyboardInterrupt:
+            stop.say()
+            raise typer.Exit(stop.status) from None
+        except Exception as error:  # the one place where every error ends: a message for a person
+            if stop.number:  # it took workers too, and their loss was seen first
+                stop.say()
+                raise typer.Exit(stop.status) from None
+            raise typer.Exit(_tell(error, debug)) from None
+
+
+def _tell(error: Exception, debug: bool) -> int:
+    """Show the error; returns the exit status."""
+    if debug:
+        traceback.print_exc()
+    else:
+        typer.echo(f"error: {message(error)}", err=True)
+        for note in getattr(error, "__notes__", []):
+            typer.echo(note, err=True)
+    return EXIT_NOTHING_KEPT if type(error).__name__ == "NothingKeptError" else EXIT_ERROR
 
 
 def message(error: BaseException) -> str:
@@ -70,5 +88,59 @@ def _raised(trace: str) -> str:
     return trace[found[-1].end() :].strip() if found else trace.strip().splitlines()[-1]
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+class _Stop:
+    """The signal that stopped a command, and the one line that says so."""
+
+    def __init__(self, end_s: float | None, stopped: str) -> None:
+        self.number: int | None = None
+        self._stopped = stopped
+        self._end_s, self._timer, self._said = end_s, None, False
+        self._terminal = os.dup(2)  # a run sends fd 2 to its log
+
+    @property
+    def status(self) -> int:
+        """Exit status, as a shell shows a signal's."""
+        return 128 + (self.number or signal.SIGINT)
+
+    def say(self) -> None:
+        """Say it, unless it was said."""
+        if not self._said:
+            self._said = True
+            name = signal.Signals(self.number or signal.SIGINT).name
+            os.write(self._terminal, f"stopped by {name}; {self._stopped}\n".encode())
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Let SIGTERM and SIGINT interrupt the block."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:  # as a shell's background ignores SIGINT
+                signal.signal(number, self._interrupt)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            if self._timer:
+                self._timer.cancel()
+            os.close(self._terminal)
+
+    def _interrupt(self, number: int, _: object) -> None:
+        if self.number is None:
+            self.number = number
+            if self._end_s is not None:
+                self._begin_to_end(self._end_s)
+        raise KeyboardInterrupt
+
+    def _begin_to_end(self, end_s: float) -> None:
+        self._timer = threading.Timer(end_s, self._end)
+        self._timer.daemon = True
+        self._timer.start()
+        # At once, since a signal that ended Ray's processes too makes Ray end this one without a word. Not on
+        # a terminal: there a bar is taken away first, and Ctrl-C leaves Ray's processes alone.
+        if not os.isatty(self._terminal):
+            self.say()
+
+    def _end(self) -> None:
+        self.say()
+        os._exit(self.status)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stasc_ray.cli.errors import EXIT_STOPPED, errors_for_people
+from stasc_ray.cli.errors import END_S, errors_for_people
 
 if TYPE_CHECKING:
     from stasc_ray import config
@@ -39,7 +39,7 @@ def plan(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Say before a run what it will take: tokens, memory and hours. Of a planned RUN: what it took."""
-    with errors_for_people(debug):
+    with errors_for_people(debug, END_S, "a calibration keeps nothing"):
         if what.is_dir():
             _show_run(what, as_json)
             return
@@ -53,11 +53,7 @@ def plan(
         settings = config.load_config(what, overrides or [], section_of)
         folder = ray_session.run_folder(settings, run_dir)
         with contextlib.redirect_stdout(io.StringIO()) if as_json else contextlib.nullcontext():
-            try:
-                found = calibrate(settings, address, questions) if calibration else assume(settings)
-            except KeyboardInterrupt:  # unlike a run, it goes on from nothing
-                typer.echo("stopped; a calibration keeps nothing", err=True)
-                raise SystemExit(EXIT_STOPPED) from None
+            found = calibrate(settings, address, questions) if calibration else assume(settings)
         made = as_plan(settings, found)
         if found.speeds:
             keep_plan(made, folder)

@@ -23,11 +23,11 @@ from stasc_ray.learning import (
     objectives,
     packing,
     placing,
-    step_log,
     steps,
 )
 from stasc_ray.runtime import ray_session
 from stasc_ray.runtime.capacity import trainer_threads
+from stasc_ray.store import step_log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -224,8 +224,8 @@ class Training:
             self.losses.append(summed / int(self.examples.trained[one.batch].sum()))
             if not (math.isfinite(self.losses[-1]) and math.isfinite(norm)):
                 raise FloatingPointError(_not_finite(self.losses, norm, len(self.plan), one.rate))
-            line = {"step": len(self.losses), "loss": self.losses[-1], "grad_norm": norm}
-            lines.append({**line, "learning_rate": one.rate})
+            line = {"step": len(self.losses), "time": time.time(), "loss": self.losses[-1]}
+            lines.append({**line, "grad_norm": norm, "learning_rate": one.rate})
         if self.log:
             speed = self._speed(waiting)
             self.log.add([line | speed for line in lines], last=len(self.losses) == len(self.plan))

@@ -45,9 +45,14 @@ def connect(address: str | None, logs: Path, *, worker_niceness: int = 15) -> It
         _quiet_raylet()
         address = address or os.environ.get("RAY_ADDRESS")
         on_terminate = signal.getsignal(signal.SIGTERM)
-        session = None if address else _start_local(logs, worker_niceness)
-        if address:
-            _join(address)
+        try:
+            session = None if address else _start_local(logs, worker_niceness)
+            if address:
+                _join(address)
+        except SystemExit:  # of Ray's handler, which is in place while it starts
+            signal.signal(signal.SIGTERM, on_terminate)
+            signal.raise_signal(signal.SIGTERM)
+            raise
         if threading.current_thread() is threading.main_thread():
             # ray.init puts its own in place, which ends without a word
             signal.signal(signal.SIGTERM, on_terminate)

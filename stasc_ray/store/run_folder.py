@@ -9,6 +9,7 @@ LATEST.
       versions/v0001.json ... LATEST                  what was published; the pointer is renamed last
       fork.json                                       of a fork: where it comes from
       lease/0001 ...                                  one file per attempt; the highest number may write
+      tracking/mlflow.json ...                        which lines each tracker has
       logs/                                           Ray's and vLLM's own logs
 
 A stage is: if committed, skip; else compute, write, commit. A file without its mark is never read. `storage`

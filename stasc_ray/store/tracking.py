@@ -1,103 +1,113 @@
-"""Metrics to TensorBoard, MLflow and Weights & Biases: one function per sink, beside metrics.jsonl, which is
-always written.
+"""Metrics to trackers (TensorBoard, MLflow, Weights & Biases), beside metrics.jsonl, which is always written.
 
-Each takes the lines of metrics.jsonl as they are committed; the step is the iteration.
+Each tracker has a process of its own (`tracker_process`), which sends what metrics.jsonl holds beyond its
+cursor. A tracker that is down or hangs, and whatever its library leaves for the end, so stays out of the run:
+lines wait, and are sent when it answers, when the run ends, or when the run is continued.
 """
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import importlib.util
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from stasc_ray import config
+from stasc_ray.store.tracker_process import END_S, TRACKERS
 
-Sink = Callable[[Mapping[str, Any]], None]
+Track = Callable[[], None]
+"""Say that metrics.jsonl has a new line; returns at once."""
 
 
-@contextmanager
-def sinks(settings: config.Config, folder: Path) -> Iterator[Sink]:
-    """One function that sends a line to every sink that `tracking` names.
+def check(section: config.Tracking) -> None:
+    """Refuse a tracker whose package is missing.
 
     Raises:
-        ImportError: a sink's package is not installed; the message says how to install it.
+        ImportError: the message says how to install it.
     """
-    with ExitStack() as stack:
-        opened = [
-            stack.enter_context(SINKS[name](settings, folder))
-            for name in SINKS
-            if getattr(settings.tracking, name)
-        ]
-
-        def send(line: Mapping[str, Any]) -> None:
-            for sink in opened:
-                sink(line)
-
-        yield send
-
-
-@contextmanager
-def tensorboard(settings: config.Config, folder: Path) -> Iterator[Sink]:
-    """Event files in <run>/tensorboard."""
-    _require("tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-
-        def send(line: Mapping[str, Any]) -> None:
-            for name, value in scalars(line).items():
-                writer.add_scalar(name, value, line["iteration"])
-            writer.flush()
-
-        yield send
-
-
-@contextmanager
-def mlflow(settings: config.Config, folder: Path) -> Iterator[Sink]:
-    """A run of the experiment `stasc`; a resumed run goes on in the same one."""
-    client = _require("mlflow")
-    client.set_experiment("stasc")
-    file = folder / "mlflow_run_id"
-    run_id = file.read_text(encoding="utf-8") if file.is_file() else None
-    with client.start_run(run_id=run_id, run_name=settings.name) as run:
-        file.write_text(run.info.run_id, encoding="utf-8")
-        if run_id is None:
-            client.log_params(
-                {name: config.as_text(value)[:500] for name, value, *_ in config.walk(settings)}
+    for name in _wanted(section):
+        found = importlib.util.find_spec(name)
+        if not (found and found.origin):  # a mere folder of that name, as wandb makes one, has no origin
+            raise ImportError(
+                f"tracking.{name}: expected the package {name}; pip install 'stasc-ray[{name}]'"
             )
-        yield lambda line: client.log_metrics(scalars(line), step=line["iteration"])
 
 
 @contextmanager
-def wandb(settings: config.Config, folder: Path) -> Iterator[Sink]:
-    """A run of the project `stasc`; a resumed run goes on in the same one."""
-    client = _require("wandb")
-    identity = f"{settings.name}-{config.fingerprint(settings)}"
-    with client.init(
-        project="stasc",
-        name=settings.name,
-        id=identity,
-        resume="allow",
-        dir=str(folder),
-        config=settings.model_dump(mode="json"),
-    ) as run:
-        yield lambda line: run.log({**scalars(line), "iteration": line["iteration"]})
+def trackers(
+    section: config.Tracking, folder: Path, note: Callable[[str], None], *, end_s: float = END_S
+) -> Iterator[Track]:
+    """Send the lines of `folder`'s metrics.jsonl to every tracker that `tracking` names, for the length of
+    the block.
+
+    Args:
+        folder: an opened run's; its config.json says the run's name and parameters.
+        note: shows a line to the reader: once when a tracker is down, once when it answers again.
+        end_s: for what waits at the end of the block.
+
+    Raises:
+        ImportError: as `check`.
+    """
+    check(section)
+    with ExitStack() as stack:
+        tell = [stack.enter_context(_tracker(name, folder, note, end_s)) for name in _wanted(section)]
+
+        def track() -> None:
+            for one in tell:
+                one()
+
+        yield track
 
 
-SINKS = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}
-
-
-def scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a metrics line, under their names."""
-    return {
-        name: float(value) for name, value in line.items() if "/" in name and isinstance(value, (int, float))
-    }
-
-
-def _require(package: str) -> Any:
+@contextmanager
+def _tracker(name: str, folder: Path, note: Callable[[str], None], end_s: float) -> Iterator[Track]:
+    command = [sys.executable, "-m", "stasc_ray.store.tracker_process", name, str(folder), str(end_s)]
+    # A session of its own: Ctrl-C is for the run, which then tells the tracker how it ended.
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdin and process.stdout
+    reader = threading.Thread(target=_show, args=(process.stdout, note), name=f"tracking-{name}", daemon=True)
+    reader.start()
+    outcome = "failed"
     try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(
-            f"tracking.{package}: expected the package {package}; pip install 'stasc-ray[{package}]'"
-        ) from error
+        yield lambda: _tell(process, "line")
+        outcome = "finished"
+    finally:
+        _tell(process, outcome)
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        _wait(process, reader, end_s)
+        if process.returncode:
+            note(f"tracking.{name}: not everything was sent; the same command sends the rest later")
+
+
+def _tell(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdin
+    # A pipe holds tens of thousands of words, so one that nobody reads blocks nothing; a process that is gone
+    # is seen at the end.
+    with contextlib.suppress(OSError):
+        process.stdin.write(f"{word}\n")
+        process.stdin.flush()
+
+
+def _wait(process: subprocess.Popen[str], reader: threading.Thread, end_s: float) -> None:
+    try:
+        process.wait(end_s + 5)  # it ends itself after `end_s`; the rest is for a machine that is busy
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    # What a tracker's library started may hold the pipe open: what the process said is read by then.
+    reader.join(1)
+
+
+def _show(lines: IO[str], note: Callable[[str], None]) -> None:
+    for line in lines:
+        note(line.rstrip("\n"))
+
+
+def _wanted(section: config.Tracking) -> list[str]:
+    return [name for name in TRACKERS if getattr(section, name)]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from harness.tiny_models import tiny
 
-from stasc_ray.learning import flops, step_log
+from stasc_ray.learning import flops
+from stasc_ray.store import step_log
 
 
 def lines(*steps: int) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""What a person reads: the table in a log file, the progress lines, the trackers."""
+"""What a person reads: the table in a log file, the progress lines."""
 
 import io
 from pathlib import Path
@@ -6,11 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from stasc_ray import config
 from stasc_ray.cli import errors
-from stasc_ray.recipes import section_of
 from stasc_ray.runtime import display
-from stasc_ray.store import tracking
 
 
 def test_a_table_in_a_log_file_is_not_folded(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,41 +90,6 @@ def test_on_a_terminal_the_bar_is_live_and_leaves_nothing_behind() -> None:
     assert "base: answers" in shown and "29/400" in shown
     assert "94 tokens/s, 6 min left (23 min for the run)" in shown
     assert "\x1b[2K" in shown.rpartition("left")[2]  # erased at the end
-
-
-def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    settings = config.load_config(None, ["tracking.tensorboard=true"], section_of)
-    with tracking.sinks(settings, tmp_path) as send:
-        send(
-            {
-                "stage": "evaluation",
-                "iteration": 2,
-                "evaluation/test/r_y2": 0.75,
-                "evaluation/test/rss": None,
-                "x": 1,
-            }
-        )
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert events.Tags()["scalars"] == ["evaluation/test/r_y2"]
-    assert [(event.step, event.value) for event in events.Scalars("evaluation/test/r_y2")] == [(2, 0.75)]
-
-
-def test_a_tracker_that_is_not_installed_says_how_to_get_it(tmp_path: Path) -> None:
-    settings = config.load_config(None, ["tracking.mlflow=true"], section_of)
-    try:
-        import mlflow  # noqa: F401
-    except ImportError:
-        with (
-            pytest.raises(ImportError, match=r"pip install 'stasc-ray\[mlflow\]'"),
-            tracking.sinks(settings, tmp_path),
-        ):
-            pass
-    else:
-        pytest.skip("mlflow is installed here")
 
 
 def test_errors_lose_the_layers_that_ray_puts_around_them() -> None:

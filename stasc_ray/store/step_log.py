@@ -1,8 +1,9 @@
 """training.jsonl: one line per optimizer step, which grows while a fine-tune runs.
 
-A line is {step (1-based), loss (nats per trained token), grad_norm (before clipping), learning_rate,
-tokens_per_s (all tokens through the model, all workers), mfu (model-FLOPs utilization; None where the peak of
-the device is not known)}. Rank 0 writes it in the fine-tune's storage; the export puts it beside the model.
+A line is {step (1-based), time (seconds since 1970), loss (nats per trained token), grad_norm (before
+clipping), learning_rate, tokens_per_s (all tokens through the model, all workers), mfu (model-FLOPs
+utilization; None where the peak of the device is not known)}. Rank 0 writes it in the fine-tune's storage;
+the export puts it beside the model. Report and trackers read it meanwhile.
 """
 
 import json
@@ -11,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import store
+from stasc_ray.store.files import write_atomically
+from stasc_ray.store.lease import Lease
 
 NAME = "training.jsonl"
 EVERY_S = 0.5
@@ -30,17 +32,27 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [found[step] for step in sorted(found)]
 
 
+def read_of_run(run: Path) -> dict[int, list[dict[str, Any]]]:
+    """The lines of each iteration of a run folder that has been fine-tuned, or is being."""
+    iterations = sorted(path for path in run.glob("iteration_*") if path.is_dir())
+    found = {
+        int(path.name.rpartition("_")[2]): read(path / "model" / NAME) or read(path / "training" / NAME)
+        for path in iterations
+    }
+    return {iteration: lines for iteration, lines in found.items() if lines}
+
+
 class StepLog:
     """Appends to the file at most every EVERY_S seconds."""
 
-    def __init__(self, path: Path, lease: store.Lease | None, done: int) -> None:
+    def __init__(self, path: Path, lease: Lease | None, done: int) -> None:
         """Go on after step `done`: lines of later steps, which a checkpoint has not seen, are dropped."""
         self.path, self._lease = path, lease
         self._waiting: list[str] = []
         self._written = 0.0
         kept = [line for line in read(path) if line["step"] <= done]
         if self._holds_lease():
-            store.write_atomically(path, _text(kept))
+            write_atomically(path, _text(kept))
 
     def add(self, lines: Iterable[Mapping[str, Any]], *, last: bool = False) -> None:
         """Write the lines, or let them wait for the next call; with `last` none waits."""
