@@ -278,8 +278,10 @@ def read_values(path: Path) -> dict[str, Any]:
 
 def write_config(path: Path, settings: config.Config) -> None:
     """Write a run folder's config.json, and keep it for the lines that will name it."""
-    for file in (path / "configs" / f"{config.fingerprint(settings)}.json", path / "config.json"):
-        write_atomically(file, _stored(settings))
+    kept = path / "configs" / f"{config.fingerprint(settings)}.json"
+    if not kept.exists():
+        write_atomically(kept, _stored(settings))
+    write_atomically(path / "config.json", _stored(settings))
 
 
 def _stored(settings: config.Config) -> str:
