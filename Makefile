@@ -9,7 +9,7 @@ STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256su
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast test-serving test-cluster bench bench-long bench-gpu check format setup lock clean
+.PHONY: help demo serve test test-fast test-serving test-cluster bench bench-long bench-gpu first-gpu check format setup lock clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,11 @@ bench-long: setup  ## The same with SmolLM2-135M: MODEL=folder or .gguf, QUESTIO
 	$(BIN)/python -m benchmarks.speed --long --model "$(MODEL)" --questions "$(QUESTIONS)" --folder runs/bench-long \
 	  --write docs/performance.md --readme README.md
 
-bench-gpu: setup  ## The figures that need a GPU, for a model of Qwen2.5-1.5B's shape; says so where there is none
+bench-gpu: setup  ## The figures that need a GPU, for two models' shapes, in eight minutes; says so where there is none
 	$(BIN)/python -m benchmarks.gpu --folder runs/bench-gpu --write docs/performance.md
+
+first-gpu: setup  ## What to run first on a new kind of GPU: ten steps in 25 minutes, from versions to a whole run
+	$(BIN)/python -m benchmarks.first_gpu --folder runs/first-gpu
 
 check: setup  ## Lint, format, types, import contracts
 	$(BIN)/ruff check .

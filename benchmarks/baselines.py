@@ -42,7 +42,7 @@ def bare_vllm(work: Work) -> dict[str, float]:
     bare, rows = Bare(work), read_questions(work)
     bare.warm_up(rows)
     bare.two_turns(rows, [bare.settings.algorithm.n_corrections] * len(rows))
-    return bare.rate()
+    return {**bare.rate(), "start_s": bare.start_s}
 
 
 def bare_pass(work: Work) -> dict[str, float]:
@@ -81,12 +81,7 @@ def ray_data_llm(work: Work) -> dict[str, float]:
         "enable_chunked_prefill": False,
     }
 
-    environment = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "OMP_NUM_THREADS": str(work["threads"]),
-    }
+    environment = {**vllm_environment(on_cuda=False), "OMP_NUM_THREADS": str(work["threads"])}
 
     def turn(
         messages: Callable[[dict[str, Any]], list[chat.Message]],
@@ -236,19 +231,27 @@ def hf_trainer(work: Work) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------
 
 
+def vllm_environment(on_cuda: bool) -> dict[str, str]:
+    """What vLLM reads when it is imported, on the other sides of the tables: as in stasc_ray's engines.
+
+    But OpenMP's threads keep spinning here, other than there: alone on a machine that is the faster.
+    """
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if on_cuda else "0",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # vLLM's own sampler, as on our side: FlashInfer's needs nvcc, and two samplers would be compared.
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    }
+
+
 class Bare:
     """A plain `vllm.LLM` with the values that stasc_ray gives its own engine, and what it has generated."""
 
     def __init__(self, work: Work, model: str | None = None) -> None:
         model = model or str(work["model"])
         self.settings, threads = read_config(work), work["threads"]
-        os.environ |= {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if work["on_cuda"] else "0",
-            "VLLM_LOGGING_LEVEL": "WARNING",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        }
-        # OpenMP's threads keep spinning here, other than in stasc_ray's engines: alone on a machine that is
-        # the faster.
+        os.environ |= vllm_environment(work["on_cuda"])
         import torch
         from vllm import LLM
 
@@ -260,6 +263,7 @@ class Bare:
         self.tokens, self.seconds = 0, 0.0
         """Generated, and the time within `generate`."""
         on_cuda = bool(work["on_cuda"])
+        started = time.perf_counter()
         self.llm = LLM(
             model=model,
             skip_tokenizer_init=True,
@@ -271,9 +275,11 @@ class Bare:
             enable_chunked_prefill=on_cuda,
             gpu_memory_utilization=engine.gpu_memory_utilization,
             kv_cache_memory_bytes=None if on_cuda else int(engine.kv_cache_gb * 2**30),
-            enforce_eager=not on_cuda,
+            enforce_eager=engine.enforce_eager or not on_cuda,
             disable_log_stats=True,
         )
+        self.start_s = time.perf_counter() - started
+        """Of the engine, its imports not counted."""
 
     def warm_up(self, rows: Sequence[dict[str, Any]]) -> None:
         """Some initial answers that do not count."""
@@ -370,12 +376,20 @@ def read_encoded(work: Work) -> list[Any]:
     return [sequence for sequences in found if not isinstance(sequences, str) for sequence in sequences]
 
 
-def in_process(name: str, work: Work, module: str = "benchmarks.baselines") -> dict[str, float]:
-    """Call a function of a module in a separate process; returns what it returned."""
+def in_process(
+    name: str, work: Work, module: str = "benchmarks.baselines", timeout_s: float = PATIENCE_S
+) -> dict[str, float]:
+    """Call a function of a module in a separate process; returns what it returned.
+
+    Raises:
+        RuntimeError: it failed; with the ends of what it has written (vLLM's own processes log to stdout).
+        subprocess.TimeoutExpired: it took longer than `timeout_s`.
+    """
     command = [sys.executable, "-m", module, name, json.dumps(work)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
     if done.returncode:
-        raise RuntimeError(f"{name} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        said = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        raise RuntimeError(f"{name} ended with {done.returncode}:\n{said}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -6,7 +6,7 @@ import operator
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,18 +50,19 @@ class Row:
 
 def page(found: Found, about: str) -> str:
     """The whole table of a results file, and where an iteration's seconds go."""
-    lines = [
-        about,
-        "",
-        "| what | ours | against | ratio: median (least to most) | target |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows(found):
-        ratio = f"{spread(row.ratios)}{row.unit and f' {row.unit}'}"
-        lines.append(f"| {row.what} | {row.ours} | {row.against} | {ratio} | {row.judged} |")
+    lines = [about, "", *table(rows(found))]
     if _pairs(found, "iteration", "run", "reference"):
         lines += ["", *where_it_goes(found)]
     return "\n".join(lines)
+
+
+def table(rows: Iterable[Row]) -> Iterator[str]:
+    """Markdown lines."""
+    yield "| what | ours | against | ratio: median (least to most) | target |"
+    yield "|---|---|---|---|---|"
+    for row in rows:
+        ratio = f"{spread(row.ratios)}{row.unit and f' {row.unit}'}"
+        yield f"| {row.what} | {row.ours} | {row.against} | {ratio} | {row.judged} |"
 
 
 def short_page(found: Found, about: str) -> str:
@@ -260,13 +261,16 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The last one that changed what is measured; with `+` where it has changes."""
+    """The last one that changed what is measured; with `+` where it has changes. `unknown` without git."""
 
     def git(*arguments: str) -> str:
         command = ["git", *arguments, "--", "stasc_ray", "benchmarks", "jobs"]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    return git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else "")
+    try:
+        return git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else "") or "unknown"
+    except FileNotFoundError:
+        return "unknown"
 
 
 def marks(long: bool) -> tuple[str, str]:

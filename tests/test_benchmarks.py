@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,11 +15,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from harness import traces
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import (
+    baselines,
     fresh_processes,
     gpu,
+    gpu_watch,
+    gpu_work,
     speed,
     speed_table,
     study,
@@ -28,11 +35,11 @@ from benchmarks import (
     whole_runs,
 )
 from stasc_ray import config, store
-from stasc_ray.learning import encoding
+from stasc_ray.generation import vllm_calls
 from stasc_ray.recipes import section_of, trace
 from stasc_ray.runtime import model_folder
 from stasc_ray.store.rows import trace_schema
-from stasc_ray.tasks.chat import Chat
+from stasc_ray.tasks import sandbox
 
 
 def pairs(*rates: tuple[float, float]) -> list[dict]:
@@ -181,27 +188,114 @@ def test_fresh_processes_learn_what_the_recipe_keeps(tmp_path: Path) -> None:
 
 
 def test_the_model_for_the_gpu_keeps_the_number_of_tokens_of_a_text(tmp_path: Path) -> None:
-    shape = gpu.QWEN_1_5B | {
-        "num_hidden_layers": 1,
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "vocab_size": 1000,
-    }
-    work = gpu.make_work(tmp_path, shape, 3, "cpu")
-    tokenizer = model_folder.load_tokenizer(work["model"])
+    path = gpu_work.model(gpu_work.TINY, tmp_path, "cpu")
+    work = gpu_work.make_work(tmp_path / "work", path, gpu_work.ON_CPU, numbers=(3, 3))
+    tokenizer = model_folder.load_tokenizer(path)
     text = tokenizer.decode([6, 999, 17])
-    assert tokenizer.encode(text) == [6, 999, 17] and model_folder.stop_token_ids(
-        work["model"], tokenizer
-    ) == [1]
-    for line in Path(work["examples"]).read_text().splitlines():
-        encoded = encoding.encode(Chat(tokenizer), json.loads(line)["messages"], 4096)
-        assert not isinstance(encoded, str)
-        assert [len(one["input_ids"]) for one in encoded] == [2 * (gpu.QUESTION_WORDS + gpu.ANSWER_WORDS) + 8]
+    assert tokenizer.encode(text) == [6, 999, 17]
+    assert model_folder.stop_token_ids(path, tokenizer) == [1]
+    encoded = baselines.read_encoded(work)
+    assert [len(one["input_ids"]) for one in encoded] == [2 * sum(gpu_work.LENGTHS) + 8] * 3
 
 
-def test_utilization_counts_the_weights_of_the_real_shape() -> None:
-    """Qwen2.5-1.5B's card: 1.54 billion parameters."""
-    assert gpu.utilization(1.0, gpu.QWEN_1_5B, 0, 1.0, 6.0) == pytest.approx(1.54e9, rel=0.01)
+def test_a_real_model_is_asked_texts_of_its_own_tokens(tmp_path: Path) -> None:
+    folder = str(sandbox.model_path())
+    bench = gpu.Bench(tmp_path, folder, gpu_work.ON_CPU, 2, "cpu")
+    assert bench.path() == folder == bench.work["model"] and bench.name == Path(folder).name
+    row, _ = baselines.read_questions(bench.work)
+    tokenizer = model_folder.load_tokenizer(folder)
+    assert not set(tokenizer.encode(row["question"])) & set(tokenizer.all_special_ids)
+    for words in (["--model", str(tmp_path)], ["--tiny", "--write", "x.md"]):
+        with pytest.raises(SystemExit):
+            gpu.read_arguments(words)
+
+
+@pytest.mark.parametrize(("name", "weights"), [(gpu_work.QWEN, 1.54e9), (gpu_work.SMOLLM2, 1.345e8)])
+def test_the_shapes_have_the_weights_of_the_models_cards(name: str, weights: float) -> None:
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**gpu_work.SHAPES[name]))
+    assert sum(one.numel() for one in model.parameters()) == pytest.approx(weights, rel=0.01)
+
+
+def test_the_other_side_samples_with_the_same_sampler_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict[str, str]())
+    vllm_calls._set_environment(on_cuda=True)
+    for name in ("VLLM_USE_FLASHINFER_SAMPLER", "VLLM_ENABLE_V1_MULTIPROCESSING"):
+        assert baselines.vllm_environment(on_cuda=True)[name] == os.environ[name]
+    assert baselines.vllm_environment(on_cuda=True)["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+
+
+def test_the_gpus_table_has_each_goal_beside_its_figure(tmp_path: Path) -> None:
+    parts = {"wall": 50.0, "training": 10.0, "hand-over": 2.5, "engines_started": 0}
+    parts |= {"generated_tokens": 3000.0, "trained_on_tokens": 1000.0}
+    watched = {"peak_gb": 70.0, "gpu_idle_share": 0.25, "peaks_gb": {"rollouts": 70.0, "finetune": 60.5}}
+    trained = {"tokens_per_s": 100.0, "train_s": 400.0, "steps": 2, "mfu": 0.3}
+    found: dict = {
+        f"{gpu.QWEN}/generation/0/{side}": {"tokens_per_s": rate}
+        for side, rate in (("ours", 98), ("bare", 100))
+    }
+    found[f"{gpu.QWEN}/generation/1/ours"] = {"tokens_per_s": 1}  # cut off before the other side
+    found |= {f"{gpu.QWEN}/training/0/ours": trained, f"{gpu.QWEN}/run/0/ours": {**parts, **watched}}
+    text = "\n".join(gpu.page(found, [gpu.QWEN, gpu.SMOLLM2], ["x: too slow"]))
+    assert "bare `vllm.LLM`: 100 | 0.98 (0.98 to 0.98, n = 1) | >= 0.97 |" in text
+    assert "20,000 tokens a step | 100 tokens/s" in text and "| >= 0.35, missed |" in text
+    assert "the same tokens at these two rates: 40 s; 10 s more, which is 15% from 67 s | 1.25" in text
+    assert "| 2.50 s | no engine started |" in text and "| <= 5 |" in text
+    assert "rollouts 70.0, finetune 60.5; idle in 25% of the looks." in text
+    assert text.endswith("Not measured: x: too slow") and gpu.SMOLLM2 not in text
+
+
+def test_memory_is_told_stage_by_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        {"stage": "finetune", "iteration": 1, "time": 20.0, "finetune/duration_s": 10.0},
+        {"stage": "rollouts", "iteration": 1, "time": 30.0, "rollouts/duration_s": 10.0},
+        {"stage": "finetune", "iteration": 2, "time": 50.0, "finetune/duration_s": 10.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    samples = [gpu_watch.Sample(time, 0.0, gb) for time, gb in ((5, 99), (12, 3), (25, 7), (45, 4))]
+    assert gpu_watch.peaks_by_stage(tmp_path, samples) == {"finetune": 4, "rollouts": 7}
+    fake = tmp_path / "nvidia-smi"  # a stand-in: there is no GPU here
+    fake.write_text("#!/bin/sh\necho '[N/A], 2048'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with gpu_watch.watching() as found:
+        deadline = time.monotonic() + 30
+        while not found and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert gpu_watch.figures(found) == {"peak_gb": 2.0, "gpu_idle_share": 0.0}
+
+
+def test_what_there_is_no_time_for_is_named_and_measured_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(bench: gpu.Bench, limit_s: float) -> dict:
+        raise RuntimeError("no")
+
+    rate = {"tokens_per_s": 1.0}
+    monkeypatch.setattr(gpu, "SIDES", dict.fromkeys(gpu.SIDES, lambda *_: rate) | {"training/ours": fails})
+    benches = [gpu.Bench(tmp_path, gpu.TINY, (), 1, "cpu")]
+    found, missing = gpu.measure(benches, 1, tmp_path / "gpu.json", budget_s=1, about={})
+    assert found == {"about": {}} and len(missing) == 4 and "no time left" in missing[0]
+    found, missing = gpu.measure(benches, 1, tmp_path / "gpu.json", budget_s=100, about={})
+    assert found == json.loads((tmp_path / "gpu.json").read_text()) and missing == [
+        "tiny/training/0/ours: no"
+    ]
+    with pytest.raises(SystemExit, match="move it away"):
+        gpu.measure(benches, 1, tmp_path / "gpu.json", budget_s=100, about={"commit": "other"})
+    assert [key for key, _ in gpu.plan("m", 2)][:4] == [
+        f"m/generation/{n}" for n in ("0/ours", "0/bare", "1/bare", "1/ours")
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.cluster  # engines and trainers four times
+def test_the_gpus_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Not measured" not in done.stdout, done.stdout
+    for words in ("two-turn generation", "fine-tuning", "iteration 2 of a run", "hand-over of weights"):
+        assert f"| tiny: {words}" in done.stdout
 
 
 @pytest.mark.slow

@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 def report(model: Any, optimizer: Any, losses: list[float], steps: int, rank: int) -> None:
     """Report a sharded checkpoint: every worker saves its own part, Ray merges the parts into one folder."""
     from ray import train
-    from torch.distributed.checkpoint.state_dict_saver import save
 
     with tempfile.TemporaryDirectory() as folder:
-        save(_state(model, optimizer), checkpoint_id=folder)
+        save(model, optimizer, folder)
         if rank == 0:
             (Path(folder) / "losses.json").write_text(json.dumps({"losses": losses, "steps": steps}))
         train.report(
@@ -32,8 +31,6 @@ def resume(model: Any, optimizer: Any, steps: int) -> tuple[list[float], int]:
     steps.
     """
     from ray import train
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
-    from torch.distributed.checkpoint.state_dict_loader import load
 
     checkpoint = train.get_checkpoint()
     if checkpoint is None:
@@ -41,17 +38,32 @@ def resume(model: Any, optimizer: Any, steps: int) -> tuple[list[float], int]:
     with checkpoint.as_directory() as folder:
         saved = json.loads((Path(folder) / "losses.json").read_text())
         if saved["steps"] == steps:
-            state = _state(model, optimizer)
-            load(state, checkpoint_id=folder)
-            options = StateDictOptions(ignore_frozen_params=True, strict=False)
-            set_state_dict(
-                model,
-                optimizer,
-                model_state_dict=state["model"],
-                optim_state_dict=state["optimizer"],
-                options=options,
-            )
+            load(model, optimizer, folder)
     return saved["losses"], saved["steps"]
+
+
+def save(model: Any, optimizer: Any, folder: str) -> None:
+    """Write this worker's part of what is trained, and of its moments. All workers call it."""
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save(_state(model, optimizer), checkpoint_id=folder)
+
+
+def load(model: Any, optimizer: Any, folder: str) -> None:
+    """Read what `save` has written, for any number of workers. All workers call it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    state = _state(model, optimizer)
+    load(state, checkpoint_id=folder)
+    options = StateDictOptions(ignore_frozen_params=True, strict=False)
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=options,
+    )
 
 
 def _state(model: Any, optimizer: Any) -> dict[str, Any]:
