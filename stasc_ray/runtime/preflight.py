@@ -1,15 +1,14 @@
-"""What can be known before work starts: the nodes see what they must, agree on versions, and have room for
-engines and trainer.
+"""What can be known before work starts: the nodes see what they must, agree on versions, have builds for the
+device, and have room for engines and trainer.
 """
 
 import json
-import subprocess
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from stasc_ray import config
-from stasc_ray.runtime import capacity, model_folder, ray_session
+from stasc_ray.runtime import builds, capacity, model_folder, ray_session
 from stasc_ray.runtime.ray_session import versions
 
 
@@ -20,8 +19,11 @@ class Sight:
     run_folder: bool
     model: bool
     versions: dict[str, str]
-    gpu_gb: float | None
-    """Memory of its smallest GPU, in GiB; None where Ray has none."""
+    builds: builds.Builds
+    gpus: float
+    """That Ray counts there."""
+    cards_gb: list[float] | None
+    """Memory of each GPU, in GiB; None where Ray counts none, or nobody knows."""
 
 
 def check(
@@ -43,14 +45,9 @@ def check(
 
     Raises:
         ValueError: too few CPUs or GPUs, or too little memory, for the engines or the trainer.
-        RuntimeError: a node without the run folder or the model, or with other versions of Python, Ray, vLLM
-            or this package.
+        RuntimeError: a node without the run folder or the model, with other versions of Python, Ray, vLLM or
+            this package, or with builds for another device.
     """
-    lacking = list(
-        capacity.lack_of_room(settings, ray_session.nodes(), cuda, generation=generation, training=training)
-    )
-    if lacking and not ray_session.may_grow():
-        raise ValueError(lacking[0])
     is_folder = Path(model).is_dir()
     token = run_folder / f".seen-by-every-node-{uuid.uuid4().hex}"
     token.touch()
@@ -60,7 +57,13 @@ def check(
         token.unlink()
     for name, sight in seen.items():
         _check_sight(name, sight, run_folder, model)
-    sizes = [sight.gpu_gb for sight in seen.values() if sight.gpu_gb]
+        _check_builds(name, sight, settings.engine, cuda, generation=generation)
+    lacking = list(
+        capacity.lack_of_room(settings, ray_session.nodes(), cuda, generation=generation, training=training)
+    )
+    if lacking and not ray_session.may_grow():
+        raise ValueError(lacking[0])
+    sizes = [size for sight in seen.values() for size in sight.cards_gb or ()]
     if cuda and sizes and is_folder:
         problem = capacity.too_small(
             settings, parameters(Path(model)), min(sizes), generation=generation, training=training
@@ -77,6 +80,16 @@ def check(
     return notes
 
 
+def check_builds(engine: config.Engine, cuda: bool) -> None:
+    """Refuse nodes whose builds of torch and vLLM are for another device than engines use.
+
+    Raises:
+        RuntimeError: the node, what was expected, what was found.
+    """
+    for name, sight in _ask_every_node("", None).items():
+        _check_builds(name, sight, engine, cuda, generation=True)
+
+
 def _ask_every_node(token: str, model: str | None) -> dict[str, Sight]:
     """Each node's view; a node that leaves while it is asked has none, as if it had left before."""
     import ray
@@ -86,9 +99,9 @@ def _ask_every_node(token: str, model: str | None) -> dict[str, Sight]:
     look = ray.remote(num_cpus=0)(_look)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     strategies = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    has_gpus = [node["Resources"].get("GPU", 0) > 0 for node in nodes]
-    asked = zip(strategies, has_gpus, strict=True)
-    views = [look.options(scheduling_strategy=where).remote(token, model, gpus) for where, gpus in asked]
+    gpus = [node["Resources"].get("GPU", 0) for node in nodes]
+    asked = zip(strategies, gpus, strict=True)
+    views = [look.options(scheduling_strategy=where).remote(token, model, own) for where, own in asked]
     seen = {}
     for node, view in zip(nodes, views, strict=True):
         try:
@@ -100,24 +113,16 @@ def _ask_every_node(token: str, model: str | None) -> dict[str, Sight]:
     return seen
 
 
-def _look(token: str, model: str | None, gpus: bool) -> Sight:
+def _look(token: str, model: str | None, gpus: float) -> Sight:
     """What this node sees."""
     return Sight(
         Path(token).exists(),
         model is None or Path(model).is_dir(),
         versions(),
-        _smallest_gpu_gb() if gpus else None,
+        builds.installed(),
+        gpus,
+        builds.cards_gb() if gpus else None,
     )
-
-
-def _smallest_gpu_gb() -> float | None:
-    """Asked of nvidia-smi, since torch would take GPU memory for a context; None where it does not answer."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return min((float(size) / 1024 for size in found if size.isdigit()), default=None)
 
 
 def _check_sight(name: str, sight: Sight, run_folder: Path, model: str) -> None:
@@ -140,6 +145,13 @@ def _check_sight(name: str, sight: Sight, run_folder: Path, model: str) -> None:
             f"node {name}: expected the driver's versions, found (node, driver) {differing}; use one image "
             f"for all nodes"
         )
+
+
+def _check_builds(name: str, sight: Sight, engine: config.Engine, cuda: bool, *, generation: bool) -> None:
+    cards = None if sight.cards_gb is None else len(sight.cards_gb)
+    problem = builds.problem(engine.device, cuda, sight.builds, sight.gpus, cards, generation=generation)
+    if problem:
+        raise RuntimeError(f"node {name}: {problem}")
 
 
 def parameters(model: Path) -> int:
