@@ -19,6 +19,9 @@ EXPORT_BYTES, LOGITS_COPIES = 7, 3
 """Host memory of the export, per parameter (docs/clusters.md); logits, their softmax and gradient."""
 
 
+SHM_GB = 1.0
+"""What NVIDIA advises for NCCL; vLLM's message queues between workers take less."""
+
 KV_BLOCK_TOKENS, MANY_KV_BLOCKS = 16, 250_000
 """Tokens in a block of vLLM's KV cache on CUDA; a number of blocks that still costs well below a second."""
 PREFIXES = 4
@@ -168,6 +171,18 @@ def too_small(
             "per worker; raise finetune.workers, or set finetune.method=lora"
         )
     return None
+
+
+def tight_shm(settings: config.Config, room_gb: float, *, generation: bool, training: bool) -> str | None:
+    """What `room_gb` of /dev/shm, beside Ray's object store, may be too little for on a node with GPUs."""
+    tensor_parallel = generation and settings.engine.tensor_parallel_size > 1
+    if room_gb >= SHM_GB or not (tensor_parallel or (training and settings.finetune.most_workers > 1)):
+        return None
+    return (
+        f"expected {SHM_GB:g} GiB of /dev/shm beside Ray's object store, since several GPUs work together "
+        f"through it, found {room_gb:.2f} GiB; if NCCL fails, enlarge it (docker --shm-size, Kubernetes: an "
+        "emptyDir with medium Memory), or ray start --object-store-memory"
+    )
 
 
 def rollout_threads(engine: config.Engine, cores: int) -> int:

@@ -3,13 +3,23 @@ device, and have room for engines and trainer.
 """
 
 import json
+import math
+import os
+import shutil
+import sysconfig
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from stasc_ray import config
 from stasc_ray.runtime import builds, capacity, model_folder, ray_session
 from stasc_ray.runtime.ray_session import versions
+
+NO_COMPILER = (
+    "expected gcc and Python.h, with which Triton compiles when an engine starts, found not both; install "
+    "gcc and python3-dev (or your Python's headers)"
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,10 @@ class Sight:
     """That Ray counts there."""
     cards_gb: list[float] | None
     """Memory of each GPU, in GiB; None where Ray counts none, or nobody knows."""
+    shm_gb: float = math.inf
+    """Room in /dev/shm beside Ray's object store, in GiB; infinite without GPUs."""
+    compiles: bool = True
+    """Whether Triton finds what it compiles with."""
 
 
 def check(
@@ -41,7 +55,8 @@ def check(
         model: path or Hub id of M0.
 
     Returns:
-        What there is too little of now, on a cluster whose autoscaler may bring it.
+        What there is too little of now, on a cluster whose autoscaler may bring it, and what a node with
+            GPUs may stop at.
 
     Raises:
         ValueError: too few CPUs or GPUs, or too little memory, for the engines or the trainer.
@@ -71,6 +86,11 @@ def check(
         if problem:
             raise ValueError(problem)
     notes = [f"{text}. Waiting for the autoscaler (start_timeout_s)" for text in lacking]
+    if cuda:
+        for name, sight in seen.items():
+            shm = capacity.tight_shm(settings, sight.shm_gb, generation=generation, training=training)
+            found = (shm, None if sight.compiles else NO_COMPILER)
+            notes += [f"node {name}: {problem}" for problem in found if problem]
     if generation and settings.engine.actors == "all" and ray_session.may_grow():
         room = capacity.pool_size(settings.engine, ray_session.nodes(), cuda)[0]
         notes.append(
@@ -99,9 +119,10 @@ def _ask_every_node(token: str, model: str | None) -> dict[str, Sight]:
     look = ray.remote(num_cpus=0)(_look)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     strategies = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    gpus = [node["Resources"].get("GPU", 0) for node in nodes]
-    asked = zip(strategies, gpus, strict=True)
-    views = [look.options(scheduling_strategy=where).remote(token, model, own) for where, own in asked]
+    asked = zip(strategies, nodes, strict=True)
+    views = [
+        look.options(scheduling_strategy=where).remote(token, model, one["Resources"]) for where, one in asked
+    ]
     seen = {}
     for node, view in zip(nodes, views, strict=True):
         try:
@@ -113,16 +134,26 @@ def _ask_every_node(token: str, model: str | None) -> dict[str, Sight]:
     return seen
 
 
-def _look(token: str, model: str | None, gpus: float) -> Sight:
-    """What this node sees."""
-    return Sight(
-        Path(token).exists(),
-        model is None or Path(model).is_dir(),
-        versions(),
-        builds.installed(),
-        gpus,
-        builds.cards_gb() if gpus else None,
-    )
+def _look(token: str, model: str | None, resources: Mapping[str, float]) -> Sight:
+    """What this node, of which Ray counts these resources, sees."""
+    gpus = resources.get("GPU", 0)
+    whole = Path(token).exists(), model is None or Path(model).is_dir(), versions(), builds.installed(), gpus
+    if not gpus:
+        return Sight(*whole, None)
+    return Sight(*whole, builds.cards_gb(), _shm_gb(resources.get("object_store_memory", 0)), _compiles())
+
+
+def _shm_gb(store_bytes: float) -> float:
+    """Room in /dev/shm, in GiB, once Ray's object store is full; one that does not fit, Ray puts elsewhere."""
+    found = os.statvfs("/dev/shm")
+    size, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+    return min(free, size - store_bytes if store_bytes <= size else size) / 2**30
+
+
+def _compiles() -> bool:
+    """Whether there is a C compiler, as Triton looks for it, and Python's headers."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return bool(compiler) and (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
 
 
 def _check_sight(name: str, sight: Sight, run_folder: Path, model: str) -> None:

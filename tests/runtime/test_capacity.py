@@ -84,6 +84,24 @@ def test_gpus_that_are_too_small(overrides: list[str], gpu_gb: float, expected: 
     assert capacity.too_small(settings(), 1_500_000_000, 22.0, training=False) is None
 
 
+@pytest.mark.parametrize(
+    ("overrides", "room_gb", "tight"),
+    [
+        ([], 0.06, False),
+        (["engine.tensor_parallel_size=4"], 0.06, True),
+        (["engine.tensor_parallel_size=4"], 2.0, False),
+        (["finetune.workers=2"], 0.06, True),
+        (["finetune.workers=[1, 2]"], 0.06, True),
+    ],
+)
+def test_gpus_that_work_together_need_shared_memory(
+    overrides: list[str], room_gb: float, tight: bool
+) -> None:
+    found = capacity.tight_shm(settings(*overrides), room_gb, generation=True, training=True)
+    assert "found 0.06 GiB" in found if found else not tight
+    assert capacity.tight_shm(settings(*overrides), room_gb, generation=False, training=False) is None
+
+
 ON_CPUS = "engine.device=cpu"
 ROOM = {"memory": 64.0 * 2**30}
 

@@ -2,6 +2,7 @@
 not see.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,40 @@ def test_this_machines_nodes_are_asked_and_a_declared_gpu_does_not_make_a_cuda_b
             preflight.check_builds(config.validate({}, section_of).engine, cuda=True)
     finally:
         ray.shutdown()
+
+
+def test_a_node_with_gpus_is_looked_at_for_what_engines_stop_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-ins for a machine with GPUs: what NVML finds, and Ray's view of its nodes."""
+    sizes = os.statvfs("/dev/shm")
+    whole_gb = sizes.f_blocks * sizes.f_frsize / 2**30
+    monkeypatch.setattr(builds, "cards_gb", lambda: [80.0, 80.0])
+    monkeypatch.setattr(builds, "installed", lambda: CUDA)
+    monkeypatch.setattr(ray_session, "may_grow", lambda: False)
+    node = {"CPU": 8.0, "GPU": 2.0, "memory": 1e11, "object_store_memory": whole_gb * 2**30}
+    monkeypatch.setattr(ray_session, "nodes", lambda: [node])
+    monkeypatch.setattr(
+        preflight, "_ask_every_node", lambda token, model: {"n1": preflight._look(token, model, node)}
+    )
+    monkeypatch.setenv("PATH", str(tmp_path))  # without a compiler
+    monkeypatch.delenv("CC", raising=False)
+    settings = config.validate({"engine": {"tensor_parallel_size": 2}}, section_of)
+    notes = preflight.check(settings, tmp_path, str(sandbox.model_path()), cuda=True)
+    assert [note.partition(";")[0] for note in notes] == [
+        "node n1: expected 1 GiB of /dev/shm beside Ray's object store, since several GPUs work together "
+        "through it, found 0.00 GiB",
+        "node n1: expected gcc and Python.h, with which Triton compiles when an engine starts, found not both",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cards", "niceness"), [(None, 15), ([80.0], 0)])
+def test_a_local_rays_workers_yield_to_others_unless_there_is_a_gpu(
+    cards: list[float] | None, niceness: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(builds, "cards_gb", lambda: cards)  # what NVML would find
+    with ray_session.connect(None, tmp_path):
+        assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0) + niceness
