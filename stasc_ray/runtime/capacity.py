@@ -1,5 +1,6 @@
 """What a cluster has room for: arithmetic over the resources of its nodes. Pure; asks no Ray."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -171,6 +172,31 @@ def too_small(
             "per worker; raise finetune.workers, or set finetune.method=lora"
         )
     return None
+
+
+def too_little_host_memory(
+    finetune: config.Finetune, weights: int, nodes: Sequence[Mapping[str, float]], cuda: bool
+) -> str | None:
+    """Why no node has the host memory that the trainer's first worker takes at least, or None.
+
+    That worker alone reads and writes the model (placing.py, export.py), at EXPORT_BYTES a parameter; on CPUs
+    its share of weights, gradients and optimizer state lies there too.
+    """
+    state = FULL_BYTES / finetune.least_workers if finetune.method == "full" and not cuda else 0
+    need_gb = max(EXPORT_BYTES, state) * weights / 2**30
+    # all that a node has: what Ray keeps for its object store may be free
+    sizes = [node.get("memory", 0) + node.get("object_store_memory", 0) for node in nodes]
+    if cuda:
+        sizes = [size for size, node in zip(sizes, nodes, strict=True) if node.get("GPU", 0)]
+    room_gb = max(sizes, default=math.inf) / 2**30
+    if need_gb <= room_gb:
+        return None
+    on_cpus = ", raise finetune.workers or set finetune.method=lora" if state > EXPORT_BYTES else ""
+    return (
+        f"finetune: expected {need_gb:.1f} GiB of host memory for the first worker ({weights / 1e9:.2f} "
+        f"billion weights), found at most {room_gb:.1f} GiB on a node; take a smaller "
+        f"model{on_cpus}, or larger nodes"
+    )
 
 
 def tight_shm(settings: config.Config, room_gb: float, *, generation: bool, training: bool) -> str | None:

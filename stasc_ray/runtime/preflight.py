@@ -78,11 +78,15 @@ def check(
     )
     if lacking and not ray_session.may_grow():
         raise ValueError(lacking[0])
+    weights = parameters(Path(model)) if is_folder else 0
+    problem = training and capacity.too_little_host_memory(
+        settings.finetune, weights, ray_session.nodes(), cuda
+    )
+    if problem and not ray_session.may_grow():
+        raise ValueError(problem)
     sizes = [size for sight in seen.values() for size in sight.cards_gb or ()]
     if cuda and sizes and is_folder:
-        problem = capacity.too_small(
-            settings, parameters(Path(model)), min(sizes), generation=generation, training=training
-        )
+        problem = capacity.too_small(settings, weights, min(sizes), generation=generation, training=training)
         if problem:
             raise ValueError(problem)
     notes = [f"{text}. Waiting for the autoscaler (start_timeout_s)" for text in lacking]
@@ -144,7 +148,7 @@ def _look(token: str, model: str | None, resources: Mapping[str, float]) -> Sigh
 
 
 def _shm_gb(store_bytes: float) -> float:
-    """Room in /dev/shm, in GiB, once Ray's object store is full; one that does not fit, Ray puts elsewhere."""
+    """Room in /dev/shm, in GiB, once Ray's store is full; one that does not fit, Ray puts elsewhere."""
     found = os.statvfs("/dev/shm")
     size, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
     return min(free, size - store_bytes if store_bytes <= size else size) / 2**30
