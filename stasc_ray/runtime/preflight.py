@@ -73,30 +73,24 @@ def check(
     for name, sight in seen.items():
         _check_sight(name, sight, run_folder, model)
         _check_builds(name, sight, settings.engine, cuda, generation=generation)
-    lacking = list(
-        capacity.lack_of_room(settings, ray_session.nodes(), cuda, generation=generation, training=training)
-    )
+    nodes, weights = ray_session.nodes(), parameters(Path(model)) if is_folder else 0
+    lacking = list(capacity.lack_of_room(settings, nodes, cuda, generation=generation, training=training))
+    host = training and capacity.too_little_host_memory(settings.finetune, weights, nodes, cuda)
+    lacking += [host] if host else []
     if lacking and not ray_session.may_grow():
         raise ValueError(lacking[0])
-    weights = parameters(Path(model)) if is_folder else 0
-    problem = training and capacity.too_little_host_memory(
-        settings.finetune, weights, ray_session.nodes(), cuda
-    )
-    if problem and not ray_session.may_grow():
-        raise ValueError(problem)
     sizes = [size for sight in seen.values() for size in sight.cards_gb or ()]
     if cuda and sizes and is_folder:
         problem = capacity.too_small(settings, weights, min(sizes), generation=generation, training=training)
         if problem:
             raise ValueError(problem)
     notes = [f"{text}. Waiting for the autoscaler (start_timeout_s)" for text in lacking]
-    if cuda:
-        for name, sight in seen.items():
-            shm = capacity.tight_shm(settings, sight.shm_gb, generation=generation, training=training)
-            found = (shm, None if sight.compiles else NO_COMPILER)
-            notes += [f"node {name}: {problem}" for problem in found if problem]
+    for name, sight in seen.items() if cuda else ():
+        shm = capacity.tight_shm(settings, sight.shm_gb, generation=generation, training=training)
+        found = (shm, None if sight.compiles else NO_COMPILER)
+        notes += [f"node {name}: {problem}" for problem in found if problem]
     if generation and settings.engine.actors == "all" and ray_session.may_grow():
-        room = capacity.pool_size(settings.engine, ray_session.nodes(), cuda)[0]
+        room = capacity.pool_size(settings.engine, nodes, cuda)[0]
         notes.append(
             f"engine.actors = all: {room} on the nodes that run now; for more as the cluster grows, say "
             f"[min, max]"
