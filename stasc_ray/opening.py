@@ -115,7 +115,7 @@ def look_at_cluster(
 
     Raises:
         ValueError, RuntimeError: as `preflight.check` and `gguf.convert`; or the tokenizer has no chat
-            template; or as `model_folder.check_context` and `check_trainable`.
+            template; or as `model_folder.check_context`, `check_head_size` and `check_trainable`.
     """
     import ray
 
@@ -125,7 +125,8 @@ def look_at_cluster(
         display.note(lack)
     load = ray.remote(num_cpus=1)(_try_model)  # in a worker: the driver stays light
     context = settings.engine.max_model_len_tokens if generation else None
-    if problem := ray.get(load.remote(model, settings.model, training, context)):
+    on_cpus = generation and not cuda
+    if problem := ray.get(load.remote(model, settings.model, training, context, on_cpus)):
         raise ValueError(problem)
 
 
@@ -169,12 +170,16 @@ def describe(settings: config.Config, folder: Path, cuda: bool, start_s: float) 
     )
 
 
-def _try_model(path: str, model: config.Model, training: bool, context: int | None) -> str | None:
+def _try_model(
+    path: str, model: config.Model, training: bool, context: int | None, engines_on_cpus: bool
+) -> str | None:
     revision, trust = model_folder.revision(path, model), model.trust_remote_code
     try:
         model_folder.load_tokenizer(path, revision=revision, trust_remote_code=trust)
         if context:
             model_folder.check_context(path, context, revision=revision, trust_remote_code=trust)
+        if engines_on_cpus:
+            model_folder.check_head_size(path, revision=revision, trust_remote_code=trust)
         if training:
             model_folder.check_trainable(path, revision=revision, trust_remote_code=trust)
     except (ValueError, OSError) as error:

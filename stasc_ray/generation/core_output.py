@@ -1,4 +1,4 @@
-"""Why vLLM's own processes did not start: what they have written to this process's stdout and stderr.
+"""Why an engine did not start, or died: what its processes have written to stdout and stderr.
 
 vLLM raises "Engine core initialization failed. See root cause above". In a Ray worker "above" is a log file
 on the engine's node, which the person who started the run does not see.
@@ -17,7 +17,8 @@ _ELSEWHERE = "root cause"
 """What vLLM's errors say that only point at an earlier one."""
 _PREFIX = re.compile(r"^\([^)]*pid=\d+\) (?:[A-Z]+ [\d-]+ [\d:]+ \[[^]]*\] ?)?")
 _ERROR = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
-_FRAME = re.compile(r'^\s*File "(?:.*/)?([^"/]+)", line (\d+), in (\S+)')
+_FRAME = re.compile(r'^\s*File "(?:.*/)?([^"/]+)", line (\d+),? in (\S+)')
+_FATAL = re.compile(r"^Fatal Python error: (.+)")
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -45,6 +46,10 @@ def cause(output: str) -> str:
     """The error that stopped vLLM's processes, in one line; if they wrote none, their last words."""
     lines = [_PREFIX.sub("", _COLOURS.sub("", line)).rstrip() for line in output.splitlines()]
     lines = [line for line in lines if line]
+    for i, line in enumerate(lines):
+        if fatal := _FATAL.match(line):  # a signal; Python's frames follow, the innermost first
+            frame = next(filter(None, map(_FRAME.match, lines[i:])), None)
+            return f"{fatal[1]} in {frame[3]} ({frame[1]}:{frame[2]})" if frame else fatal[1]
     errors = [i for i, line in enumerate(lines) if _ERROR.match(line) and _ELSEWHERE not in line]
     if not errors:
         return "It wrote no error; killed for lack of memory? Its last line: " + (
@@ -53,6 +58,16 @@ def cause(output: str) -> str:
     found = lines[errors[-1]]
     # an assert says nothing by itself
     return found if ": " in found else f"{found} {_place(lines[: errors[-1]])}".rstrip()
+
+
+def last_words(pid: int) -> str | None:
+    """Why a worker of this node's Ray died, by its log, and the log's name; None if there is none.
+
+    Call it in a worker: Ray puts the logs of all of a node's workers into one folder.
+    """
+    folder = Path(os.path.realpath("/proc/self/fd/2")).parent
+    logs = sorted(folder.glob(f"worker-*-{pid}.out")) + sorted(folder.glob(f"worker-*-{pid}.err"))
+    return f"{cause(''.join(_written(log, 0) for log in logs))} ({logs[-1]})" if logs else None
 
 
 def _place(traceback: list[str]) -> str:

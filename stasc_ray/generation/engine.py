@@ -12,6 +12,7 @@ import functools
 import itertools
 import queue
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
@@ -206,6 +207,7 @@ class Engine:
         try:
             self._serve(llm)
         except Exception as error:  # a dead engine must not leave anybody waiting for ever
+            traceback.print_exc()  # into the worker's log: an actor whose engine died just ends
             self._failure = error
         with contextlib.suppress(Exception):  # of a core that is dead already, whatever it says
             llm.engine_core.shutdown()
@@ -221,7 +223,7 @@ class Engine:
                     case None:
                         return
                     case _CoreDied():
-                        raise RuntimeError("vLLM's engine process is gone")
+                        raise RuntimeError("vLLM's engine process is gone; its output has the root cause")
                     case _Submission():
                         self._add(llm, str(next(ids)), item)
                     case _Abort(future):

@@ -9,12 +9,13 @@ trainer's log-probabilities (canary.py). If it does not, a fresh engine takes it
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray.generation import canary
+from stasc_ray.generation import canary, core_output
 from stasc_ray.generation.engines import CALLS, EngineActor, last_line
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.generation.unit_rollout import Job
@@ -22,8 +23,12 @@ from stasc_ray.generation.unit_rollout import Job
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MAX_RESTARTS = 10
-"""Engines that a pass may lose, for each that it wants; without a limit one that always dies never ends."""
+MAX_RESTARTS, MAX_FIRST_RESTARTS = 10, 3
+"""Engines that a pass may lose, for each that it wants; without a limit one that always dies never ends. The
+second number counts until an engine has finished a unit: before, the model or the machine may be what ends
+them."""
+LOG_TIMEOUT_S = 20.0
+"""Seconds to read a lost engine's log in; its node may be lost too."""
 CLOSE_TIMEOUT_S = 30.0
 """Seconds that an engine may take to end by itself."""
 
@@ -72,6 +77,7 @@ class EnginePool:
         self._spec, self._actor, self._max_restarts = spec, actor, max_restarts
         self._engines: list[_Engine] = []
         self._passes = 0
+        self._proven = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
 
@@ -109,11 +115,13 @@ class EnginePool:
             engine = await self._free()
             engine.units += 1
             try:
-                return await engine.actor.roll_out.remote(unit)
+                traces = await engine.actor.roll_out.remote(unit)
+                self._proven = True
+                return traces
             except RayTaskError as error:
                 raise (error.cause or error) from None
             except RayError as error:  # its process or its node is gone; another one does the unit
-                await self._replace(engine, last_line(error))
+                await self._replace(engine, error)
             finally:
                 engine.units -= 1
                 await self._notify()
@@ -181,7 +189,7 @@ class EnginePool:
             if "creation task" in str(error) or cause:  # Python's error, not a lost process
                 await self._fail(engine, f"engine: expected it to start, found: {last_line(error)}")
             else:
-                await self._replace(engine, last_line(error))
+                await self._replace(engine, error)
         else:
             self._report.started += 1
             self._report.start_s = max(self._report.start_s, time.monotonic() - started)
@@ -200,7 +208,7 @@ class EnginePool:
                 await engine.actor.reload.remote(self._job.model)
             await self._ready(engine, before)
         except (RayError, canary.CanaryError) as error:
-            await self._replace(engine, last_line(error))
+            await self._replace(engine, error)
         else:
             self._report.reused += 1
             self._report.hand_over_s = max(self._report.hand_over_s, time.monotonic() - started)
@@ -238,18 +246,19 @@ class EnginePool:
                 await engine.actor.close.remote()
         ray.kill(engine.actor)
 
-    async def _replace(self, engine: _Engine, why: str) -> None:
+    async def _replace(self, engine: _Engine, why: Exception) -> None:
         """Start another engine in the place of one that is lost, once."""
         if engine not in self._engines:
             return
         self._lost += 1
         await self._end(engine)
-        if self._lost > self._max_restarts * self._most:
-            await self._fail(
-                engine, f"engine: expected it to stay alive, found {self._lost} dead; last: {why}"
-            )
+        each = self._max_restarts if self._proven else min(self._max_restarts, MAX_FIRST_RESTARTS)
+        if self._lost > each * self._most:
+            found = f"{self._lost} dead{'' if self._proven else ' before one had finished a unit'}"
+            words = await _last_words(why)
+            await self._fail(engine, f"engine: expected it to stay alive, found {found}; last: {words}")
         else:
-            self._report.notes.append(why)
+            self._report.notes.append(last_line(why))
             self._spawn(self._start())
 
     async def _fail(self, engine: _Engine, message: str) -> None:
@@ -307,6 +316,21 @@ def _remote(actor: type, options: dict[str, Any]) -> Any:
     return ray.remote(actor).options(
         max_concurrency=CALLS, max_restarts=0, scheduling_strategy="SPREAD", **options
     )
+
+
+async def _last_words(error: Exception) -> str:
+    """Why an engine's process died: what its log says, on its node; else what Ray says."""
+    import ray
+    from ray.exceptions import ActorDiedError, RayError
+
+    died = re.search(r"\tpid: (\d+)\n.*?\tip: (\S+)", str(error), re.DOTALL)
+    if isinstance(error, ActorDiedError) and died:
+        there = {"num_cpus": 0, "resources": {f"node:{died[2]}": 0.001}}
+        look = ray.remote(core_output.last_words).options(**there).remote(int(died[1]))
+        with contextlib.suppress(RayError, TimeoutError):
+            async with asyncio.timeout(LOG_TIMEOUT_S):
+                return await look or last_line(error)
+    return last_line(error)
 
 
 def _logprobs(engine: _Engine) -> canary.Logprobs:

@@ -169,17 +169,17 @@ def bar_chart(
     return _svg(label, body)
 
 
-def loss_chart(label: str, losses: Mapping[str, Sequence[float]], points: int = 240) -> Markup:
-    """Training loss over optimizer steps, one block per iteration, each averaged down to its share of
-    `points`.
-    """
-    steps = sum(len(values) for values in losses.values())
-    known = [value for values in losses.values() for value in values]
+def steps_chart(
+    label: str, found: Mapping[str, Sequence[float]], digits: int = 3, points: int = 240
+) -> Markup:
+    """A figure over optimizer steps, one block per iteration, each averaged down to its share of `points`."""
+    steps = sum(len(values) for values in found.values())
+    known = [value for values in found.values() for value in values]
     y_ticks = ticks(0.0, max(known, default=1.0))
     frame = Frame(max(steps, 1), 0.0, y_ticks[-1])
     body = [_axes(frame, [], y_ticks)]
-    start, crowded = 0, len(losses) > 8
-    for position, (name, values) in enumerate(losses.items()):
+    start, crowded = 0, len(found) > 8
+    for position, (name, values) in enumerate(found.items()):
         left, right = LEFT + start * frame.step, LEFT + (start + len(values)) * frame.step
         size = max(1, math.ceil(steps / points))
         chunks = [values[i : i + size] for i in range(0, len(values), size)]
@@ -187,12 +187,13 @@ def loss_chart(label: str, losses: Mapping[str, Sequence[float]], points: int = 
             (frame.x(start + i * size + (len(chunk) - 1) / 2), frame.y(sum(chunk) / len(chunk)))
             for i, chunk in enumerate(chunks)
         ]
-        tip = f"iteration {name}: {len(values)} steps, loss {values[0]:.3f} to {values[-1]:.3f}"
+        first, last = number(values[0], digits), number(values[-1], digits)
+        tip = f"iteration {name}: {len(values)} steps, {label[0].lower()}{label[1:]} {first} to {last}"
         area = {"x": left, "y": TOP, "width": max(right - left, 0.5), "height": HEIGHT - TOP - BOTTOM}
         body.insert(0, _tag("rect", "", css=f"block{position % 2}", **area))  # behind the grid
-        body.append(_path(path, "loss"))
+        body.append(_path(path, "steps"))
         body.append(_tag("rect", Markup("<title>{}</title>").format(tip), css="hit", **area))
-        if not crowded or position % math.ceil(len(losses) / 8) == 0:
+        if not crowded or position % math.ceil(len(found) / 8) == 0:
             body.append(
                 _tag(
                     "text",

@@ -1,7 +1,7 @@
 """What the small files of a run folder say, for people and pages.
 
-Reads metrics.jsonl, config.json, environment.json, versions/ and LATEST; writes nothing. An unfinished run
-will do.
+Reads metrics.jsonl, each iteration's training.jsonl, config.json, environment.json, versions/ and LATEST;
+writes nothing. An unfinished run will do.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 
 from stasc_ray.config import Config, validate
 from stasc_ray.recipes import chosen_by, section_of
-from stasc_ray.store import RunFolder
+from stasc_ray.store import RunFolder, step_log
 from stasc_ray.store.files import read_json
 from stasc_ray.store.run_folder import read_values
 
@@ -20,7 +20,7 @@ from stasc_ray.store.run_folder import read_values
 @dataclass(frozen=True)
 class Run:
     """What the small files of a run folder say; `stages` holds the lines of metrics.jsonl by (stage,
-    iteration).
+    iteration), `steps` those of training.jsonl by iteration, of a fine-tune that is still going too.
     """
 
     folder: RunFolder
@@ -28,6 +28,7 @@ class Run:
     raw_config: Mapping[str, Any]
     environment: Mapping[str, Any]
     stages: Mapping[tuple[str, int], Mapping[str, Any]]
+    steps: Mapping[int, Sequence[Mapping[str, Any]]]
     versions: Sequence[Mapping[str, Any]]
     latest: str | None
 
@@ -74,6 +75,7 @@ def read_run(path: Path) -> Run:
         raw_config=raw_config,
         environment=_if_there(path / "environment.json"),
         stages={(str(line["stage"]), int(line["iteration"])): line for line in folder.metrics()},
+        steps=step_log.read_of_run(path),
         versions=folder.versions(),
         latest=folder.latest(),
     )

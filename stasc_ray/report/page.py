@@ -1,9 +1,8 @@
 """A run folder -> one self-contained HTML page: rewards with intervals, transitions, training, speed,
 transcripts.
 
-Reads metrics.jsonl, config.json, environment.json, versions/, LATEST and a few row groups of one iteration's
-rollouts. Writes one HTML file without scripts or anything from the network. A run that is still going
-gives a shorter page.
+Reads what history.py does, and a few row groups of one iteration's rollouts. Writes one HTML file without
+scripts or anything from the network. A run that is still going gives a shorter page.
 """
 
 import json

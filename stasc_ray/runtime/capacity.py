@@ -1,5 +1,6 @@
 """What a cluster has room for: arithmetic over the resources of its nodes. Pure; asks no Ray."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ workers where every GPU holds an engine."""
 EXPORT_BYTES, LOGITS_COPIES = 7, 3
 """Host memory of the export, per parameter (docs/clusters.md); logits, their softmax and gradient."""
 
+
+SHM_GB = 1.0
+"""What NVIDIA advises for NCCL; vLLM's message queues between workers take less."""
 
 KV_BLOCK_TOKENS, MANY_KV_BLOCKS = 16, 250_000
 """Tokens in a block of vLLM's KV cache on CUDA; a number of blocks that still costs well below a second."""
@@ -105,11 +109,8 @@ def lack_of_room(
     """What these nodes (their resources) are too small for."""
     engine, finetune = settings.engine, settings.finetune
     gpus = reserved_gpus(engine, cuda)
-    on_cpus = (
-        f", or set engine.device=cpu{' without engine.reserve_gpus' if engine.reserve_gpus else ''}"
-        if gpus
-        else ""
-    )
+    # with CUDA the builds are for CUDA (builds.py), which do not run on CPUs
+    on_cpus = ", or reserve none (engine.reserve_gpus=false)" if gpus and not cuda else ""
     room = room_for_engines(engine, nodes, cuda)
     if generation and engine.least_actors > room:
         each = f"{engine.cpus_per_actor} CPU(s)" + (f" and {gpus} GPU(s)" if gpus else "")
@@ -171,6 +172,43 @@ def too_small(
             "per worker; raise finetune.workers, or set finetune.method=lora"
         )
     return None
+
+
+def too_little_host_memory(
+    finetune: config.Finetune, weights: int, nodes: Sequence[Mapping[str, float]], cuda: bool
+) -> str | None:
+    """Why no node has the host memory that the trainer's first worker takes at least, or None.
+
+    That worker alone reads and writes the model (placing.py, export.py), at EXPORT_BYTES a parameter; on CPUs
+    its share of weights, gradients and optimizer state lies there too.
+    """
+    state = FULL_BYTES / finetune.least_workers if finetune.method == "full" and not cuda else 0
+    need_gb = max(EXPORT_BYTES, state) * weights / 2**30
+    # all that a node has: what Ray keeps for its object store may be free
+    sizes = [node.get("memory", 0) + node.get("object_store_memory", 0) for node in nodes]
+    if cuda:
+        sizes = [size for size, node in zip(sizes, nodes, strict=True) if node.get("GPU", 0)]
+    room_gb = max(sizes, default=math.inf) / 2**30
+    if need_gb <= room_gb:
+        return None
+    on_cpus = ", raise finetune.workers or set finetune.method=lora" if state > EXPORT_BYTES else ""
+    return (
+        f"finetune: expected {need_gb:.1f} GiB of host memory for the first worker ({weights / 1e9:.2f} "
+        f"billion weights), found at most {room_gb:.1f} GiB on a node; take a smaller "
+        f"model{on_cpus}, or larger nodes"
+    )
+
+
+def tight_shm(settings: config.Config, room_gb: float, *, generation: bool, training: bool) -> str | None:
+    """What `room_gb` of /dev/shm, beside Ray's object store, may be too little for on a node with GPUs."""
+    tensor_parallel = generation and settings.engine.tensor_parallel_size > 1
+    if room_gb >= SHM_GB or not (tensor_parallel or (training and settings.finetune.most_workers > 1)):
+        return None
+    return (
+        f"expected {SHM_GB:g} GiB of /dev/shm beside Ray's object store, since several GPUs work together "
+        f"through it, found {room_gb:.2f} GiB; if NCCL fails, enlarge it (docker --shm-size, Kubernetes: an "
+        "emptyDir with medium Memory), or ray start --object-store-memory"
+    )
 
 
 def rollout_threads(engine: config.Engine, cores: int) -> int:

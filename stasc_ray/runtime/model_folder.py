@@ -11,6 +11,9 @@ from stasc_ray.runtime import capacity, gguf
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Of vLLM 0.29, asked of its kernels by tests/runtime/test_model_folder.py."""
+
 
 def check_model(path: str) -> None:
     """Refuse a local folder or GGUF file that cannot work, before any worker starts; a Hub id is left to the
@@ -117,6 +120,28 @@ def check_context(
         raise ValueError(
             f"engine.max_model_len_tokens: expected at most {most}, the context of {path}, found {tokens}; "
             "lower it, and prompts and max_tokens with it"
+        )
+
+
+def check_head_size(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> None:
+    """Refuse a model for whose attention heads vLLM's CPU build has no kernel; its engine dies at the first
+    request.
+
+    Raises:
+        ValueError: the head size is not one of CPU_HEAD_SIZES.
+    """
+    from transformers import AutoConfig
+
+    found = AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
+    text = found.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    if not heads or getattr(text, "kv_lora_rank", None):  # no attention, or DeepSeek's: another kernel
+        return
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    if size not in CPU_HEAD_SIZES:
+        raise ValueError(
+            f"model.path: expected attention heads of size {', '.join(map(str, CPU_HEAD_SIZES))}, for which "
+            f"vLLM's CPU build has kernels, found {size} in {path}; use another model, or a GPU"
         )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import config
-from stasc_ray.runtime import capacity
+from stasc_ray.runtime import builds, capacity
 
 LOCAL_START_ATTEMPTS = 3
 IDLE_WORKERS = 4
@@ -27,14 +27,15 @@ NODE_GROUP = "ray.io/node-group"
 
 
 @contextlib.contextmanager
-def connect(address: str | None, logs: Path, *, worker_niceness: int = 15) -> Iterator[None]:
+def connect(address: str | None, logs: Path, *, worker_niceness: int | None = None) -> Iterator[None]:
     """A Ray cluster for the length of the block.
 
     Args:
         address: of a cluster to join; None takes RAY_ADDRESS (set inside `ray job submit`), else starts a
             local Ray, which ends with the block.
         logs: folder for the driver's log and, of a local Ray, its session's logs.
-        worker_niceness: of a local Ray's workers; 15 is Ray's own value, which leaves a laptop usable.
+        worker_niceness: of a local Ray's workers. None: 15, Ray's own value, which leaves a laptop usable;
+            on a machine with a GPU 0, since an engine that waits for a core leaves its GPU idle.
 
     Raises:
         ConnectionError: no cluster answers at `address`.
@@ -45,6 +46,8 @@ def connect(address: str | None, logs: Path, *, worker_niceness: int = 15) -> It
         _quiet_raylet()
         address = address or os.environ.get("RAY_ADDRESS")
         on_terminate = signal.getsignal(signal.SIGTERM)
+        if worker_niceness is None:
+            worker_niceness = 0 if builds.cards_gb() else 15
         try:
             session = None if address else _start_local(logs, worker_niceness)
             if address:

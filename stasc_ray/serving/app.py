@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from stasc_ray import config, store
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.recipes import section_of
-from stasc_ray.runtime import capacity, ray_session
+from stasc_ray.runtime import capacity, preflight, ray_session
 from stasc_ray.serving.doors import LOOPBACK_HOSTS
 from stasc_ray.serving.proxy import CONTROLLER_OPTIONS, ONE_LOOP
 
@@ -187,7 +187,7 @@ def serving(
         http_options=HTTPOptions(host=host, port=port, request_timeout_s=limit_s),
         controller_options=CONTROLLER_OPTIONS,
     )
-    cuda = ray_session.on_cuda(settings.engine)
+    cuda = _on_cuda(settings)
     application = endpoint(
         run_folder, settings, on_cuda=cuda, api_keys_file=api_keys_file, loopback_only=loopback_only
     )
@@ -232,5 +232,16 @@ def build(args: BuildArguments) -> Any:
         store.read_config(Path(args.run), section_of), args.overrides, section_of
     )
     keys_file = Path(args.api_keys_file) if args.api_keys_file else None
-    cuda = ray_session.on_cuda(settings.engine)
+    cuda = _on_cuda(settings)
     return endpoint(Path(args.run), settings, on_cuda=cuda, api_keys_file=keys_file, loopback_only=False)
+
+
+def _on_cuda(settings: config.Config) -> bool:
+    """Whether replicas use CUDA; their nodes' builds were looked at.
+
+    Raises:
+        RuntimeError: as `preflight.check_builds`.
+    """
+    cuda = ray_session.on_cuda(settings.engine)
+    preflight.check_builds(settings.engine, cuda)
+    return cuda

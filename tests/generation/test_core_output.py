@@ -32,6 +32,16 @@ CORE_FAILED = """\
 
 (EngineCore pid=22923) ERROR 11-26 11:26:46 [executor.py:314] Worker proc VllmWorker-0 died unexpectedly.
 """
+SIGNAL = """\
+:actor_name:EngineActor
+ValueError: logged, and got over
+*** SIGSEGV received at time=1795704856 on cpu 0 ***
+Fatal Python error: Segmentation fault
+
+Stack (most recent call first):
+  File "/x/vllm/_custom_ops.py", line 3910 in cpu_attn_get_scheduler_metadata
+  File "/x/vllm/cpu_attn.py", line 250 in build
+"""
 RAISES = """
 import os, sys
 from stasc_ray.generation import core_output
@@ -61,6 +71,7 @@ if __name__ == "__main__":
         (WORKER_FAILED.format(error="AssertionError"), "AssertionError in load (parameter.py:229): assert self.shape =="),
         (CORE_FAILED, "ValueError: To serve at least one request, 2.0 GiB KV cache is needed."),
         ("\x1b[36m(EngineCore pid=1)\x1b[0;0m ValueError: in colour", "ValueError: in colour"),
+        (SIGNAL, "Segmentation fault in cpu_attn_get_scheduler_metadata (_custom_ops.py:3910)"),
         ("INFO loading weights\n", "It wrote no error; killed for lack of memory? Its last line: INFO loading weights"),
         ("", "It wrote no error; killed for lack of memory? Its last line: none"),
     ],

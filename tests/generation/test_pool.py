@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from harness import served_runs
+from ray.exceptions import RayError
 
 from stasc_ray import config
 from stasc_ray.generation import canary, rollouts, run_engines, unit_files
 from stasc_ray.generation.engines import EngineActor
+from stasc_ray.generation.pool import MAX_RESTARTS
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import ray_session
@@ -93,9 +96,11 @@ def one_pass(folder: Path, model: Path, engines: run_engines.Engines, name: str)
     return {row["id"]: [text["text"] for text in row["texts"]] for row in found}
 
 
-def engines_of(actor: type[EngineActor] = EngineActor, **fields: Any) -> Any:
+def engines_of(
+    actor: type[EngineActor] = EngineActor, max_restarts: int = MAX_RESTARTS, **fields: Any
+) -> Any:
     settings = config.validate({"engine": ENGINE | fields}, section_of)
-    return run_engines.engines(settings, on_cuda=False, actor=actor)
+    return run_engines.engines(settings, on_cuda=False, actor=actor, max_restarts=max_restarts)
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +206,22 @@ def test_an_engine_that_cannot_start_says_why(models: dict[str, Path], tmp_path:
     (broken / "config.json").write_text(json.dumps(values))
     with engines_of(actors=1) as engines, pytest.raises(RuntimeError, match="engine: expected it to start"):
         one_pass(tmp_path, broken, engines, "broken")
+
+
+@pytest.mark.slow
+def test_an_engine_that_dies_at_its_first_unit_says_why(tmp_path: Path):
+    """Heads of size 16, which the look at the model refuses before a run: vLLM's CPU build has no kernel."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(sandbox.model_path(), tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    shape = AutoConfig.from_pretrained(sandbox.model_path(), head_dim=16)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "model")
+    expected = (
+        r"found 1 dead before one had finished a unit; last: RuntimeError: Unsupported CPU attention "
+        r"configuration: head_dim=16 .*worker-.*\.err"
+    )
+    with engines_of(actors=1, max_restarts=0) as engines, pytest.raises(RayError, match=expected):
+        one_pass(tmp_path, tmp_path / "model", engines, "dies")
 
 
 def dies_when_asked(log: Path) -> type[EngineActor]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -345,6 +346,7 @@ def dying_actor(starts: Path) -> type[EngineActor]:
             return "here"
 
         async def roll_out(self, unit: Any) -> Any:
+            print("I die now", file=sys.stderr, flush=True)
             os._exit(1)
 
     return Dying
@@ -363,7 +365,11 @@ def test_an_engine_that_always_dies_ends_the_pass(local_ray: None, tmp_path: Pat
         run_engines.engines(
             of.settings, False, actor=dying_actor(tmp_path / "starts"), max_restarts=2
         ) as engines,
-        pytest.raises(ray.exceptions.RayError, match="expected it to stay alive, found 3 dead"),
+        pytest.raises(
+            ray.exceptions.RayError,
+            match="expected it to stay alive, found 3 dead before one had finished a unit; last: "
+            r"It wrote no error; killed for lack of memory\? Its last line: I die now \(.*worker-.*\.err\)",
+        ),
     ):
         engines.begin(of, 1)
         rollouts.pipeline(of, units, engines.pool).materialize()

@@ -1,6 +1,6 @@
 """The SVG charts at their edges: gaps, one point, many iterations, text that must be escaped."""
 
-from stasc_ray.report.charts import Series, bar_chart, interval_chart, loss_chart, number, ticks
+from stasc_ray.report.charts import Series, bar_chart, interval_chart, number, steps_chart, ticks
 
 
 def test_ticks_are_round_and_cover_the_range() -> None:
@@ -15,7 +15,7 @@ def test_charts_survive_one_point_gaps_and_many_iterations() -> None:
     made = [
         interval_chart("a<b", names, [gappy], [0.0, 0.5, 1.0], 3),
         bar_chart("bars", names, [gappy]),
-        loss_chart("loss", {name: [1.0, 0.5] for name in names}),
+        steps_chart("loss", {name: [1.0, 0.5] for name in names}),
         interval_chart("one", ["base"], [Series("r", "y2", [None])], [0.0, 1.0]),
     ]
     for svg in made:

@@ -20,6 +20,7 @@ from stasc_ray.report.charts import number
 from stasc_ray.report.history import chosen_iteration, read_run
 from stasc_ray.report.page import write_report
 from stasc_ray.report.transcripts import ORDER, choose
+from stasc_ray.store import step_log
 from stasc_ray.store.rows import FORMAT, trace_schema
 
 # per iteration: chance of a right first answer, of repairing a wrong one, of keeping a right one
@@ -52,6 +53,8 @@ def make_run(folder: Path, iterations: int = 3, algorithm: dict[str, Any] | None
         rows = {split: _rows(split, n, k, rng) for split, n in SIZES.items()}
         name = f"iteration_{k:02d}" if k else "base"
         _write_rollouts(folder / name / "rollouts", rows)
+        if k:
+            write_steps(folder / name / "model", lines[-1]["finetune/losses"])
         lines += _measuring_lines(k, clock + 40, rows)
         manifest = {
             "version": f"v{k:04d}",
@@ -66,6 +69,18 @@ def make_run(folder: Path, iterations: int = 3, algorithm: dict[str, Any] | None
     )
     (folder / "LATEST").write_text(f"v{iterations:04d}\n", encoding="utf-8")
     return folder
+
+
+def write_steps(folder: Path, losses: list[float]) -> Path:
+    """training.jsonl, as a trainer on a CPU writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"step": i, "time": 1e9, "loss": loss, "grad_norm": 2 * loss, "tokens_per_s": 400.0 + i, "mfu": None}
+        for i, loss in enumerate(losses, 1)
+    ]
+    path = folder / step_log.NAME
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
 
 
 def _line(stage: str, k: int, clock: float, values: dict[str, Any]) -> dict[str, Any]:
@@ -196,6 +211,8 @@ def test_page_of_a_finished_run_has_every_part(tmp_path: Path) -> None:
         "Dev transitions",
         "Kept examples",
         "Training loss",
+        "Gradient norm",
+        "Training speed",
     ]
     charts += ["Time per stage, seconds", "Tokens per second"]
     values = ["ENF", "sandbox", "v0003 (iteration 3, best r(Y2) on dev)", "algorithm.n_corrections", "2.60.0"]
@@ -277,6 +294,24 @@ def test_unfinished_run_gives_a_shorter_page(tmp_path: Path) -> None:
     assert "Only the base model has been measured so far" in text and "0 of 3 iterations" in text
     assert "Training loss" not in text and "\N{EN DASH}" in text
     assert len(page.all("article")) == 20
+
+
+def test_a_fine_tune_that_is_going_on_is_drawn_as_far_as_it_is(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo", iterations=0)
+    path = write_steps(folder / "iteration_01" / "training", [3.0, 2.0, 1.5])
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')  # it is writing
+    html = write_report(folder).read_text(encoding="utf-8")
+    for title in (
+        "training loss 3.000 to 1.500",
+        "gradient norm 6.000 to 3.000",
+        "training speed 401 to 403",
+    ):
+        assert f"iteration 1: 3 steps, {title}" in html
+    assert "Model-FLOPs utilization" not in html, "not known on a CPU"
+    path.write_text(json.dumps({"step": 1, "loss": 2.5, "grad_norm": 1.0, "tokens_per_s": 9.0, "mfu": 0.42}))
+    html = write_report(folder).read_text(encoding="utf-8")
+    assert "iteration 1: 1 steps, model-FLOPs utilization 0.420 to 0.420" in html
 
 
 def test_a_run_folder_of_another_format_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -84,6 +84,49 @@ def test_gpus_that_are_too_small(overrides: list[str], gpu_gb: float, expected: 
     assert capacity.too_small(settings(), 1_500_000_000, 22.0, training=False) is None
 
 
+def host(gb: float, **more: float) -> dict[str, float]:
+    return {"memory": 0.7 * gb * 2**30, "object_store_memory": 0.3 * gb * 2**30, **more}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "cuda", "expected"),
+    [
+        (["finetune.method=lora", "finetune.workers=8"], [host(64, GPU=8)], True, None),  # 7B: 7 bytes each
+        (["finetune.method=lora", "finetune.workers=8"], [host(32, GPU=8)], True, "49.5 GiB of host memory"),
+        ([], [host(32, GPU=8), host(512)], True, "found at most 32.0 GiB on a node"),  # it has no GPU
+        ([], [host(32, GPU=8), host(64, GPU=1)], True, None),
+        ([], [], True, None),  # the autoscaler brings them
+        ([], [host(64)], False, "expected 113.2 GiB"),  # 16 bytes each
+        ([], [host(64)], False, "raise finetune.workers or set finetune.method=lora"),
+        (["finetune.workers=2"], [host(64)] * 2, False, None),
+        (["finetune.method=lora"], [host(64)], False, None),
+    ],
+)
+def test_host_memory_of_a_7b_model(
+    overrides: list[str], nodes: list[dict[str, float]], cuda: bool, expected: str | None
+) -> None:
+    found = capacity.too_little_host_memory(settings(*overrides).finetune, 7_600_000_000, nodes, cuda)
+    assert found is None if expected is None else found and expected in found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "room_gb", "tight"),
+    [
+        ([], 0.06, False),
+        (["engine.tensor_parallel_size=4"], 0.06, True),
+        (["engine.tensor_parallel_size=4"], 2.0, False),
+        (["finetune.workers=2"], 0.06, True),
+        (["finetune.workers=[1, 2]"], 0.06, True),
+    ],
+)
+def test_gpus_that_work_together_need_shared_memory(
+    overrides: list[str], room_gb: float, tight: bool
+) -> None:
+    found = capacity.tight_shm(settings(*overrides), room_gb, generation=True, training=True)
+    assert "found 0.06 GiB" in found if found else not tight
+    assert capacity.tight_shm(settings(*overrides), room_gb, generation=False, training=False) is None
+
+
 ON_CPUS = "engine.device=cpu"
 ROOM = {"memory": 64.0 * 2**30}
 
@@ -118,7 +161,7 @@ def test_a_cluster_without_room(
     found = list(capacity.lack_of_room(given, nodes, cuda, generation=True, training=True))
     assert not found if expected is None else expected in found[0]
     if cuda:
-        assert found[0].endswith("add nodes, or set engine.device=cpu")
+        assert found[0].endswith("add nodes"), "CUDA builds do not run on CPUs"
     assert not list(capacity.lack_of_room(given, nodes, cuda, generation=False, training=False))
 
 

@@ -116,16 +116,24 @@ VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "n
 
 def test_the_shipped_model_can_be_trained(folder: Path) -> None:
     model_folder.check_trainable(str(folder))
-    assert opening._try_model(str(folder), config.Model(), training=True, context=None) is None
+    assert (
+        opening._try_model(str(folder), config.Model(), training=True, context=None, engines_on_cpus=True)
+        is None
+    )
 
 
 def test_quantized_weights_are_not_trained(folder: Path) -> None:
     settings = json.loads((folder / "config.json").read_text())
     settings["quantization_config"] = {"quant_method": "awq", "bits": 4}
     (folder / "config.json").write_text(json.dumps(settings))
-    problem = opening._try_model(str(folder), config.Model(), training=True, context=None)
+    problem = opening._try_model(
+        str(folder), config.Model(), training=True, context=None, engines_on_cpus=True
+    )
     assert problem and "found quantized ones" in problem and "(awq)" in problem
-    assert opening._try_model(str(folder), config.Model(), training=False, context=None) is None
+    assert (
+        opening._try_model(str(folder), config.Model(), training=False, context=None, engines_on_cpus=True)
+        is None
+    )
 
 
 @pytest.mark.parametrize("how", ["missing", "mismatched"])
@@ -137,9 +145,14 @@ def test_weights_that_transformers_would_make_up_are_refused(folder: Path, how: 
     else:
         tensors[name] = tensors[name][:-1].clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    problem = opening._try_model(str(folder), config.Model(), training=True, context=None)
+    problem = opening._try_model(
+        str(folder), config.Model(), training=True, context=None, engines_on_cpus=True
+    )
     assert problem and "1 of the model's missing or of another shape" in problem and name in problem
-    assert opening._try_model(str(folder), config.Model(), training=False, context=None) is None
+    assert (
+        opening._try_model(str(folder), config.Model(), training=False, context=None, engines_on_cpus=True)
+        is None
+    )
 
 
 def test_a_multimodal_model_is_refused_with_what_to_use_instead(tmp_path: Path) -> None:
@@ -184,3 +197,47 @@ def test_a_context_longer_than_the_models_is_refused():
     model_folder.check_context(path, 4096)
     with pytest.raises(ValueError, match=r"max_model_len_tokens: expected at most 4096.*found 4097"):
         model_folder.check_context(path, 4097)
+
+
+def with_heads(tmp_path: Path, size: int) -> str:
+    """The shipped model's config with heads of another size."""
+    folder = tmp_path / f"heads_{size}"
+    shutil.copytree(sandbox.model_path(), folder)
+    values = json.loads((folder / "config.json").read_text()) | {"head_dim": size}
+    (folder / "config.json").write_text(json.dumps(values))
+    return str(folder)
+
+
+def test_heads_that_vllm_has_no_cpu_kernel_for_are_refused(tmp_path: Path) -> None:
+    model_folder.check_head_size(str(sandbox.model_path()))
+    model_folder.check_head_size(with_heads(tmp_path, 128))
+    with pytest.raises(ValueError, match=r"model.path: expected attention heads of size 32, .* found 16 in"):
+        model_folder.check_head_size(with_heads(tmp_path, 16))
+
+
+def test_the_sizes_of_heads_are_those_that_vllms_kernels_take() -> None:
+    """The real kernel of the CPU build; vLLM's own list leaves out 48."""
+    import torch
+    from vllm import _custom_ops
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends import cpu_attn
+
+    if not current_platform.is_cpu():
+        pytest.skip("needs vLLM's CPU build")
+    current_platform.import_kernels()
+
+    def takes(size: int) -> bool:
+        ends, lengths = (torch.tensor(values, dtype=torch.int32) for values in ([0, 8], [8]))
+        isa = cpu_attn._get_attn_isa(torch.float32, 128, size)
+        try:
+            _custom_ops.cpu_attn_get_scheduler_metadata(
+                1, 4, 2, size, lengths, torch.float32, ends, True, -1, isa, True
+            )
+        except RuntimeError as error:
+            assert "Unsupported CPU attention configuration" in str(error)
+            return False
+        return True
+
+    found = [size for size in range(8, 577, 8) if takes(size)]
+    assert tuple(found) == model_folder.CPU_HEAD_SIZES
+    assert set(cpu_attn.CPUAttentionBackend.get_supported_head_sizes()) <= set(found)

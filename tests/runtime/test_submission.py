@@ -301,7 +301,7 @@ def test_gpus_that_are_only_declared_are_scheduled_as_real_ones(tmp_path: Path) 
             and "expected at most the 2 engine(s)" in refused.stderr
             and "found 3;" in refused.stderr
         )
-        assert "engine.device=cpu without engine.reserve_gpus" in refused.stderr
+        assert "or reserve none (engine.reserve_gpus=false)" in refused.stderr
         done = stasc(*command, "engine.actors=all", "finetune.workers=2", "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
