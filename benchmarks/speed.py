@@ -38,10 +38,11 @@ from benchmarks.whole_runs import DEMO, ROOT, SMOLLM2, checkout, published, run_
 from stasc_ray import config, stages, store
 from stasc_ray.generation import rollouts, run_engines, unit_files
 from stasc_ray.generation.unit_rollout import Job
-from stasc_ray.learning import packing, step_log, train_loop
+from stasc_ray.learning import packing, train_loop
 from stasc_ray.recipes import section_of, trace
 from stasc_ray.recipes.recipe import written
 from stasc_ray.runtime import capacity, gguf, ray_session
+from stasc_ray.store import step_log
 from stasc_ray.tasks import prompts, questions
 from stasc_ray.tasks.chat import Message
 
