@@ -27,12 +27,12 @@ from stasc_ray.learning import (
     export,
     finetune,
     placing,
-    step_log,
     steps,
     train_loop,
 )
 from stasc_ray.learning.job import FinetuneJob
 from stasc_ray.recipes import section_of
+from stasc_ray.store import step_log
 from stasc_ray.tasks import sandbox
 from stasc_ray.tasks.chat import Chat
 
