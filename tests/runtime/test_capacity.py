@@ -187,8 +187,8 @@ def test_an_engine_that_serves_leaves_a_core_to_http(replicas, cpus, cores, expe
     assert capacity.replica_threads(config.load_config(None, overrides, section_of).serve, cores) == expected
 
 
-@pytest.mark.parametrize(("workers", "cores", "expected"), [(1, 2, 1), (1, 8, 7), (2, 8, 3), (4, 2, 1)])
-def test_trainer_workers_leave_a_core_free(workers, cores, expected) -> None:
+@pytest.mark.parametrize(("workers", "cores", "expected"), [(1, 2, 2), (1, 8, 8), (2, 8, 4), (4, 2, 1)])
+def test_trainer_workers_share_the_cores(workers, cores, expected) -> None:
     assert capacity.trainer_threads(workers, cores) == expected
 
 
