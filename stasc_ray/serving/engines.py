@@ -6,6 +6,7 @@ next. Ray ends actors whose owner is gone, so the actor ends with its replica.
 
 import asyncio
 import copy
+import time
 import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -16,6 +17,8 @@ from stasc_ray.generation.engines import EngineActor, EngineDiedError, last_line
 from stasc_ray.generation.samples import Adapter, Request, Sample
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.tasks.chat import Chat
+
+PROBE = Request(config.Sampling(temperature=0.0, max_tokens=1), 1, 0)
 
 
 class EngineHandle:
@@ -46,6 +49,8 @@ class EngineHandle:
         self.adapter = adapter
         self._actor: Any = ray.remote(EngineActor).options(**options).remote(model, spec)
         self._handles = [self]  # of this engine; the last one to go ends it
+        self._moved_at = [time.monotonic()]  # shared by its handles
+        self.probing = False
 
     def with_adapter(self, adapter: Adapter | None) -> "EngineHandle":
         """A further handle of the same engine, whose requests name `adapter`."""
@@ -74,11 +79,31 @@ class EngineHandle:
         call = uuid.uuid4().hex
         try:
             if on_text is None:
-                return await self._result(self._actor.generate.remote(call, token_ids, request, self.adapter))
+                found = await self._result(
+                    self._actor.generate.remote(call, token_ids, request, self.adapter)
+                )
+                self._moved_at[0] = time.monotonic()
+                return found
             return await self._stream(call, token_ids, request, on_text)
         except asyncio.CancelledError:
             self._actor.abort.remote(call)
             raise
+
+    @property
+    def moved_at(self) -> float:
+        """When the engine last gave a token (monotonic seconds)."""
+        return self._moved_at[0]
+
+    async def probe(self) -> None:
+        """Ask for one token; `moved_at` shows whether it came."""
+        self.probing = True
+        try:
+            token_ids = list(self.chat.tokenizer.encode("probe", add_special_tokens=False))
+            await self.generate(token_ids, PROBE)
+        except (EngineDiedError, ValueError, RuntimeError):
+            pass  # whoever minds the engine sees what became of it
+        finally:
+            self.probing = False
 
     async def logprobs(self, token_ids: list[int]) -> list[float]:
         """Log-probabilities (T - 1,) of token_ids[1:]."""
@@ -111,6 +136,7 @@ class EngineHandle:
         )
         async for reference in pieces:
             piece = await self._result(reference)
+            self._moved_at[0] = time.monotonic()
             if isinstance(piece, Sample):
                 return piece
             on_text(piece)
@@ -137,11 +163,10 @@ async def verify(
     Raises:
         CanaryError: its log-probabilities are not those that the trainer computed.
     """
-    probe = Request(config.Sampling(temperature=0.0, max_tokens=1), 1, 0)
     if expected is None:
-        await engine.generate(list(engine.chat.tokenizer.encode("probe", add_special_tokens=False)), probe)
+        await engine.generate(list(engine.chat.tokenizer.encode("probe", add_special_tokens=False)), PROBE)
         return "answered a probe (this version has no canary)"
     found = await canary.difference(engine.logprobs, expected)
     canary.check(found, tolerance, before)
-    await engine.generate(expected["prompts"][0]["token_ids"], probe)
+    await engine.generate(expected["prompts"][0]["token_ids"], PROBE)
     return f"canary: mean difference of log-probabilities {found:.2g}, tolerance {tolerance:g}"

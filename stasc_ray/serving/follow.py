@@ -1,60 +1,34 @@
-"""Which version a replica serves: look at the run, decide, move.
+"""A replica follows its run: look at the folder, decide which version should answer, move to it.
 
-A replica reads LATEST, versions/*.json and the pin. A request holds the version that it began with until it
-ends; the engine of an old version goes when its last request has. A version that fails is never served. It is
-remembered with its reason, and tried again when its files change. An engine that could not start is also
-tried again after a while.
+Looking happens in a thread, deciding is a pure function (decide.py), moving is a task that ends when it is no
+longer wanted; before a version answers it is decided once more. A request holds the version that it began
+with until it ends; the engine of an old version goes when its last request has.
 """
 
 import asyncio
 import contextlib
 import logging
-import math
 import time
-from collections.abc import AsyncIterator, Callable, Collection
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from stasc_ray import config, store
 from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.spec import EngineSpec
+from stasc_ray.recipes import chosen_by
+from stasc_ray.serving.decide import Refusal, decide, refusal
 from stasc_ray.serving.errors import ApiError
 from stasc_ray.serving.loading import Loaded, Loader
-from stasc_ray.serving.published import LATEST, read_pin, state_of_files
+from stasc_ray.serving.published import LATEST, Published
 
 LOG = logging.getLogger("ray.serve")
 MAX_STARTS_IN_A_ROW = 5
-RETRY_S, MAX_RETRY_S = 5.0, 600.0
-
-
-def to_try(published: Collection[str], wanted: str | None, active: str | None) -> list[str]:
-    """Versions to move to, best first; [] to stay. Without an engine the others follow, newest first."""
-    if active:
-        return [wanted] if wanted and wanted != active else []
-    others = sorted(set(published) - {wanted}, reverse=True)
-    return [wanted, *others] if wanted else others
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a version is not served, for these files, and when to try again (monotonic seconds)."""
-
-    files: str
-    reason: str
-    retry_at: float = math.inf
-    attempts: int = 1
-
-    def stands(self, files: str, now: float) -> bool:
-        """Whether there is nothing new to try."""
-        return files == self.files and now < self.retry_at
-
-
-def refusal(error: Exception, files: str, before: Refusal | None, now: float) -> Refusal:
-    """What follows from an error. An engine that died may have lacked memory: try again, ever more rarely."""
-    if not isinstance(error, EngineDiedError):
-        return Refusal(files, str(error))
-    attempts = before.attempts + 1 if before and before.files == files else 1
-    return Refusal(files, str(error), now + min(MAX_RETRY_S, RETRY_S * 2**attempts), attempts)
+LOOK_S = 10.0
+"""For a look before a version answers; storage that hangs keeps no engine that is up from answering."""
+SIGN_OF_LIFE_S = 5.0
+"""For an engine's process to say that it is there."""
+PROBE_S = 10.0
+"""Without a token from an engine for so long it is asked for one."""
 
 
 class Versions:
@@ -67,21 +41,30 @@ class Versions:
         spec: EngineSpec,
         observe: Callable[..., None] = lambda *_: None,
     ) -> None:
-        self.run, self.settings, self.observe = run, settings, observe
+        self.settings, self.observe = settings, observe
+        self.published = Published(run.path)
         self.active: Loaded | None = None
         self.retiring: list[Loaded] = []
         self.refused: dict[str, Refusal] = {}
-        self.loading: str | None = None
-        self._loader = Loader(run, settings, spec, observe)
+        self._measures = chosen_by(settings.algorithm)
+        self._loader = Loader(self.published, settings, spec, observe)
+        self._last: str | None = None  # version that answered last
+        self._moves: dict[str, asyncio.Task[None]] = {}
+        self._exchanging = False
         self._failed_starts = 0
-        self._changed = asyncio.Event()
-        self._wake = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._looking = asyncio.Lock()
+        self._changed, self._wake = asyncio.Event(), asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def loaded(self) -> list[Loaded]:
         """Versions that answer now, the active one first."""
         return ([self.active] if self.active else []) + self.retiring
+
+    @property
+    def loading(self) -> str | None:
+        """The version that is being prepared."""
+        return next(reversed(self._moves), None)
 
     @property
     def engine_starts(self) -> int:
@@ -94,8 +77,28 @@ class Versions:
         return self.active is None and self._failed_starts >= MAX_STARTS_IN_A_ROW
 
     def reasons(self) -> dict[str, str]:
-        """Why versions are not served."""
-        return {version: refused.reason for version, refused in self.refused.items()}
+        """Why versions are not served, or not as their files are now."""
+        seen = self.published.snapshot
+        wanted = seen.pinned or seen.latest
+        missing = (
+            {wanted: "it has no manifest in versions/"} if wanted and wanted not in seen.manifests else {}
+        )
+        refused = {version: refused.reason for version, refused in self.refused.items()}
+        changed = {
+            one.version: "its files have changed or gone; it goes on from memory"
+            for one in self.loaded
+            if seen.files.get(one.version, one.files) != one.files
+        }
+        return {**missing, **seen.unreadable, **refused, **changed}
+
+    def why_not_ready(self) -> str | None:
+        """What a replica without an engine waits for; None if it has one."""
+        if self.active:
+            return None
+        if self.loading:
+            return f"{self.loading} is being prepared"
+        why = [f"{version}: {reason}" for version, reason in self.reasons().items()]
+        return "; ".join(why) or self.published.snapshot.problem or "nothing is published"
 
     @contextlib.asynccontextmanager
     async def hold(self, version: str | None) -> AsyncIterator[Loaded]:
@@ -117,129 +120,210 @@ class Versions:
         with found.held():
             yield found
 
-    def report_dead(self, dead: Loaded) -> None:
-        """Take a version out whose engine died; `follow` starts another."""
+    def report_dead(self, dead: Loaded, why: str) -> None:
+        """Take a version out whose engine died; another is started."""
         dead.engine.release()
         if dead in self.retiring:
             self.retiring.remove(dead)
         if dead is self.active:
             self.active = None
-            self._event("engine_died", version=dead.version)
-            self.look_now()
+            self._event("engine_died", version=dead.version, reason=why)
+            self._move()
 
     def look_now(self) -> None:
         """Do not wait for the next poll."""
         self._wake.set()
 
     async def start(self) -> None:
-        """Load the first version; if the wanted one is refused, the newest that is not.
+        """Look, and return once a version answers, or nothing is published yet.
 
         Raises:
-            RuntimeError: no version of the run can be served.
+            RuntimeError: none of the published versions can be served.
         """
-        await self._step()
-        if self.active is None:
+        await self.look()
+        while self._moves:
+            await asyncio.wait(self._moves.values(), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)  # for what follows from its end
+            if self.active:
+                return
+        if self.refused:
             reasons = "\n".join(f"  {version}: {reason}" for version, reason in self.reasons().items())
-            raise RuntimeError(
-                f"no version of {self.run.path} can be served:\n{reasons or '  nothing is published'}"
-            )
+            raise RuntimeError(f"no version of {self.published.run_folder} can be served:\n{reasons}")
 
     async def follow(self) -> None:
-        """Look at the run every `serve.poll_s` seconds and move to the version that should be served."""
+        """Look at the run every `serve.poll_s` seconds and move; mind the engines meanwhile."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_looking())
+            group.create_task(self._keep_minding())
+
+    async def look(self) -> None:
+        """Read the run folder and begin to move to the version that should answer."""
+        async with self._looking:
+            about = {*self.refused, *(one.version for one in self.loaded)}
+            before = self.published.snapshot.problem
+            seen = await asyncio.to_thread(self.published.look, about)
+        if seen.problem and seen.problem != before:
+            self._event("unreadable", reason=seen.problem)
+        self._move()
+
+    async def close(self) -> None:
+        """End all engines."""
+        moves, self._exchanging = list(self._moves.values()), True  # nothing new begins
+        for task in moves:
+            task.cancel()
+        await asyncio.gather(*moves, return_exceptions=True)
+        for loaded in self.loaded:
+            loaded.engine.release()
+
+    async def _keep_looking(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.serve.poll_s):
                     await self._wake.wait()
             self._wake.clear()
-            try:
-                await self._check_alive()
-                await self._step()
-            except Exception as error:  # storage or Ray in trouble: a follower that ends never moves again
-                self._event("follow_failed", error=f"{type(error).__name__}: {error}")
+            await self.look()
 
-    async def close(self) -> None:
-        """End all engines."""
-        for loaded in self.loaded:
-            loaded.engine.release()
+    async def _keep_minding(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.serve.poll_s)
+            if not self._exchanging:
+                await asyncio.gather(*(self._mind(loaded) for loaded in self.loaded))
 
-    async def _check_alive(self) -> None:
-        for loaded in self.loaded:
-            try:
-                await loaded.engine.pid()
-            except EngineDiedError:
-                self.report_dead(loaded)
-
-    async def _step(self) -> None:
-        """Move to the best version that can be served."""
-        manifests = {manifest["version"]: manifest for manifest in self.run.versions()}
-        wanted = read_pin(self.run.path) or self.run.latest()
-        for version in to_try(manifests, wanted, self.active.version if self.active else None):
-            if version not in manifests:
-                self._refuse(version, Refusal("", "it has no manifest in versions/"))
-            elif await self._move_to(manifests[version]):
-                return
-
-    async def _move_to(self, manifest: dict[str, Any]) -> bool:
-        version, started = manifest["version"], time.monotonic()
-        files, before = state_of_files(self.run.path, manifest), self.refused.get(manifest["version"])
-        if before and before.stands(files, started):
-            return False
-        self.loading = version
+    async def _mind(self, loaded: Loaded) -> None:
+        """Take an engine out that is dead, or that has given no token for as long as a request may take."""
+        limit_s = self.settings.serve.request_timeout_s
         try:
-            await self._swap(manifest)
-        except (EngineDiedError, OSError, ValueError) as error:
-            self._failed_starts += 1
-            self._refuse(version, refusal(error, files, before, time.monotonic()))
-            return False
-        finally:
-            self.loading = None
-        self._failed_starts = 0
-        self.refused.pop(version, None)
-        self.observe("swap", time.monotonic() - started)
-        self._event("activated", version=version, duration_s=round(time.monotonic() - started, 3))
-        return True
+            with contextlib.suppress(TimeoutError):  # it may be busy; what counts is below
+                async with asyncio.timeout(SIGN_OF_LIFE_S):
+                    await loaded.engine.pid()
+        except EngineDiedError as error:
+            self.report_dead(loaded, str(error))
+            return
+        silent_s = time.monotonic() - max(loaded.engine.moved_at, loaded.since)
+        if silent_s > limit_s + PROBE_S:
+            self.report_dead(loaded, f"it hangs: no token for {silent_s:.0f} s, though one was asked for")
+        elif silent_s > PROBE_S and not loaded.engine.probing:
+            self._begin(loaded.engine.probe())
 
-    async def _swap(self, manifest: dict[str, Any]) -> None:
+    def _wanted(self) -> str | None:
+        active = self.active.version if self.active else None
+        now = time.monotonic()
+        return decide(self.published.snapshot, self.refused, active, self._last, self._measures, now)
+
+    def _may_answer(self, version: str) -> bool:
+        """Whether an engine with this version should answer; the one that answered last may, until the
+        wanted one is ready.
+        """
+        return version == self._wanted() or (self.active is None and version == self._last)
+
+    def _move(self) -> None:
+        """Begin what the decision asks for; end what it no longer does."""
+        if self._exchanging:  # what follows is decided at its end
+            return
+        active = self.active.version if self.active else None
+        goals = {self._wanted()} - {active, None}
+        beside = self.settings.serve.swap == "beside"
+        if beside and goals and active is None and self._last not in self.refused:
+            # its engine died while another version is prepared: it need not wait for that
+            goals |= {self._last} & self.published.snapshot.manifests.keys()
+        if obsolete := [task for version, task in self._moves.items() if version not in goals]:
+            for task in obsolete:
+                task.cancel()
+            return  # their ends call again: one of them may give an engine back
+        for version in goals - self._moves.keys():
+            assert version
+            self._moves[version] = self._begin(self._move_to(version))
+            self._moves[version].add_done_callback(lambda _, version=version: self._moved(version))
+
+    def _moved(self, version: str) -> None:
+        del self._moves[version]
+        self._move()
+
+    async def _move_to(self, version: str) -> None:
+        manifest, started = self.published.snapshot.manifests[version], time.monotonic()
+        files = await asyncio.to_thread(self.published.state_of, manifest)
+        try:
+            moved = await self._swap(manifest)
+        except Exception as error:  # whatever it is: remembered, so it is not tried again at once
+            self._failed_starts += isinstance(error, EngineDiedError)
+            self._refuse(version, refusal(error, files, self.refused.get(version), time.monotonic()))
+            return
+        if moved:
+            moved.files = files
+            self.refused.pop(version, None)
+            self.observe("swap", time.monotonic() - started)
+            duration_s = round(time.monotonic() - started, 3)
+            self._event("activated", version=version, duration_s=duration_s)
+
+    async def _swap(self, manifest: dict[str, Any]) -> Loaded | None:
+        """The version, which answers from now on; None if it is no longer wanted."""
         in_place = self.settings.serve.swap == "in_place" and not self._loader.running(manifest, self.loaded)
         if in_place and self.active and self.active.engine.alone:
-            await self._exchange(self.active, manifest)
-            return
+            exchanged = await self._exchange(self.active, manifest)
+            if exchanged or self.active or manifest["version"] != self._wanted():
+                return exchanged
         fresh = await self._loader.prepare(manifest, self.loaded)
-        old = self.active
-        self._activate(fresh)
-        if old:
-            self._retire(old)
+        try:
+            await self._look_again()
+            if self._may_answer(fresh.version):
+                return self._activate(fresh)
+        except BaseException:
+            fresh.engine.release()
+            raise
+        fresh.engine.release()
+        return None
 
-    def _activate(self, fresh: Loaded) -> None:
-        self.active = fresh
-        self._changed.set()
-
-    async def _exchange(self, old: Loaded, manifest: dict[str, Any]) -> None:
-        """Move the one engine to other weights while requests wait; if that goes wrong, start a new engine.
-
-        Raises:
-            EngineDiedError, OSError, ValueError: this version cannot be served; the old one is back.
+    async def _exchange(self, old: Loaded, manifest: dict[str, Any]) -> Loaded | None:
+        """Move the one engine to other weights while requests wait. None: the version is no longer wanted, or
+        it went wrong; then the engine is gone.
         """
         _, expected = await self._loader.check(manifest, self.loaded)
+        await self._look_again()
+        if manifest["version"] != self._wanted():
+            return None
         self.active = None  # new requests wait now
-        await old.drained()
         try:
-            self._activate(await self._loader.exchange(old, manifest, expected))
-        except (EngineDiedError, RuntimeError, ValueError) as error:
+            await old.drained()
+            await self._look_again()
+        except asyncio.CancelledError:
+            self._answer_with(old)
+            raise
+        if manifest["version"] != self._wanted():
+            self._answer_with(old)
+            return None
+        self._exchanging = True  # to the end: half exchanged weights answer nothing
+        try:
+            fresh = await self._loader.exchange(old, manifest, expected)
+            await self._look_again()
+            if manifest["version"] == self._wanted():
+                return self._activate(fresh)
+        except Exception as error:
             self._event("exchange_failed", version=manifest["version"], reason=str(error))
-            old.engine.release()
-            try:
-                self._activate(await self._loader.prepare(manifest, self.loaded))
-            except (EngineDiedError, OSError, ValueError):
-                self._activate(await self._loader.prepare(old.manifest, self.loaded))
-                raise
+        finally:
+            self._exchanging = False
+        old.engine.release()
+        return None
+
+    async def _look_again(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await self.look()
+
+    def _activate(self, fresh: Loaded) -> Loaded:
+        old = self.active
+        self._answer_with(fresh)
+        if old:
+            self._retire(old)
+        return fresh
+
+    def _answer_with(self, loaded: Loaded) -> None:
+        self.active, self._last, self._failed_starts = loaded, loaded.version, 0
+        self._changed.set()
 
     def _retire(self, old: Loaded) -> None:
         """End an engine when its last request has."""
         self.retiring.append(old)
-        task = asyncio.create_task(self._end_when_idle(old))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._begin(self._end_when_idle(old))
 
     async def _end_when_idle(self, old: Loaded) -> None:
         await old.drained()
@@ -247,6 +331,12 @@ class Versions:
             self.retiring.remove(old)
         old.engine.release()
         self._event("retired", version=old.version)
+
+    def _begin(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _refuse(self, version: str, refused: Refusal) -> None:
         before = self.refused.get(version)
@@ -256,5 +346,5 @@ class Versions:
             self._event("refused", version=version, reason=refused.reason)
 
     def _event(self, event: str, **details: Any) -> None:
-        level = logging.WARNING if event in ("refused", "engine_died", "follow_failed") else logging.INFO
+        level = logging.WARNING if event in ("refused", "engine_died", "unreadable") else logging.INFO
         LOG.log(level, f"{event} {details}", extra={"event": event, **details})

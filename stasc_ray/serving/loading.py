@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stasc_ray import config, store
+from stasc_ray import config
 from stasc_ray.generation import canary
 from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.samples import Adapter
@@ -28,6 +29,9 @@ class Loaded:
     verified: str
     """How, in words."""
     engine_pid: int = 0
+    files: str = ""
+    """State of its files when it was loaded."""
+    since: float = field(default_factory=time.monotonic)
     in_flight: int = 0
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -58,9 +62,14 @@ class Loader:
     """Prepares the engines of one replica. `loaded` are the versions that answer now."""
 
     def __init__(
-        self, run: store.RunFolder, settings: config.Config, spec: EngineSpec, observe: Callable[..., None]
+        self,
+        found: published.Published,
+        settings: config.Config,
+        spec: EngineSpec,
+        observe: Callable[..., None],
     ) -> None:
-        self._run, self._settings, self._spec, self._observe = run, settings, spec, observe
+        self._published, self._settings, self._spec, self._observe = found, settings, spec, observe
+        self._run_folder = found.run_folder
         self._numbers = itertools.count(1)
         self.engine_starts = 0
 
@@ -96,7 +105,7 @@ class Loader:
         if expected is None:
             raise ValueError("without a canary nobody would notice that an exchange went wrong")
         before = await canary.difference(old.engine.logprobs, expected)
-        await old.engine.reload(published.model_path(self._run.path, manifest))
+        await old.engine.reload(published.model_path(self._run_folder, manifest))
         verified = await self._verify(old.engine, expected, before)
         return Loaded(manifest, old.engine, verified, old.engine_pid)
 
@@ -128,7 +137,7 @@ class Loader:
 
         If the base model has gone, the version's merged weights take its place.
         """
-        model = published.model_path(self._run.path, manifest)
+        model = published.model_path(self._run_folder, manifest)
         folder, base = Path(model) / "adapter", self._base_model()
         if self._spec.lora_rank and manifest["iteration"] and base and folder.is_dir():
             # vLLM keeps what it read under a number or a name, even if the files change.
@@ -137,21 +146,22 @@ class Loader:
         return model, None
 
     def _check(self, manifest: dict[str, Any], reference: Any) -> tuple[Any, canary.Canary | None]:
-        model = published.model_path(self._run.path, manifest)
+        model = published.model_path(self._run_folder, manifest)
         published.check_files(model)
         if self._weights(manifest)[1]:
             published.check_weights(Path(model) / "adapter")
-        expected = published.canary_of(self._run.path, manifest)
+        expected = published.canary_of(self._run_folder, manifest)
         tokenizer = self._tokenizer(model)
         published.check_tokenizer(tokenizer, reference or self._base_tokenizer())
         return tokenizer, expected
 
     def _base_model(self) -> str | None:
         """Folder or Hub id of M0; None if it has gone since."""
-        base = next((manifest for manifest in self._run.versions() if manifest["iteration"] == 0), None)
+        manifests = self._published.snapshot.manifests.values()
+        base = next((manifest for manifest in manifests if manifest["iteration"] == 0), None)
         with contextlib.suppress(OSError):
             if base:
-                model = published.model_path(self._run.path, base)
+                model = published.model_path(self._run_folder, base)
                 model_folder.check_model(model)
                 return model
         return None

@@ -1,19 +1,107 @@
-"""Versions in a run folder: where a model lies, whether its files may be served, which one is pinned.
+"""Versions in a run folder: what is published, where a model lies, whether its files may be served.
 
 The pin is a file in the run folder, so every replica follows it, also one that starts later.
 """
 
 import contextlib
 import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from stasc_ray import store
 from stasc_ray.generation import canary
 from stasc_ray.runtime import model_folder
+from stasc_ray.store.files import read_json
 
 LATEST = "latest"
 """Stands for "follow the run" where a version's name is expected."""
+
+
+class Manifest(BaseModel):
+    """What an endpoint needs of a version's manifest."""
+
+    version: str
+    iteration: int
+    model: str
+    created: datetime
+    canary: str | None = None
+    metrics: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a run folder said about its versions when it was last read; empty before that."""
+
+    manifests: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """By version, oldest first; those that can be read."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """By version, why its manifest cannot be read."""
+    latest: str | None = None
+    pinned: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    """`state_of_files` of the versions that were asked about."""
+    problem: str | None = None
+    """Why the folder could not be read; then the rest is what it said before."""
+
+
+class Published:
+    """Reads a run folder again and again; a manifest that did not change is not read again.
+
+    `look` blocks on storage: call it in a thread. `snapshot` is what it found last.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        self.run_folder = run_folder
+        self.snapshot = Snapshot()
+        self._read: dict[str, tuple[tuple[int, int], dict[str, Any] | str]] = {}
+
+    def look(self, about: Collection[str]) -> Snapshot:
+        """Read the folder, and the state of the files of the versions `about`."""
+        try:
+            self.snapshot = self._look(about)
+        except (OSError, ValueError) as error:
+            self.snapshot = replace(self.snapshot, problem=f"{type(error).__name__}: {error}")
+        return self.snapshot
+
+    def _look(self, about: Collection[str]) -> Snapshot:
+        folder = self.run_folder
+        found = {file.stem: self._manifest(file) for file in sorted((folder / "versions").glob("v*.json"))}
+        manifests = {version: one for version, one in found.items() if isinstance(one, dict)}
+        return Snapshot(
+            manifests=manifests,
+            unreadable={version: one for version, one in found.items() if isinstance(one, str)},
+            latest=store.RunFolder(folder).latest(),
+            pinned=read_pin(folder),
+            files={one: self.state_of(manifests[one]) for one in about if one in manifests},
+        )
+
+    def state_of(self, manifest: dict[str, Any]) -> str:
+        """`state_of_files`, or why they cannot be read."""
+        try:
+            return state_of_files(self.run_folder, manifest)
+        except OSError as error:
+            return str(error)
+
+    def _manifest(self, file: Path) -> dict[str, Any] | str:
+        """The manifest, or why it cannot be read: one that is broken hides no other."""
+        try:
+            state = file.stat()
+            seen = (state.st_mtime_ns, state.st_size)
+            known = self._read.get(file.stem)
+            if known and known[0] == seen:
+                return known[1]
+            found = read_json(file)
+            if Manifest.model_validate(found).version != file.stem:
+                raise ValueError(f"{file}: expected version {file.stem!r} in it, found {found['version']!r}")
+        except (OSError, ValueError) as error:
+            return str(error)  # not kept: a network file system may do better the next time
+        self._read[file.stem] = seen, found
+        return found
 
 
 def pin_file(run_folder: Path) -> Path:

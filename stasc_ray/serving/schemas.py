@@ -187,3 +187,5 @@ class Readiness(BaseModel):
 
     ready: bool
     version: str | None
+    reason: str | None = None
+    """What a replica that is not ready waits for."""

@@ -3,7 +3,6 @@ HTTP.
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
@@ -24,7 +23,6 @@ from stasc_ray.serving.doors import Admission
 from stasc_ray.serving.errors import ApiError, invalid
 from stasc_ray.serving.follow import Loaded, Versions
 from stasc_ray.serving.monitor import Monitor
-from stasc_ray.serving.published import read_pin
 from stasc_ray.serving.schemas import (
     CorrectRequest,
     CorrectResponse,
@@ -129,8 +127,8 @@ class Service:
                     )
                 except PromptTooLongError as error:
                     raise invalid("question", str(error), status=413) from None
-                except EngineDiedError:
-                    self.versions.report_dead(loaded)
+                except EngineDiedError as error:
+                    self.versions.report_dead(loaded, str(error))
                     if sent or last_attempt:
                         break
                     self.monitor.retries.inc()
@@ -293,11 +291,8 @@ class Service:
         """The run, its versions and what they scored."""
         versions, settings = self.versions, self.settings
         active = versions.active.version if versions.active else None
-        loaded, refused, latest = (
-            {one.version for one in versions.loaded},
-            versions.reasons(),
-            self.run.latest(),
-        )
+        loaded, refused = {one.version for one in versions.loaded}, versions.reasons()
+        seen = versions.published.snapshot
         return RunSummary(
             name=settings.name,
             recipe=settings.algorithm.recipe,
@@ -306,8 +301,8 @@ class Service:
             model=settings.model.path,
             preset=settings.prompts.preset,
             active=active,
-            latest=latest,
-            pinned=read_pin(self.run.path),
+            latest=seen.latest,
+            pinned=seen.pinned,
             versions=[
                 RunVersion(
                     version=(name := manifest["version"]),
@@ -317,10 +312,10 @@ class Service:
                     test=_scores(manifest, "test"),
                     loaded=name in loaded,
                     active=name == active,
-                    latest=name == latest,
+                    latest=name == seen.latest,
                     refused=refused.get(name),
                 )
-                for manifest in self.manifests()
+                for manifest in seen.manifests.values()
             ],
             limits={
                 "max_rounds": settings.serve.max_rounds,
@@ -340,12 +335,6 @@ class Service:
                 )
             },
         )
-
-    def manifests(self) -> list[dict[str, Any]]:
-        """Published versions, oldest first; none while a manifest cannot be read."""
-        with contextlib.suppress(OSError, ValueError):
-            return self.run.versions()
-        return []
 
 
 def _scores(manifest: dict[str, Any], split: str) -> dict[str, float]:

@@ -56,6 +56,7 @@ class Api:
         settings = store.read_config(self.run.path, section_of)
         self.engine = engine or ScriptedEngine()
         self.versions = Versions(self.run, settings, None)
+        self.versions.published.look(())
         self.versions.active = Loaded(self.run.versions()[0], self.engine, "scripted")
         monitor = Monitor()
         self.service = Service(self.run, settings, self.versions, monitor)

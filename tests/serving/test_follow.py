@@ -1,5 +1,4 @@
-"""Which version is served; and weights exchanged in place, on real engines without Serve, verified by the
-canary."""
+"""A replica's versions on real engines, without Serve: weights exchanged in place, adapters, canaries."""
 
 import asyncio
 import shutil
@@ -9,7 +8,6 @@ import pytest
 from harness import served, served_runs
 
 from stasc_ray import config, store
-from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.samples import Request
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
@@ -20,39 +18,18 @@ from stasc_ray.tasks import chat, prompts
 GREEDY = Request(config.Sampling(temperature=0.0, max_tokens=24), 1, 0)
 
 
-@pytest.mark.parametrize(
-    ("wanted", "active", "expected"),
-    [
-        ("v2", "v2", []),
-        ("v2", "v1", ["v2"]),
-        ("v1", "v2", ["v1"]),
-        ("v9", "v2", ["v9"]),
-        (None, "v1", []),
-        ("v2", None, ["v2", "v3", "v1"]),
-        ("v9", None, ["v9", "v3", "v2", "v1"]),
-        (None, None, ["v3", "v2", "v1"]),
-    ],
-)
-def test_with_an_engine_only_the_wanted_version_is_tried_and_without_one_any(wanted, active, expected):
-    assert follow.to_try(["v1", "v3", "v2"], wanted, active) == expected
-
-
-def test_a_refusal_stands_until_the_files_change_or_for_a_dead_engine_until_a_while_has_passed():
-    broken = follow.refusal(ValueError("broken"), "files", None, now=100.0)
-    assert broken.stands("files", now=1e9) and not broken.stands("other files", now=101.0)
-    waits, before = [], None
-    for _ in range(9):
-        before = follow.refusal(EngineDiedError("gone"), "files", before, now=100.0)
-        assert before.stands("files", now=before.retry_at - 1) and not before.stands("files", before.retry_at)
-        waits.append(before.retry_at - 100.0)
-    assert waits[:3] == [10.0, 20.0, 40.0] and waits[-1] == follow.MAX_RETRY_S
-    assert follow.refusal(EngineDiedError("gone"), "other files", before, now=0.0).attempts == 1
-
-
 @pytest.fixture(scope="module")
 def local_ray():
     with served.local_ray():
         yield
+
+
+async def step(followed: follow.Versions) -> None:
+    """Look, and move to its end."""
+    await followed.look()
+    while followed._moves:
+        await asyncio.wait(followed._moves.values())
+        await asyncio.sleep(0)
 
 
 async def answer(followed: follow.Versions) -> str:
@@ -84,25 +61,25 @@ def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where
         first = await answer(followed)
 
         served_runs.publish(run, tmp_path / "b")
-        await followed._step()
+        await step(followed)
         assert followed.active and followed.active.version == "v0001"
         assert followed.engine_starts == 1, "the weights were exchanged, no engine was started"
         assert await answer(followed) != first
 
         served_runs.publish(run, tmp_path / "a")
-        await followed._step()
+        await step(followed)
         assert (await answer(followed), followed.engine_starts) == (first, 1)
 
         # vLLM on CPU does not notice that it cannot load tied weights in place; the canary does.
         served_runs.publish(run, tmp_path / "tied")
-        await followed._step()
+        await step(followed)
         assert followed.active.version == "v0003" and followed.active.verified.startswith("canary")
 
         # Here both ways fail: the version before is back.
         broken = shutil.copytree(tmp_path / "b", tmp_path / "broken")
         shutil.copy(tmp_path / "a" / "model.safetensors", broken / "model.safetensors")
         served_runs.publish(run, broken)
-        await followed._step()
+        await step(followed)
         assert followed.active.version == "v0003" and "log-probabilities" in followed.reasons()["v0004"]
         print(f"engines started: {followed.engine_starts}")
         await followed.close()
@@ -125,7 +102,7 @@ def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
         answers = [await answer(followed)]
         for name in ("a", "b", "a"):
             version = served_runs.publish(run, tmp_path / name)
-            await followed._step()
+            await step(followed)
             assert followed.active and followed.active.version == version, followed.reasons()
             assert followed.active.verified.startswith("canary")
             answers.append(await answer(followed))
@@ -141,13 +118,13 @@ def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
         shutil.copy(tmp_path / "a" / "adapter" / "adapter_model.safetensors", other / "adapter")
         for folder, reason in ((unreadable, "could not be loaded"), (other, "log-probabilities")):
             version = served_runs.publish(run, folder)
-            await followed._step()
+            await step(followed)
             assert reason in followed.reasons()[version]
             assert followed.active.version == "v0003" and await answer(followed) == answers[3]
         # Corrected on the spot, it is tried again, and read again.
         broken = run.stage(int(version[1:]), "model")
         shutil.copy(tmp_path / "b" / "adapter" / "adapter_model.safetensors", broken / "adapter")
-        await followed._step()
+        await step(followed)
         assert followed.active.version == version and await answer(followed) == answers[2]
 
         # Back and forth while a request is held: every handle of the one engine is given up but the active
@@ -155,7 +132,7 @@ def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
         async with followed.hold(None):
             for pinned in ("v0000", version):
                 pin(run.path, pinned)
-                await followed._step()
+                await step(followed)
                 assert followed.active.version == pinned
         await asyncio.sleep(0.1)
         assert followed.active.engine._handles == [followed.active.engine] and followed.retiring == []

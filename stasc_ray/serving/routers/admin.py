@@ -16,14 +16,15 @@ router = APIRouter(dependencies=[Depends(admin_key_needed)])
 async def activate(body: ActivateRequest, here: Here) -> ActivateResponse:
     """Move every replica to a version, forward or back, or with `latest` let them follow the run again."""
     service, wanted = here.service, None if body.version == LATEST else body.version
-    published = [manifest["version"] for manifest in await asyncio.to_thread(service.manifests)]
-    if wanted and wanted not in published:
+    await service.versions.look()
+    seen = service.versions.published.snapshot
+    if wanted and wanted not in seen.manifests:
         message = f"expected a published version or `latest`, found {wanted!r}"
         raise ApiError(404, "not_found_error", message, "version")
     try:
-        pin(service.run.path, wanted)
+        await asyncio.to_thread(pin, service.run.path, wanted)
     except OSError as error:
         message = f"the pin could not be written into the run folder: {error}"
         raise ApiError(503, "unavailable_error", message) from error
     service.versions.look_now()
-    return ActivateResponse(pinned=wanted, target=wanted or service.run.latest() or "none")
+    return ActivateResponse(pinned=wanted, target=wanted or seen.latest or "none")

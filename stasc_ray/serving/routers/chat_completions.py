@@ -1,6 +1,5 @@
 """POST /v1/chat/completions, OpenAI's protocol; the shapes are in openai.py."""
 
-import asyncio
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +17,7 @@ router = APIRouter(dependencies=[Depends(key_needed)])
 @router.post("/v1/chat/completions", responses={200: STREAM, **ASKING}, response_model=openai.ChatResponse)
 async def chat_completions(body: openai.ChatRequest, here: Here, request_id: RequestId) -> Any:
     """OpenAI's chat completions: the last user message is the question, the answer is the corrected one."""
-    manifests = await asyncio.to_thread(here.service.manifests)  # files on storage that may be far
-    openai.known_model(body.model, [manifest["version"] for manifest in manifests])
+    openai.known_model(body.model, list(here.service.versions.published.snapshot.manifests))
     question = body.as_correct_request()
     if not body.stream:
         return openai.chat_response(body, await here.service.correct(question, request_id))

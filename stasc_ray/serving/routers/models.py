@@ -1,6 +1,5 @@
 """GET /v1/models, as OpenAI's clients ask for it."""
 
-import asyncio
 from datetime import datetime
 from typing import Any
 
@@ -27,7 +26,7 @@ async def models(here: Here) -> ModelList:
         about = {"loaded": name in loaded, "active": name == active, "iteration": manifest["iteration"]}
         return ModelCard(id=name, created=created, owned_by=owner, stasc=about)
 
-    cards = [card(manifest) for manifest in await asyncio.to_thread(here.service.manifests)]
+    cards = [card(manifest) for manifest in versions.published.snapshot.manifests.values()]
     newest = max((card.created for card in cards), default=0)
     about = {"loaded": active is not None, "active": active is not None, "version": active}
     return ModelList(data=[ModelCard(id=LATEST, created=newest, owned_by=owner, stasc=about), *cards])

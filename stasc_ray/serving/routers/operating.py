@@ -4,7 +4,6 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from stasc_ray.serving.monitor import as_page
-from stasc_ray.serving.published import read_pin
 from stasc_ray.serving.routers.replica import Here
 from stasc_ray.serving.schemas import Health, Readiness
 
@@ -15,13 +14,14 @@ router = APIRouter()
 async def healthz(here: Here) -> Health:
     """What this replica serves, what it refused to serve and why."""
     service, versions = here.service, here.service.versions
+    seen = versions.published.snapshot
     return Health(
         status="ok" if versions.active else "no_engine",
         replica=here.name,
         active=versions.active.version if versions.active else None,
         verified=versions.active.verified if versions.active else None,
-        latest=service.run.latest(),
-        pinned=read_pin(service.run.path),
+        latest=seen.latest,
+        pinned=seen.pinned,
         loading=versions.loading,
         loaded=[one.version for one in versions.loaded],
         refused=versions.reasons(),
@@ -34,9 +34,10 @@ async def healthz(here: Here) -> Health:
 
 @router.get("/readyz", responses={503: {"model": Readiness}})
 async def readyz(here: Here) -> Response:
-    """200 when an engine that answered a probe is up, else 503."""
-    active = here.service.versions.active
-    ready = Readiness(ready=active is not None, version=active.version if active else None)
+    """200 when an engine that answered a probe is up, else 503 with what it waits for."""
+    versions, active = here.service.versions, here.service.versions.active
+    version = active.version if active else None
+    ready = Readiness(ready=active is not None, version=version, reason=versions.why_not_ready())
     return JSONResponse(ready.model_dump(), status_code=200 if active else 503)
 
 

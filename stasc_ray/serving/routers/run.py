@@ -1,7 +1,5 @@
 """GET /v1/run."""
 
-import asyncio
-
 from fastapi import APIRouter, Depends
 
 from stasc_ray.serving.errors import responses
@@ -14,4 +12,4 @@ router = APIRouter(dependencies=[Depends(key_needed)])
 @router.get("/v1/run", responses=responses(401, 403, 429))
 async def run(here: Here) -> RunSummary:
     """The run, its versions and what they scored."""
-    return await asyncio.to_thread(here.service.summary)
+    return here.service.summary()

@@ -1,0 +1,79 @@
+"""Stands in for engines that start, die and hang when a test says so: `ScriptedLoader` in place of `Loader`.
+
+What a version's engine does stands in `script`; a real one would take seconds for each step.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from stasc_ray import config, store
+from stasc_ray.recipes import section_of
+from stasc_ray.serving.follow import Versions
+from stasc_ray.serving.loading import Loaded
+
+
+class Engine:
+    """An engine that is up until it is released, or `dies`."""
+
+    def __init__(self, loader: "ScriptedLoader") -> None:
+        self.loader, self.alone, self.probing, self.probes = loader, True, False, 0
+        self.dead: Exception | None = None
+        self.moved_at = 0.0
+        loader.up.add(self)
+
+    async def pid(self) -> int:
+        if self.dead:
+            raise self.dead
+        return 1
+
+    async def probe(self) -> None:
+        self.probes += 1
+
+    def release(self) -> None:
+        self.loader.up.discard(self)
+
+
+@dataclass
+class ScriptedLoader:
+    """Prepares versions as `script` says."""
+
+    script: Callable[[str], object] = lambda _: None
+    """Gets a version; gives None (it works), an error, an awaitable to wait for, or a function to call."""
+    up: set[Engine] = field(default_factory=set)
+    engine_starts: int = 0
+
+    async def _play(self, version: str) -> None:
+        found = self.script(version)
+        if asyncio.iscoroutine(found) or isinstance(found, asyncio.Future):
+            found = await found
+        if isinstance(found, BaseException):
+            raise found
+
+    async def prepare(self, manifest, loaded) -> Loaded:
+        self.engine_starts += 1
+        engine = Engine(self)
+        try:
+            await self._play(manifest["version"])
+        except BaseException:
+            engine.release()
+            raise
+        return Loaded(manifest, engine, "scripted")  # type: ignore[arg-type]
+
+    async def exchange(self, old: Loaded, manifest, expected) -> Loaded:
+        await self._play(f"exchange {manifest['version']}")
+        return Loaded(manifest, old.engine, "scripted")
+
+    async def check(self, manifest, loaded):
+        return None, None
+
+    def running(self, manifest, loaded) -> None:
+        return None
+
+
+def versions(run: store.RunFolder, loader: ScriptedLoader, *overrides: str) -> Versions:
+    """A replica's versions on scripted engines."""
+    settings = config.with_overrides(store.read_config(run.path, section_of), overrides, section_of)
+    found = Versions(run, settings, None)  # type: ignore[arg-type]
+    found._loader = loader  # type: ignore[assignment]
+    return found
