@@ -52,7 +52,7 @@ def serve(
         from stasc_ray import config, store
         from stasc_ray.recipes import section_of
         from stasc_ray.runtime import ray_session
-        from stasc_ray.serving import app, doors
+        from stasc_ray.serving import app, doors, published
 
         run_folder = run_folder.resolve()
         settings = config.with_overrides(
@@ -64,7 +64,8 @@ def serve(
                 "--detach: expected --address or RAY_ADDRESS, found neither; a local Ray ends with this "
                 "command"
             )
-        check_version(store.RunFolder(run_folder), version)
+        run, pinned = store.RunFolder(run_folder), None if version == published.LATEST else version
+        check_version(run, pinned)
         started = time.monotonic()
         writable = os.access(run_folder, os.W_OK)  # a cluster may mount it read-only for serving
         logs = run_folder / "logs" / "serve" if writable else Path(tempfile.mkdtemp(prefix="stasc-serve-"))
@@ -78,12 +79,14 @@ def serve(
                 port,
                 api_keys_file,
                 loopback_only=host in doors.LOOPBACK_HOSTS and not api_keys_file,
+                pinned=pinned,
                 detach=detach,
             ),
         ):
             how = "`serve shutdown --address http://HEAD:8265` stops it" if detach else "Ctrl-C stops it"
+            does = "answers" if run.latest() else "waits for its run to publish, and then answers,"
             typer.echo(
-                f"{settings.name} answers at http://{host}:{port} after {time.monotonic() - started:.0f} s; "
+                f"{settings.name} {does} at http://{host}:{port} after {time.monotonic() - started:.0f} s; "
                 f"{how}"
             )
             if detach:
@@ -113,23 +116,11 @@ def check_open(host: str, api_keys_file: Path | None, insecure: bool) -> None:
 
 
 def check_version(run: Any, version: str | None) -> None:
-    """Pin the version that the command line names, or none: a new server clears any earlier pin.
-
-    Raises:
-        ValueError: nothing is published, or not that version.
-    """
-    from stasc_ray.serving.published import LATEST, pin, read_pin
-
+    """Raises ValueError unless the version, if the command line names one, is published."""
     names = [manifest["version"] for manifest in run.versions()]
-    if not names:
-        raise ValueError(
-            f"{run.path}: expected a published version in versions/, found none; `stasc run` publishes"
-        )
-    if version not in (None, LATEST, *names):
-        raise ValueError(f"--version: expected one of {', '.join(names)}, found {version!r}")
-    wanted = None if version == LATEST else version
-    if wanted != read_pin(run.path):
-        pin(run.path, wanted)
+    if version not in (None, *names):
+        there = ", ".join(names) or "none yet: `stasc run` publishes"
+        raise ValueError(f"--version: expected one of {there}, found {version!r}")
 
 
 def ask(

@@ -17,6 +17,7 @@ from stasc_ray import config, store
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import capacity, preflight, ray_session
+from stasc_ray.serving import coordinator
 from stasc_ray.serving.doors import LOOPBACK_HOSTS
 from stasc_ray.serving.proxy import CONTROLLER_OPTIONS, ONE_LOOP
 
@@ -57,7 +58,8 @@ class Corrector:
         self._handle: Any = None
         self._replica = serve.get_replica_context().replica_tag
         run, monitor = store.RunFolder(Path(endpoint.run_folder)), Monitor()
-        self._versions = Versions(run, settings, engine_spec(endpoint), monitor.observe)
+        link = coordinator.of_deployment(self._replica)
+        self._versions = Versions(run, settings, engine_spec(endpoint), link, monitor.observe)
         self._service = Service(run, settings, self._versions, monitor)
         await self._versions.start()
 
@@ -122,10 +124,16 @@ def endpoint(
     on_cuda: bool,
     api_keys_file: Path | None,
     loopback_only: bool,
+    pinned: str | None = None,
 ) -> "Application":
-    """The Serve application that serves a run."""
+    """The Serve application that serves a run.
+
+    Args:
+        pinned: the version that it is held to at the start; None: it follows LATEST.
+    """
+    import ray
     from ray import serve
-    from ray.serve.config import AutoscalingConfig
+    from ray.serve.config import AutoscalingConfig, DeploymentActorConfig
     from ray.serve.schema import LoggingConfig
 
     options = settings.serve
@@ -150,6 +158,14 @@ def endpoint(
         max_surge_percent=100,
         max_constructor_retry_count=3,
         ray_actor_options={"num_cpus": options.cpus_per_replica, "runtime_env": {"env_vars": ONE_LOOP}},
+        deployment_actors=[
+            DeploymentActorConfig(
+                name=coordinator.NAME,
+                actor_class=ray.remote(coordinator.Coordinator),
+                init_args=(pinned,),
+                actor_options={"num_cpus": 0},
+            )
+        ],
         logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
         **scaling,
     )
@@ -167,11 +183,13 @@ def serving(
     api_keys_file: Path | None,
     *,
     loopback_only: bool,
+    pinned: str | None = None,
     detach: bool = False,
 ) -> Iterator[None]:
     """The endpoint for the length of the block, on this process's Ray; drains at the end.
 
     Args:
+        pinned: as of `endpoint`.
         detach: leave it there after the block.
 
     Raises:
@@ -189,7 +207,12 @@ def serving(
     )
     cuda = _on_cuda(settings)
     application = endpoint(
-        run_folder, settings, on_cuda=cuda, api_keys_file=api_keys_file, loopback_only=loopback_only
+        run_folder,
+        settings,
+        on_cuda=cuda,
+        api_keys_file=api_keys_file,
+        loopback_only=loopback_only,
+        pinned=pinned,
     )
     was_there = APP in serve.status().applications
     try:
@@ -212,6 +235,8 @@ class BuildArguments(BaseModel):
     """Run folder, at a path that every node sees."""
     api_keys_file: str | None = None
     """File made by `stasc keys add`, at a path that every node sees."""
+    version: str | None = None
+    """Version that the endpoint is held to from its start; None: it follows LATEST."""
     overrides: list[str] = []
     """`section.field=value`, as on the command line."""
     insecure: bool = False
@@ -233,7 +258,14 @@ def build(args: BuildArguments) -> Any:
     )
     keys_file = Path(args.api_keys_file) if args.api_keys_file else None
     cuda = _on_cuda(settings)
-    return endpoint(Path(args.run), settings, on_cuda=cuda, api_keys_file=keys_file, loopback_only=False)
+    return endpoint(
+        Path(args.run),
+        settings,
+        on_cuda=cuda,
+        api_keys_file=keys_file,
+        loopback_only=False,
+        pinned=args.version,
+    )
 
 
 def _on_cuda(settings: config.Config) -> bool:

@@ -40,6 +40,7 @@ def refusal(error: Exception, files: str | None, before: Refusal | None, now: fl
 
 def decide(
     seen: Snapshot,
+    pinned: str | None,
     refused: Mapping[str, Refusal],
     active: str | None,
     last: str | None,
@@ -52,6 +53,7 @@ def decide(
     last. A replica that never answered takes LATEST, else the best on dev, else the newest.
 
     Args:
+        pinned: the version that the endpoint is held to; None: LATEST.
         active: the version whose engine is up: it goes on from memory, whatever became of its files.
         last: the version that answered last; its engine may have died.
         measures: names after `evaluation/dev/` in a manifest's metrics; of each version the first one counts
@@ -65,7 +67,7 @@ def decide(
             found and found.stands(seen.files.get(version, found.files), now)
         )
 
-    wanted = seen.pinned or seen.latest
+    wanted = pinned or seen.latest
     if wanted and may_be(wanted):
         return wanted
     if active:

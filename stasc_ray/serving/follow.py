@@ -16,6 +16,7 @@ from stasc_ray import config, store
 from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.recipes import chosen_by
+from stasc_ray.serving import coordinator
 from stasc_ray.serving.decide import Refusal, decide, refusal
 from stasc_ray.serving.errors import ApiError
 from stasc_ray.serving.loading import Loaded, Loader
@@ -39,9 +40,10 @@ class Versions:
         run: store.RunFolder,
         settings: config.Config,
         spec: EngineSpec,
+        link: coordinator.Link,
         observe: Callable[..., None] = lambda *_: None,
     ) -> None:
-        self.settings, self.observe = settings, observe
+        self.settings, self.link, self.observe = settings, link, observe
         self.published = Published(run.path)
         self.active: Loaded | None = None
         self.retiring: list[Loaded] = []
@@ -79,7 +81,7 @@ class Versions:
     def reasons(self) -> dict[str, str]:
         """Why versions are not served, or not as their files are now."""
         seen = self.published.snapshot
-        wanted = seen.pinned or seen.latest
+        wanted = self.link.pinned or seen.latest
         missing = (
             {wanted: "it has no manifest in versions/"} if wanted and wanted not in seen.manifests else {}
         )
@@ -157,14 +159,26 @@ class Versions:
             group.create_task(self._keep_minding())
 
     async def look(self) -> None:
-        """Read the run folder and begin to move to the version that should answer."""
+        """Read the run folder, hear of the pin, and begin to move to the version that should answer."""
         async with self._looking:
             about = {*self.refused, *(one.version for one in self.loaded)}
             before = self.published.snapshot.problem
             seen = await asyncio.to_thread(self.published.look, about)
         if seen.problem and seen.problem != before:
             self._event("unreadable", reason=seen.problem)
+        await self.link.meet(wants_turn=self._needs_turn())
+        if not self.link.may_move and self._needs_turn():  # since the pin has moved
+            await self.link.meet(wants_turn=True)
         self._move()
+
+    async def pin(self, version: str | None) -> None:
+        """Hold the endpoint to a version; None: let it follow LATEST.
+
+        Raises:
+            Exception: what `Link.pin` raises.
+        """
+        await self.link.pin(version)
+        self.look_now()
 
     async def close(self) -> None:
         """End all engines."""
@@ -208,7 +222,13 @@ class Versions:
     def _wanted(self) -> str | None:
         active = self.active.version if self.active else None
         now = time.monotonic()
-        return decide(self.published.snapshot, self.refused, active, self._last, self._measures, now)
+        return decide(
+            self.published.snapshot, self.link.pinned, self.refused, active, self._last, self._measures, now
+        )
+
+    def _needs_turn(self) -> bool:
+        """Whether this replica answers, and should answer with another version."""
+        return self.active is not None and self._wanted() not in (None, self.active.version)
 
     def _may_answer(self, version: str) -> bool:
         """Whether an engine with this version should answer; the one that answered last may, until the
@@ -230,6 +250,8 @@ class Versions:
             for task in obsolete:
                 task.cancel()
             return  # their ends call again: one of them may give an engine back
+        if self.active and not self.link.may_move:  # another replica moves
+            return
         for version in goals - self._moves.keys():
             assert version
             self._moves[version] = self._begin(self._move_to(version))
@@ -238,6 +260,7 @@ class Versions:
     def _moved(self, version: str) -> None:
         del self._moves[version]
         self._move()
+        self.look_now()  # and give the turn back
 
     async def _move_to(self, version: str) -> None:
         manifest, started = self.published.snapshot.manifests[version], time.monotonic()

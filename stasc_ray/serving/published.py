@@ -1,9 +1,5 @@
-"""Versions in a run folder: what is published, where a model lies, whether its files may be served.
+"""Versions in a run folder: what is published, where a model lies, whether its files may be served."""
 
-The pin is a file in the run folder, so every replica follows it, also one that starts later.
-"""
-
-import contextlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -42,7 +38,6 @@ class Snapshot:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """By version, why its manifest cannot be read."""
     latest: str | None = None
-    pinned: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     """`state_of_files` of the versions that were asked about."""
     problem: str | None = None
@@ -76,7 +71,6 @@ class Published:
             manifests=manifests,
             unreadable={version: one for version, one in found.items() if isinstance(one, str)},
             latest=store.RunFolder(folder).latest(),
-            pinned=read_pin(folder),
             files={one: self.state_of(manifests[one]) for one in about if one in manifests},
         )
 
@@ -102,30 +96,6 @@ class Published:
             return str(error)  # not kept: a network file system may do better the next time
         self._read[file.stem] = seen, found
         return found
-
-
-def pin_file(run_folder: Path) -> Path:
-    """Holds the name of the pinned version; absent: follow LATEST."""
-    return run_folder / "PINNED"
-
-
-def read_pin(run_folder: Path) -> str | None:
-    """The pinned version's name."""
-    with contextlib.suppress(FileNotFoundError):
-        return pin_file(run_folder).read_text(encoding="utf-8").strip() or None
-    return None
-
-
-def pin(run_folder: Path, version: str | None) -> None:
-    """Pin every replica to `version`; None: follow LATEST.
-
-    Raises:
-        OSError: the run folder cannot be written to.
-    """
-    if version:
-        store.write_atomically(pin_file(run_folder), f"{version}\n")
-    else:
-        pin_file(run_folder).unlink(missing_ok=True)
 
 
 def model_path(run_folder: Path, manifest: dict[str, Any]) -> str:

@@ -302,7 +302,7 @@ class Service:
             preset=settings.prompts.preset,
             active=active,
             latest=seen.latest,
-            pinned=seen.pinned,
+            pinned=versions.link.pinned,
             versions=[
                 RunVersion(
                     version=(name := manifest["version"]),

@@ -7,7 +7,7 @@ from harness import served_runs
 from stasc_ray import config
 from stasc_ray.cli import serve
 from stasc_ray.recipes import section_of
-from stasc_ray.serving import app, published
+from stasc_ray.serving import app
 from stasc_ray.serving.doors import add_key
 
 
@@ -20,17 +20,15 @@ def test_another_address_needs_keys_or_a_word(tmp_path):
     serve.check_open("0.0.0.0", tmp_path / "keys.json", insecure=False)
 
 
-def test_the_command_line_pins_a_published_version_and_ends_an_earlier_pin(tmp_path):
+def test_the_command_line_names_a_published_version_or_none(tmp_path):
     run = served_runs.make_run(tmp_path)
-    with pytest.raises(ValueError, match="stasc run"):
-        serve.check_version(run, None)
+    serve.check_version(run, None)
+    with pytest.raises(ValueError, match="none yet"):
+        serve.check_version(run, "v0000")
     served_runs.publish(run, None)
-    with pytest.raises(ValueError, match="v0000"):
+    with pytest.raises(ValueError, match="expected one of v0000"):
         serve.check_version(run, "v0007")
     serve.check_version(run, "v0000")
-    assert published.read_pin(run.path) == "v0000"
-    serve.check_version(run, None)
-    assert published.read_pin(run.path) is None
 
 
 def test_a_serve_config_file_needs_keys_or_a_word():

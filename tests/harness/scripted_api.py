@@ -10,6 +10,7 @@ from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.samples import Sample
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
+from stasc_ray.serving import coordinator
 from stasc_ray.serving.api import make_api
 from stasc_ray.serving.follow import Versions
 from stasc_ray.serving.loading import Loaded
@@ -55,7 +56,7 @@ class Api:
         served_runs.publish(self.run, None)
         settings = store.read_config(self.run.path, section_of)
         self.engine = engine or ScriptedEngine()
-        self.versions = Versions(self.run, settings, None)
+        self.versions = Versions(self.run, settings, None, coordinator.alone())
         self.versions.published.look(())
         self.versions.active = Loaded(self.run.versions()[0], self.engine, "scripted")
         monitor = Monitor()

@@ -4,11 +4,15 @@ What a version's engine does stands in `script`; a real one would take seconds f
 """
 
 import asyncio
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from stasc_ray import config, store
 from stasc_ray.recipes import section_of
+from stasc_ray.serving import coordinator
 from stasc_ray.serving.follow import Versions
 from stasc_ray.serving.loading import Loaded
 
@@ -71,9 +75,54 @@ class ScriptedLoader:
         return None
 
 
-def versions(run: store.RunFolder, loader: ScriptedLoader, *overrides: str) -> Versions:
+def versions(
+    run: store.RunFolder, loader: ScriptedLoader, *overrides: str, link: coordinator.Link | None = None
+) -> Versions:
     """A replica's versions on scripted engines."""
     settings = config.with_overrides(store.read_config(run.path, section_of), overrides, section_of)
-    found = Versions(run, settings, None)  # type: ignore[arg-type]
+    found = Versions(run, settings, None, link or coordinator.alone())  # type: ignore[arg-type]
     found._loader = loader  # type: ignore[assignment]
     return found
+
+
+def publish(run: store.RunFolder, number: int, **values: Any) -> str:
+    model = run.path / f"model{number}"
+    model.mkdir(exist_ok=True)
+    (model / "weights").write_text(str(number))
+    manifest = {
+        "version": (version := f"v{number:04d}"),
+        "iteration": number,
+        "model": model.name,
+        "created": store.now(),
+        "metrics": {"evaluation/dev/r_y2": number / 100},
+        **values,
+    }
+    store.write_atomically(run.path / "versions" / f"{version}.json", json.dumps(manifest))
+    store.write_atomically(run.path / "LATEST", f"{version}\n")
+    return version
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)
+
+
+def following(versions: Versions, scenario: Callable[[], Awaitable[None]]) -> None:
+    """Run a scenario while the replica follows."""
+
+    async def both() -> None:
+        task = asyncio.create_task(versions.follow())
+        try:
+            await scenario()
+        finally:
+            assert not task.done(), task
+            task.cancel()
+            await versions.close()
+
+    asyncio.run(both())
+
+
+def answers(versions: Versions, version: str) -> Callable[[], bool]:
+    return lambda: versions.active is not None and versions.active.version == version

@@ -10,7 +10,6 @@ from harness.scripted_api import Api, ScriptedEngine
 from stasc_ray.generation.samples import Sample
 from stasc_ray.recipes.verdict import Verdict
 from stasc_ray.serving.doors import KeyRing, add_key
-from stasc_ray.serving.published import read_pin
 
 
 @pytest.fixture(scope="module")
@@ -221,11 +220,11 @@ def test_with_keys_asking_needs_a_key_and_activating_an_admin_key(tmp_path):
         headers = {"Authorization": f"Bearer {key}"}
         reply = api.call("POST", "/v1/admin/activate", json={"version": version}, headers=headers)
         assert reply.status_code == status
-    assert read_pin(api.run.path) == "v0000"
+    assert api.versions.link.pinned == "v0000"
     api.call(
         "POST", "/v1/admin/activate", json={"version": "latest"}, headers={"Authorization": f"Bearer {admin}"}
     )
-    assert read_pin(api.run.path) is None
+    assert api.versions.link.pinned is None
     for open_path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/"):
         assert api.call("GET", open_path).status_code == 200
 

@@ -11,8 +11,7 @@ from stasc_ray import config, store
 from stasc_ray.generation.samples import Request
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
-from stasc_ray.serving import app, follow
-from stasc_ray.serving.published import pin
+from stasc_ray.serving import app, coordinator, follow
 from stasc_ray.tasks import chat, prompts
 
 GREEDY = Request(config.Sampling(temperature=0.0, max_tokens=24), 1, 0)
@@ -56,7 +55,7 @@ def test_in_place_the_engine_stays_where_the_canary_agrees_and_is_replaced_where
     endpoint = app.Endpoint(str(run.path), settings, on_cuda=False)
 
     async def scenario() -> None:
-        followed = follow.Versions(run, settings, app.engine_spec(endpoint))
+        followed = follow.Versions(run, settings, app.engine_spec(endpoint), coordinator.alone())
         await followed.start()
         first = await answer(followed)
 
@@ -97,7 +96,7 @@ def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
     endpoint = app.Endpoint(str(run.path), settings, on_cuda=False)
 
     async def scenario() -> None:
-        followed = follow.Versions(run, settings, app.engine_spec(endpoint))
+        followed = follow.Versions(run, settings, app.engine_spec(endpoint), coordinator.alone())
         await followed.start()
         answers = [await answer(followed)]
         for name in ("a", "b", "a"):
@@ -131,7 +130,7 @@ def test_lora_versions_are_adapters_on_one_engine(local_ray, tmp_path):
         # one's.
         async with followed.hold(None):
             for pinned in ("v0000", version):
-                pin(run.path, pinned)
+                await followed.link.pin(pinned)
                 await step(followed)
                 assert followed.active.version == pinned
         await asyncio.sleep(0.1)
@@ -166,7 +165,10 @@ def test_a_start_with_a_broken_latest_serves_the_newest_version_that_is_not(loca
 
     async def scenario() -> None:
         followed = follow.Versions(
-            run, settings, app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False))
+            run,
+            settings,
+            app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False)),
+            coordinator.alone(),
         )
         await followed.start()
         assert followed.active and followed.active.version == "v0000"
@@ -183,7 +185,10 @@ def test_a_run_without_a_version_that_works_says_why(tmp_path):
     served_runs.publish(run, tmp_path / "empty")
     settings = store.read_config(run.path, section_of)
     followed = follow.Versions(
-        run, settings, app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False))
+        run,
+        settings,
+        app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False)),
+        coordinator.alone(),
     )
     with pytest.raises(RuntimeError, match=r"v0000: .*config"):
         asyncio.run(followed.start())

@@ -1,24 +1,21 @@
 """A replica follows its run, on scripted engines: what it serves while versions, pins and engines change."""
 
 import asyncio
-import json
 import os
 import random
 import stat
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import scripted_loader, served_runs
-from harness.scripted_loader import ScriptedLoader
+from harness.scripted_loader import ScriptedLoader, answers, following, publish, until
 
 from stasc_ray import store
 from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.serving import decide, follow, published
 from stasc_ray.serving.follow import Versions
-from stasc_ray.serving.published import pin
 
 
 @pytest.fixture
@@ -27,45 +24,6 @@ def run(tmp_path: Path) -> store.RunFolder:
     for number in range(2):
         publish(found, number)
     return found
-
-
-def publish(run: store.RunFolder, number: int, **values: Any) -> str:
-    model = run.path / f"model{number}"
-    model.mkdir(exist_ok=True)
-    (model / "weights").write_text(str(number))
-    manifest = {
-        "version": (version := f"v{number:04d}"),
-        "iteration": number,
-        "model": model.name,
-        "created": store.now(),
-        "metrics": {"evaluation/dev/r_y2": number / 100},
-        **values,
-    }
-    store.write_atomically(run.path / "versions" / f"{version}.json", json.dumps(manifest))
-    store.write_atomically(run.path / "LATEST", f"{version}\n")
-    return version
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
-
-
-def following(versions: Versions, scenario: Callable[[], Awaitable[None]]) -> None:
-    """Run a scenario while the replica follows."""
-
-    async def both() -> None:
-        task = asyncio.create_task(versions.follow())
-        try:
-            await scenario()
-        finally:
-            assert not task.done(), task
-            task.cancel()
-            await versions.close()
-
-    asyncio.run(both())
 
 
 def noting(versions: Versions) -> list[str]:
@@ -79,10 +37,6 @@ def noting(versions: Versions) -> list[str]:
 
     versions._answer_with = note  # type: ignore[method-assign]
     return found
-
-
-def answers(versions: Versions, version: str) -> Callable[[], bool]:
-    return lambda: versions.active is not None and versions.active.version == version
 
 
 def test_a_pin_that_comes_while_another_version_loads_is_never_left(run) -> None:
@@ -100,11 +54,11 @@ def test_a_pin_that_comes_while_another_version_loads_is_never_left(run) -> None
         await until(answers(versions, "v0001"))
         publish(run, 2)
         await until(lambda: versions.loading == "v0002" and "v0002" in loads)
-        pin(run.path, "v0001")
+        await versions.pin("v0001")
         loads["v0002"].set()  # ready at the very moment when it is no longer wanted
         await asyncio.sleep(0.4)
         assert answered == ["v0001"]
-        pin(run.path, None)
+        await versions.pin(None)
         await until(answers(versions, "v0002"))
         await until(lambda: len(loader.up) == 1)
 
@@ -346,7 +300,7 @@ class Storm:
     def check(self, loaded: Any) -> None:
         """It is the wanted version; or that one cannot answer now, and what answered before goes on."""
         versions, seen = self.versions, self.versions.published.snapshot
-        wanted = seen.pinned or seen.latest
+        wanted = versions.link.pinned or seen.latest
         impossible = wanted in versions.refused or wanted not in seen.manifests
         assert loaded.version not in self.broken
         assert loaded.version in (wanted, versions._last) or impossible, (loaded.version, wanted)
@@ -365,7 +319,8 @@ class Storm:
                 self.broken.add(f"v{self.number + 1:04d}")
                 self.publish()
             case 2:
-                pin(self.run.path, self.draw.choice([None, f"v{self.draw.randrange(self.number + 2):04d}"]))
+                pinned = f"v{self.draw.randrange(self.number + 2):04d}"
+                await self.versions.pin(self.draw.choice([None, pinned]))
             case 3 if self.versions.active:
                 self.versions.active.engine.dead = EngineDiedError("killed")  # type: ignore[attr-defined]
             case _:
@@ -384,7 +339,7 @@ def test_in_a_storm_nothing_unwanted_begins_to_answer_and_at_last_the_wanted_ver
     async def scenario() -> None:
         for _ in range(40):
             await storm.one()
-        pin(run.path, wanted := storm.draw.choice([None, "v0000"]))
+        await storm.versions.pin(wanted := storm.draw.choice([None, "v0000"]))
         final = storm.publish() if wanted is None else wanted
         await until(answers(storm.versions, final))
         await until(lambda: len(storm.loader.up) == 1)

@@ -21,7 +21,7 @@ async def healthz(here: Here) -> Health:
         active=versions.active.version if versions.active else None,
         verified=versions.active.verified if versions.active else None,
         latest=seen.latest,
-        pinned=seen.pinned,
+        pinned=versions.link.pinned,
         loading=versions.loading,
         loaded=[one.version for one in versions.loaded],
         refused=versions.reasons(),
