@@ -89,6 +89,13 @@ def serve(
                 f"{settings.name} {does} at http://{host}:{port} after {time.monotonic() - started:.0f} s; "
                 f"{how}"
             )
+            if not guarded(f"http://{host}:{port}"):
+                typer.echo(
+                    "warning: Serve ran here before without stasc_ray.serving.proxy, so a client's "
+                    "x-request-timeout-seconds lifts the time limit; `serve shutdown` first, or see "
+                    "docs/serving.md",
+                    err=True,
+                )
             if detach:
                 return
             with contextlib.suppress(KeyboardInterrupt):
@@ -103,7 +110,8 @@ def check_open(host: str, api_keys_file: Path | None, insecure: bool) -> None:
     Raises:
         ValueError: another address than this machine's, without keys.
     """
-    from stasc_ray.serving.doors import LOOPBACK_HOSTS, read_keys
+    from stasc_ray.serving.doors import LOOPBACK_HOSTS
+    from stasc_ray.serving.keys import read_keys
 
     if api_keys_file:
         read_keys(api_keys_file)
@@ -113,6 +121,16 @@ def check_open(host: str, api_keys_file: Path | None, insecure: bool) -> None:
             f"answered; make a key "
             "with `stasc keys add keys.json` and pass --api-keys-file keys.json, or say --insecure"
         )
+
+
+def guarded(url: str) -> bool:
+    """Whether Serve's proxy has loaded the endpoint's middleware; True where that cannot be seen."""
+    import httpx
+
+    try:
+        return bool(httpx.get(f"{url}/healthz", timeout=10).json().get("guarded", True))
+    except (httpx.HTTPError, ValueError):
+        return True
 
 
 def check_version(run: Any, version: str | None) -> None:
@@ -178,12 +196,21 @@ def keys_add(
     requests_per_minute: Annotated[
         float | None, typer.Option(min=0.01, help="Requests a minute, per replica.")
     ] = None,
+    tokens_per_minute: Annotated[
+        float | None, typer.Option(min=1, help="Tokens that may be written a minute, per replica.")
+    ] = None,
 ) -> None:
     """Make a key, keep its hash in a file and print the key, once."""
     from stasc_ray.cli.errors import errors_for_people
-    from stasc_ray.serving.doors import add_key
+    from stasc_ray.serving.keys import add_key
 
     with errors_for_people(debug=False):
-        secret = add_key(file, name, admin=admin, requests_per_minute=requests_per_minute)
+        secret = add_key(
+            file,
+            name,
+            admin=admin,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+        )
         typer.echo(f"{name}'s key, shown this once (its hash is in {os.fspath(file)}):", err=True)
         typer.echo(secret)

@@ -551,11 +551,13 @@ class Serve(Section):
     """Mean absolute difference of log-probabilities up to which a version is served; None: 0.01, or 0.1 for
     16-bit engines."""
     max_in_flight: PositiveInt = 64
-    """Questions that are worked on at once."""
+    """Samples of questions that are worked on at once."""
     max_queue: Annotated[int, Field(ge=0)] = 128
     """Questions that wait for a place; one more gets 429."""
     max_body_kb: PositiveInt = 1024
     """Size of a request's body in KiB; more gets 413."""
+    body_timeout_s: PositiveFloat = 10.0
+    """Seconds from a request's headers to the end of its body; then 408."""
     max_prompt_tokens: PositiveInt | None = None
     """Tokens of one turn's prompt; more gets 413. None: what `engine.max_model_len_tokens` leaves room
     for."""

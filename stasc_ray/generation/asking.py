@@ -11,7 +11,7 @@ from stasc_ray import config
 from stasc_ray.generation.samples import Request, Sample, request_seed
 from stasc_ray.recipes.trace import ANSWER, Text
 from stasc_ray.tasks import reasoning
-from stasc_ray.tasks.chat import Chat, Message
+from stasc_ray.tasks.chat import Chat, Message, content
 
 OnPiece = Callable[[int, str], None]
 """Gets (sample, piece of text) as a text grows."""
@@ -24,7 +24,7 @@ OnText = Callable[[Text, str], None]
 class PromptTooLongError(ValueError):
     """A prompt leaves no room for an answer."""
 
-    def __init__(self, limit: int, found: int) -> None:
+    def __init__(self, limit: int, found: int | str) -> None:
         super().__init__(
             f"prompt: expected at most {limit} tokens (engine.max_model_len_tokens less one, or "
             f"serve.max_prompt_tokens), found {found}; shorten the question, documents or answer"
@@ -70,9 +70,7 @@ class Asker:
         """The `n` texts of a turn; see `recipes.recipe.Ask`."""
         if not n:
             return []
-        token_ids = self.chat.render(messages, add_generation_prompt=True)
-        if len(token_ids) > self.max_prompt_tokens:
-            raise PromptTooLongError(self.max_prompt_tokens, len(token_ids))
+        token_ids = await self.rendered(messages)
         sampling = self.sampling.initial if turn == ANSWER else self.sampling.correction
         texts = [Text(turn, "", number, parent, self.writer) for number in range(n)]
         texts[0].prompt_tokens = len(token_ids)  # the samples share it
@@ -90,6 +88,26 @@ class Asker:
             text.logprob, text.seconds = sample.logprob, time.monotonic() - started
         self.texts += texts
         return texts
+
+    async def rendered(self, messages: Sequence[Message]) -> list[int]:
+        """`render`, where and when it suits."""
+        return self.render(messages)
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids (T,) of a prompt.
+
+        Raises:
+            PromptTooLongError: more than `max_prompt_tokens`; seen by the number of characters where that
+                is enough, since tokenizing takes a while.
+        """
+        limit = self.max_prompt_tokens
+        characters = sum(len(content(message)) for message in messages)
+        if characters > limit * self.chat.longest_token:
+            raise PromptTooLongError(limit, f"at least {characters // self.chat.longest_token}")
+        token_ids = self.chat.render(messages, add_generation_prompt=True)
+        if len(token_ids) > limit:
+            raise PromptTooLongError(limit, len(token_ids))
+        return token_ids
 
 
 def place(turn: str, parent: Text | None) -> str:

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 
 from stasc_ray.serving.errors import responses
-from stasc_ray.serving.http import Envelope, add_error_handlers
+from stasc_ray.serving.http import Door, add_error_handlers
 from stasc_ray.serving.routers import admin, chat_completions, correct, models, operating, page, run
 from stasc_ray.serving.routers.replica import Replica
 
@@ -37,6 +37,5 @@ def make_api(
     for resource in RESOURCES:
         app.include_router(resource.router)
     add_error_handlers(app)
-    limit = service.settings.serve.max_body_kb * 1024
-    app.add_middleware(Envelope, monitor=service.monitor, max_body_bytes=limit, loopback_only=loopback_only)
+    app.add_middleware(Door, replica=replica, serve=service.settings.serve, loopback_only=loopback_only)
     return app

@@ -66,21 +66,23 @@ class Corrector:
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """The routes; Serve calls this once the engine is up."""
         from stasc_ray.serving.api import make_api
-        from stasc_ray.serving.doors import KeyRing
+        from stasc_ray.serving.keys import KeyRing
         from stasc_ray.serving.routers.replica import Replica
 
         file = self._endpoint.api_keys_file
-        keys = KeyRing(Path(file)) if file else None
-        replica = Replica(self._replica, self._service, keys, self._all_metrics)
+        self._keys = KeyRing(Path(file)) if file else None
+        replica = Replica(self._replica, self._service, self._keys, self._all_metrics)
         return make_api(replica, loopback_only=self._endpoint.loopback_only, lifespan=self._following)
 
     @contextlib.asynccontextmanager
     async def _following(self, _: Any) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._versions.follow())
+        following = [self._versions.follow(), *([self._keys.follow()] if self._keys else [])]
+        tasks = [asyncio.create_task(one) for one in following]
         try:
             yield
         finally:
-            task.cancel()
+            for task in tasks:
+                task.cancel()
             await self._versions.close()
 
     async def metrics(self) -> "list[Metric]":
@@ -170,7 +172,8 @@ def endpoint(
         **scaling,
     )
     asgi = serve.ingress()
-    file = str(api_keys_file.resolve()) if api_keys_file else None
+    # not resolved: what it leads to differs from pod to pod, and moves
+    file = str(api_keys_file.absolute()) if api_keys_file else None
     return deployment(asgi(Corrector)).bind(Endpoint(str(run_folder), settings, on_cuda, file, loopback_only))
 
 

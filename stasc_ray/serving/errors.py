@@ -59,6 +59,7 @@ TYPES = {
     403: "permission_error",
     404: "not_found_error",
     405: "method_not_allowed",
+    408: "invalid_request_error",
     409: "version_not_loaded",
     413: "request_too_large",
     422: "invalid_request_error",

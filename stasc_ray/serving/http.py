@@ -1,9 +1,11 @@
 """The plumbing of HTTP: request ids, body size, Host, error bodies, one log line per request."""
 
+import asyncio
 import logging
 import re
 import time
 import uuid
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,21 +13,29 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stasc_ray import config
 from stasc_ray.serving.doors import LOOPBACK_HOSTS
 from stasc_ray.serving.errors import TYPES, ApiError, invalid
-from stasc_ray.serving.monitor import Monitor
+from stasc_ray.serving.keys import Key
+
+if TYPE_CHECKING:
+    from stasc_ray.serving.routers.replica import Replica
 
 LOG = logging.getLogger("ray.serve")
 LOOPBACK = {*LOOPBACK_HOSTS, "[::1]"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-class Envelope:
-    """ASGI middleware around every request: id, Host, body size, metrics, a log line without its texts."""
+class Door:
+    """ASGI middleware around every request: id, Host, key, body; then metrics and a log line without its
+    texts.
 
-    def __init__(self, app: ASGIApp, monitor: Monitor, max_body_bytes: int, loopback_only: bool) -> None:
-        self.app, self.monitor = app, monitor
-        self.max_body_bytes, self.loopback_only = max_body_bytes, loopback_only
+    All that is checked before the body is read, and the body in bounded time.
+    """
+
+    def __init__(self, app: ASGIApp, replica: "Replica", serve: config.Serve, loopback_only: bool) -> None:
+        self.app, self.keys, self.monitor = app, replica.keys, replica.service.monitor
+        self.serve, self.loopback_only = serve, loopback_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -36,7 +46,8 @@ class Envelope:
         # Serve's proxy makes one if the client sent none, and echoes it
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
         started, status = time.monotonic(), 499  # stays so when the client goes away
 
         async def send_and_note(message: Message) -> None:
@@ -46,7 +57,9 @@ class Envelope:
             await send(message)
 
         try:
-            receive = await self._checked(headers, receive)
+            self._check_host(headers)
+            state["key"] = self._check_key(scope["path"].removeprefix(scope.get("root_path", "")), headers)
+            receive = await self._with_body(headers, receive)
         except ApiError as error:
             await error_response(error)(scope, receive, send_and_note)
         else:
@@ -54,12 +67,8 @@ class Envelope:
         finally:
             self._note(scope, request_id, status, time.monotonic() - started)
 
-    async def _checked(self, headers: dict[str, str], receive: Receive) -> Receive:
-        """The whole body, read up to the limit, and a `receive` that gives it back.
-
-        Raises:
-            ApiError: 413, too large; 403, the Host is not this machine: a web page may have pointed it here.
-        """
+    def _check_host(self, headers: dict[str, str]) -> None:
+        """Raises ApiError: 403, the Host is not this machine: a web page may have pointed it here."""
         host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
         if self.loopback_only and host not in LOOPBACK:
             raise ApiError(
@@ -67,17 +76,42 @@ class Envelope:
                 "permission_error",
                 f"expected Host 127.0.0.1 or localhost, found {host!r}; see `stasc serve --help`",
             )
-        body, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                break
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self.max_body_bytes:
-                limit = self.max_body_bytes // 1024
-                raise invalid(None, f"expected a body of at most serve.max_body_kb = {limit} KiB", status=413)
-        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    def _check_key(self, path: str, headers: dict[str, str]) -> Key | None:
+        """Raises ApiError as `KeyRing.check`."""
+        if self.keys is None or not path.startswith("/v1/"):
+            return None
+        return self.keys.check(headers.get("authorization"), admin=path.startswith("/v1/admin/"))
+
+    async def _with_body(self, headers: dict[str, str], receive: Receive) -> Receive:
+        """The whole body, read up to the limits, and a `receive` that gives it back.
+
+        Raises:
+            ApiError: 413, too large; 408, too slow.
+        """
+        limit = self.serve.max_body_kb * 1024
+        too_large = invalid(
+            None, f"expected a body of at most serve.max_body_kb = {self.serve.max_body_kb} KiB", status=413
+        )
+        stated = headers.get("content-length", "")
+        if stated.isdigit() and int(stated) > limit:
+            raise too_large
+        body, more = bytearray(), True
+        try:
+            async with asyncio.timeout(self.serve.body_timeout_s):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        break
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > limit:
+                        raise too_large
+        except TimeoutError:
+            limit_s = self.serve.body_timeout_s
+            text = f"expected the whole body within serve.body_timeout_s = {limit_s:g} s"
+            raise ApiError(408, "invalid_request_error", text, headers={"Connection": "close"}) from None
+        messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def replay() -> Message:
             return messages.pop() if messages else await receive()
@@ -87,11 +121,13 @@ class Envelope:
     def _note(self, scope: Scope, request_id: str, status: int, duration_s: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self.monitor.requests.labels(route, str(status)).inc()
+        key = scope["state"].get("key")
         details = {
             "request_id": request_id,
             "route": route,
             "status": status,
             "duration_ms": round(duration_s * 1000, 1),
+            "key": key.name if key else None,
         }
         quiet = route in ("/healthz", "/readyz", "/metrics")  # asked for every few seconds
         level = logging.DEBUG if quiet else logging.INFO

@@ -23,12 +23,42 @@ CONTROLLER_OPTIONS = {
     }
 }
 """`controller_options` of serve.start and of a Serve config file."""
+ORDERS = (
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"serve-multiplexed-model-id",
+    b"x-session-id",
+)
+"""Headers that Serve's proxy obeys."""
+GUARDED = b"x-stasc-guarded"
+"""Header by which a replica sees that a request came through `NoOrders`."""
 RETRY_AFTER = {"Retry-After": "5"}
 
 
 def middlewares() -> list[Middleware]:
     """What the proxy puts around Serve; it calls this once."""
-    return [Middleware(OneErrorBody)]
+    return [Middleware(OneErrorBody), Middleware(NoOrders)]
+
+
+class NoOrders:
+    """ASGI middleware that drops what a client would tell Serve itself by headers: its time limit, its
+    routing. It marks what went through it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "http":
+            kept = [(name, value) for name, value in scope["headers"] if not _is_order(name)]
+            scope = {**scope, "headers": [*kept, (GUARDED, b"1")]}
+        await self.app(scope, receive, send)
+
+
+def _is_order(name: bytes) -> bool:
+    plain = name.lower().replace(b"_", b"-")
+    return plain in ORDERS or plain.startswith(b"x-serve-router-") or plain == GUARDED
 
 
 class OneErrorBody:

@@ -180,6 +180,9 @@ class Health(BaseModel):
     queued: int
     engine_starts: int = Field(description="Engines this replica has started")
     engine_pids: list[int] = Field(description="Processes of the loaded versions' engines")
+    guarded: bool = Field(description="Whether Serve's proxy drops headers that would steer Serve itself")
+    storage_problem: str | None = Field(description="Why the run folder cannot be read, if it cannot")
+    keys_problem: str | None = Field(description="Why the file of keys cannot be read, if it cannot")
 
 
 class Readiness(BaseModel):

@@ -34,8 +34,11 @@ from stasc_ray.serving.schemas import (
     Vote,
 )
 from stasc_ray.tasks import reasoning
+from stasc_ray.tasks.chat import Message
 
 LOG = logging.getLogger("ray.serve")
+Charge = Callable[[int], Callable[[int], None]]
+"""Gets the most tokens that a request may write, returns what gets those it wrote (`KeyRing.charge`)."""
 Emit = Callable[[str, dict[str, Any]], None]
 """Gets (event, data) while a question is answered: `start`, then `token` for each piece of text."""
 
@@ -52,6 +55,11 @@ class Asked:
     seed: int
     max_prompt_tokens: int
 
+    def most_tokens(self, samples: int) -> int:
+        """That the answer, its corrections and what leads to them may have."""
+        rounds, sampling = self.plan.rounds if self.plan.n_corrections else 0, self.sampling
+        return samples * (sampling.initial.max_tokens + rounds * sampling.correction.max_tokens)
+
 
 class Service:
     """One replica's work."""
@@ -64,9 +72,12 @@ class Service:
         self.recipe = recipe_of(settings.algorithm.recipe)
 
     async def correct(
-        self, request: CorrectRequest, request_id: str, emit: Emit | None = None
+        self, request: CorrectRequest, request_id: str, charge: Charge, emit: Emit | None = None
     ) -> CorrectResponse:
         """Answer one question.
+
+        Args:
+            charge: holds tokens for the request, and is told how many it wrote.
 
         Raises:
             ApiError: 422 a limit of the config, 413 too long, 409 version not loaded, 429 busy, 503 engine
@@ -75,16 +86,19 @@ class Service:
         asked = self._asked(request)
         arrived = time.monotonic()
         limit_s = self.settings.serve.request_timeout_s
+        charged, texts = charge(asked.most_tokens(request.samples)), []
         try:
-            async with asyncio.timeout(limit_s), self.admission.place():
+            async with asyncio.timeout(limit_s), self.admission.place(request.samples):
                 self.monitor.queue_s.observe(time.monotonic() - arrived)
-                return await self._answer(request, asked, request_id, emit, arrived)
+                return await self._answer(request, asked, request_id, emit, arrived, texts)
         except TimeoutError:
             raise ApiError(
                 504,
                 "timeout_error",
                 f"not answered within serve.request_timeout_s = {limit_s:g} s; ask for less, or later",
             ) from None
+        finally:
+            charged(sum(len(text.token_ids) for text in texts))
 
     def last_round(self, request: CorrectRequest) -> int | None:
         """The round whose text is the answer, if that is known before it is written."""
@@ -93,9 +107,17 @@ class Service:
         return min(asked.plan.rounds, asked.plan.rounds * asked.plan.n_corrections) if fixed else None
 
     async def _answer(
-        self, request: CorrectRequest, asked: Asked, request_id: str, emit: Emit | None, arrived: float
+        self,
+        request: CorrectRequest,
+        asked: Asked,
+        request_id: str,
+        emit: Emit | None,
+        arrived: float,
+        texts: list[Text],
     ) -> CorrectResponse:
-        """On one version; once more, on the next engine, if one died before a token was sent."""
+        """On one version; once more, on the next engine, if one died before a token was sent. `texts` gets
+        all that was written, also if it is not answered.
+        """
         sent, queued_s = False, time.monotonic() - arrived
 
         def on_text(text: Text, piece: str) -> None:
@@ -111,7 +133,7 @@ class Service:
         for last_attempt in (False, True):
             async with self.versions.hold(request.version) as loaded:
                 started = {"id": request_id, "question": request.question, "model_version": loaded.version}
-                ask = Asker(
+                ask = _Asker(
                     loaded.engine.chat,
                     _generate(loaded, emit and partial(emit, "start", started)),
                     sampling=asked.sampling,
@@ -137,6 +159,8 @@ class Service:
                     return self._reply(
                         request, asked, request_id, loaded.version, ask.texts, queued_s, total_s
                     )
+                finally:
+                    texts += ask.texts[len(asked.given) :]
         headers = {"Retry-After": "5"}
         raise ApiError(
             503, "unavailable_error", "the engine died; another is starting, try again", headers=headers
@@ -335,6 +359,12 @@ class Service:
                 )
             },
         )
+
+
+class _Asker(Asker):
+    async def rendered(self, messages: Sequence[Message]) -> list[int]:
+        """In a thread: a long prompt holds nobody else up."""
+        return await asyncio.to_thread(self.render, messages)
 
 
 def _scores(manifest: dict[str, Any], split: str) -> dict[str, float]:

@@ -162,6 +162,11 @@ class Chat:
         return closing, [eos]
 
     @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: no text of n characters has fewer than n / this many tokens."""
+        return max(map(len, self.tokenizer.get_vocab()))
+
+    @cached_property
     def control_tokens(self) -> dict[int, str]:
         """Id and string of every added token that steers a conversation.
 

@@ -8,7 +8,7 @@ from stasc_ray import config
 from stasc_ray.cli import serve
 from stasc_ray.recipes import section_of
 from stasc_ray.serving import app
-from stasc_ray.serving.doors import add_key
+from stasc_ray.serving.keys import add_key
 
 
 def test_another_address_needs_keys_or_a_word(tmp_path):

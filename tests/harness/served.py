@@ -15,7 +15,7 @@ from stasc_ray import config, store
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving import app
-from stasc_ray.serving.doors import add_key
+from stasc_ray.serving.keys import add_key
 from stasc_ray.tasks import chat, prompts, sandbox
 
 QUESTIONS = [row["question"] for row in sandbox.questions("dev", 8, seed=0)]

@@ -55,3 +55,35 @@ def test_who_goes_away_frees_the_place(stage):
         return found
 
     assert asyncio.run(scenario()) == (1, 0)
+
+
+def test_samples_weigh_and_who_comes_first_is_let_in_first():
+    """At 05a8cae `max_in_flight = 1` ran 16 sequences."""
+
+    async def scenario():
+        admission, order = Admission(4, 8), []
+        ends = {name: asyncio.Event() for name in "abcd"}
+
+        async def question(name: str, samples: int) -> None:
+            async with admission.place(samples):
+                order.append(name)
+                await ends[name].wait()
+
+        tasks = [
+            asyncio.create_task(question(name, samples))
+            for name, samples in (("a", 3), ("b", 16), ("c", 1), ("d", 1))
+        ]
+        await asyncio.sleep(0)
+        assert order == ["a"] and admission.queued == 3, "c fits beside a, but b came before it"
+        ends["a"].set()
+        await asyncio.sleep(0.01)
+        assert order == ["a", "b"], "b takes all there is"
+        ends["b"].set()
+        await asyncio.sleep(0.01)
+        assert order == ["a", "b", "c", "d"]
+        ends["c"].set()
+        ends["d"].set()
+        await asyncio.gather(*tasks)
+        assert admission._free == 4
+
+    asyncio.run(scenario())

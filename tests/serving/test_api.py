@@ -9,7 +9,7 @@ from harness.scripted_api import Api, ScriptedEngine
 
 from stasc_ray.generation.samples import Sample
 from stasc_ray.recipes.verdict import Verdict
-from stasc_ray.serving.doors import KeyRing, add_key
+from stasc_ray.serving.keys import KeyRing, add_key
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from harness.served import QUESTIONS
 
 from benchmarks.ray_cluster import free_port
 from stasc_ray.generation.samples import Sample
-from stasc_ray.serving.doors import KeyRing, add_key
+from stasc_ray.serving.keys import KeyRing, add_key
 
 pytestmark = [
     pytest.mark.browser,

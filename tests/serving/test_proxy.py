@@ -13,7 +13,7 @@ from stasc_ray.serving.proxy import middlewares
 
 def answered(response: ASGIApp) -> httpx.Response:
     """What a client gets where Serve sends `response`."""
-    (middleware,) = middlewares()
+    middleware, _ = middlewares()
 
     async def get() -> httpx.Response:
         transport = httpx.ASGITransport(middleware.cls(response, *middleware.args, **middleware.kwargs))
@@ -58,3 +58,34 @@ def test_no_answer_at_all_is_a_replica_that_died() -> None:
 
     found = answered(silent)
     assert found.status_code == 503 and "died" in found.json()["error"]["message"]
+
+
+def test_headers_that_steer_serve_do_not_reach_it() -> None:
+    """At 05a8cae `x-request-timeout-seconds: 0` lifted every time limit."""
+    seen: list[dict[str, str]] = []
+
+    async def serve(scope, receive, send) -> None:
+        seen.append({name.decode(): value.decode() for name, value in scope["headers"]})
+        await JSONResponse({})(scope, receive, send)
+
+    _, guard = middlewares()
+    orders = {
+        "X-Request-Timeout-Seconds": "0",
+        "x_request_disconnect_disabled": "?1",
+        "serve_multiplexed_model_id": "x",
+        "serve-multiplexed-model-id": "x",
+        "X-Session-Id": "x",
+        "x-serve-router-y": "x",
+        "x-stasc-guarded": "forged",
+        "authorization": "Bearer x",
+    }
+
+    async def get() -> None:
+        transport = httpx.ASGITransport(guard.cls(serve))
+        async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as client:
+            await client.get("/", headers=orders)
+
+    asyncio.run(get())
+    plain = ("host", "accept", "accept-encoding", "connection", "user-agent")
+    assert {name for name in seen[0] if name not in plain} == {"authorization", "x-stasc-guarded"}
+    assert seen[0]["x-stasc-guarded"] == "1"

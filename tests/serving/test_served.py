@@ -29,7 +29,9 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_newest_version_answers_what_its_weights_say(served):
-    assert httpx.get(f"{served.url}/readyz").json() == {"ready": True, "version": served.run.latest()}
+    ready = {"ready": True, "version": served.run.latest(), "reason": None}
+    assert httpx.get(f"{served.url}/readyz").json() == ready
+    assert served.health()["guarded"], "Serve's proxy has loaded the endpoint's middleware"
     assert served.health()["verified"].startswith("canary")
     for question in QUESTIONS[:3]:
         body = served.correct(question).json()

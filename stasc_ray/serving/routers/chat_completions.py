@@ -8,24 +8,25 @@ from fastapi import APIRouter, Depends
 
 from stasc_ray.serving import openai
 from stasc_ray.serving.errors import ASKING
-from stasc_ray.serving.routers.replica import Here, RequestId, key_needed
+from stasc_ray.serving.routers.replica import Here, RequestId, TheKey, key_needed
 from stasc_ray.serving.streaming import STREAM, answer_stream, sse
 
 router = APIRouter(dependencies=[Depends(key_needed)])
 
 
 @router.post("/v1/chat/completions", responses={200: STREAM, **ASKING}, response_model=openai.ChatResponse)
-async def chat_completions(body: openai.ChatRequest, here: Here, request_id: RequestId) -> Any:
+async def chat_completions(body: openai.ChatRequest, here: Here, request_id: RequestId, key: TheKey) -> Any:
     """OpenAI's chat completions: the last user message is the question, the answer is the corrected one."""
     openai.known_model(body.model, list(here.service.versions.published.snapshot.manifests))
     question = body.as_correct_request()
+    answer = functools.partial(here.service.correct, question, request_id, here.charge(key))
     if not body.stream:
-        return openai.chat_response(body, await here.service.correct(question, request_id))
+        return openai.chat_response(body, await answer())
     as_chunks = functools.partial(
         _as_chunks,
         openai.Chunks(body, request_id, here.service.last_round(question), here.service.recipe.answers),
     )
-    return await answer_stream(functools.partial(here.service.correct, question, request_id), as_chunks)
+    return await answer_stream(answer, as_chunks)
 
 
 def _as_chunks(chunks: openai.Chunks, event: str, data: Any) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from typing import Any
 from fastapi import APIRouter, Depends
 
 from stasc_ray.serving.errors import ASKING
-from stasc_ray.serving.routers.replica import Here, RequestId, key_needed
+from stasc_ray.serving.routers.replica import Here, RequestId, TheKey, key_needed
 from stasc_ray.serving.schemas import CorrectRequest, CorrectResponse
 from stasc_ray.serving.streaming import STREAM, answer_stream, sse
 
@@ -27,11 +27,10 @@ router = APIRouter(dependencies=[Depends(key_needed)])
 
 
 @router.post("/v1/correct", responses={200: STREAM, **ASKING}, response_model=CorrectResponse)
-async def correct(body: CorrectRequest, here: Here, request_id: RequestId) -> Any:
+async def correct(body: CorrectRequest, here: Here, request_id: RequestId, key: TheKey) -> Any:
     """Answer a question and correct the answer."""
-    if not body.stream:
-        return await here.service.correct(body, request_id)
-    return await answer_stream(functools.partial(here.service.correct, body, request_id), as_events)
+    answer = functools.partial(here.service.correct, body, request_id, here.charge(key))
+    return await (answer_stream(answer, as_events) if body.stream else answer())
 
 
 def as_events(event: str, data: Any) -> Iterator[bytes]:

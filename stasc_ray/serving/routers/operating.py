@@ -1,9 +1,10 @@
 """GET /healthz, /readyz and /metrics: what an orchestrator and a monitor ask for, without a key."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from stasc_ray.serving.monitor import as_page
+from stasc_ray.serving.proxy import GUARDED
 from stasc_ray.serving.routers.replica import Here
 from stasc_ray.serving.schemas import Health, Readiness
 
@@ -11,7 +12,7 @@ router = APIRouter()
 
 
 @router.get("/healthz")
-async def healthz(here: Here) -> Health:
+async def healthz(here: Here, request: Request) -> Health:
     """What this replica serves, what it refused to serve and why."""
     service, versions = here.service, here.service.versions
     seen = versions.published.snapshot
@@ -29,6 +30,9 @@ async def healthz(here: Here) -> Health:
         queued=service.admission.queued,
         engine_starts=versions.engine_starts,
         engine_pids=[one.engine_pid for one in versions.loaded],
+        guarded=GUARDED.decode() in request.headers,
+        keys_problem=here.keys.problem if here.keys else None,
+        storage_problem=versions.published.snapshot.problem,
     )
 
 
