@@ -315,6 +315,42 @@ def test_an_admin_moves_back_and_forward(served):
 
 
 @pytest.mark.served
+def test_a_pin_survives_its_replica_its_coordinator_and_serves_controller(served):
+    import ray
+
+    def activate(version: str) -> int:
+        with served.client("admin") as client:
+            return client.post("/v1/admin/activate", json={"version": version}).status_code
+
+    def actors(part: str) -> list:
+        named = ray.util.list_named_actors(all_namespaces=True)
+        return [
+            ray.get_actor(one["name"], namespace=one["namespace"]) for one in named if part in one["name"]
+        ]
+
+    latest = served.run.latest()
+    assert activate("v0000") == 200
+    served.wait(lambda health: health["active"] == "v0000")
+    (coordinator,) = actors("coordinator")
+    ray.kill(coordinator)
+    served.wait(lambda _: actors("coordinator") and activate("v0000") == 200)
+    ray.kill(actors("coordinator")[0])  # and now it is the replica that knows
+    (controller,) = actors("SERVE_CONTROLLER")
+    ray.kill(controller, no_restart=False)
+    served.wait(lambda _: bool(actors("coordinator")))
+    time.sleep(3)  # for a meeting
+    (replica,) = [
+        p for p in psutil.Process().children(recursive=True) if "ServeReplica" in " ".join(p.cmdline())
+    ]
+    before = served.health()["replica"]
+    replica.kill()
+    found = served.wait(lambda health: health["replica"] != before and health["status"] == "ok")
+    assert (found["active"], found["pinned"]) == ("v0000", "v0000")
+    served.wait(lambda _: activate("latest") == 200)
+    served.wait(lambda health: health["active"] == latest)
+
+
+@pytest.mark.served
 def test_a_replica_that_is_killed_is_replaced(served):
     (replica,) = [
         p for p in psutil.Process().children(recursive=True) if "ServeReplica" in " ".join(p.cmdline())
