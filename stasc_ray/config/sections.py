@@ -364,6 +364,10 @@ class Sampling(Section):
     """Least probability, relative to the likeliest token."""
     repetition_penalty: PositiveFloat = 1.0
     """Penalty on tokens already present; 1 is none."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Taken from the logits of tokens that were written already."""
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """The same, for each time that they were."""
     max_tokens: PositiveInt = 256
     """New tokens at most."""
 

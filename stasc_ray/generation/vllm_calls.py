@@ -119,8 +119,8 @@ def sampling_params(request: Request, stop_token_ids: list[int], streaming: bool
         top_k=sampling.top_k,
         min_p=sampling.min_p,
         repetition_penalty=sampling.repetition_penalty,
-        presence_penalty=0.0,
-        frequency_penalty=0.0,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
         max_tokens=sampling.max_tokens,
         seed=request.seed,
         logprobs=0

@@ -31,7 +31,7 @@ def make_api(
         summary="A self-correcting model: it answers, then corrects its answer",
         version=service.settings.name,
         lifespan=lifespan,
-        responses=responses(400, 413, 500, 503, 504),
+        responses=responses(400, 408, 413, 500, 503, 504),
     )
     app.state.replica = replica
     for resource in RESOURCES:

@@ -1,4 +1,6 @@
-"""Errors of a request: a status and `{"error": {"type", "message", "param"}}`, as OpenAI's API answers."""
+"""Errors of a request: a status and `{"error": {"type", "message", "param", "code"}}`, as OpenAI's API
+answers.
+"""
 
 from typing import Any
 
@@ -11,6 +13,7 @@ class Problem(BaseModel):
     type: str = Field(description="Kind of error, for programs", examples=["invalid_request_error"])
     message: str = Field(description="What was expected, what was found, what to do")
     param: str | None = Field(None, description="Field of the request that it is about")
+    code: str | None = Field(None, description="What exactly, as context_length_exceeded")
 
 
 class ErrorBody(BaseModel):
@@ -29,28 +32,25 @@ class ApiError(Exception):
         message: str,
         param: str | None = None,
         headers: dict[str, str] | None = None,
+        code: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.type, self.message, self.param, self.headers = (
-            status,
-            type,
-            message,
-            param,
-            headers or {},
-        )
+        self.status, self.type, self.message, self.param, self.code = status, type, message, param, code
+        # OpenAI's clients repeat these unless they are told that it would not help
+        self.headers = (headers or {}) | ({"x-should-retry": "false"} if status in (408, 409, 504) else {})
 
     @property
     def body(self) -> dict[str, Any]:
         """The JSON body; half surrogate pairs, as a path or a field name may hold, become question marks."""
-        parts = {"type": self.type, "message": self.message, "param": self.param}
+        parts = {"type": self.type, "message": self.message, "param": self.param, "code": self.code}
         return {
             "error": {name: part and part.encode("utf-8", "replace").decode() for name, part in parts.items()}
         }
 
 
-def invalid(param: str | None, message: str, status: int = 422) -> ApiError:
+def invalid(param: str | None, message: str, status: int = 400, code: str | None = None) -> ApiError:
     """A request that must change before it can be answered."""
-    return ApiError(status, "invalid_request_error", message, param)
+    return ApiError(status, "invalid_request_error", message, param, code=code)
 
 
 TYPES = {
@@ -62,7 +62,6 @@ TYPES = {
     408: "invalid_request_error",
     409: "version_not_loaded",
     413: "request_too_large",
-    422: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
     503: "unavailable_error",
@@ -78,5 +77,5 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-ASKING = responses(400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)
+ASKING = responses(400, 401, 403, 404, 408, 409, 413, 429, 500, 503, 504)
 """What asking a question may end in."""

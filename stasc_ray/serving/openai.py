@@ -1,5 +1,5 @@
-"""OpenAI's chat-completions protocol over `Service.correct`: the last user message asks, the correction
-answers.
+"""OpenAI's chat-completions protocol over `Service.correct`: the last user message asks, in the context of
+those before it; the correction answers.
 """
 
 import time
@@ -8,37 +8,38 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stasc_ray.serving import conversation
+from stasc_ray.serving.conversation import ChatMessage
 from stasc_ray.serving.errors import ApiError, invalid
 from stasc_ray.serving.published import LATEST
-from stasc_ray.serving.schemas import CorrectRequest, CorrectResponse, Text, Usage
+from stasc_ray.serving.schemas import CorrectRequest, CorrectResponse, End, Text, Usage
 
-
-class Part(BaseModel):
-    """A piece of a message; only text is understood."""
-
-    model_config = ConfigDict(extra="ignore")
-    type: str
-    text: str | None = None
-
-
-class Message(BaseModel):
-    """A turn of a conversation."""
-
-    model_config = ConfigDict(extra="ignore")
-    role: str
-    content: str | list[Part] | None = None
-
-    def as_text(self) -> str:
-        """The content as one text.
-
-        Raises:
-            ApiError: 422, it holds something else than text.
-        """
-        if isinstance(self.content, list):
-            if any(part.type != "text" or part.text is None for part in self.content):
-                raise invalid("messages", "expected text only, found another kind of content")
-            return "".join(part.text or "" for part in self.content)
-        return self.content or ""
+HARMLESS = (
+    "metadata",
+    "moderation",
+    "parallel_tool_calls",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+)
+"""Fields of OpenAI's protocol that change no answer: they are taken, and nothing follows from them."""
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "modalities": (None, ["text"]),
+    "response_format": (None, {"type": "text"}),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+}
+"""Values by which a field asks for nothing. Every other value, and every other field, is refused."""
 
 
 class StreamOptions(BaseModel):
@@ -60,62 +61,76 @@ class Correction(BaseModel):
     documents: list[str] = Field([], max_length=64)
     choices: list[Text] = Field([], max_length=26)
     initial_answer: str | None = None
+    correct_last: bool = Field(
+        False, description="Correct the assistant's last answer; its question is the user message before it"
+    )
 
 
 class ChatRequest(BaseModel):
-    """A chat completion. Fields of the protocol that are not listed are ignored."""
+    """A chat completion. Other fields of the protocol, see HARMLESS and NEUTRAL."""
 
     model_config = ConfigDict(
-        extra="ignore",
+        extra="allow",
         json_schema_extra={
             "examples": [{"model": "latest", "messages": [{"role": "user", "content": "47+385+12"}]}]
         },
     )
     model: str = Field(LATEST, max_length=256, description="`latest` or a loaded version")
-    messages: list[Message] = Field(
-        min_length=1, max_length=1024, description="The last user message is the question; others are ignored"
+    messages: list[ChatMessage] = Field(
+        min_length=1,
+        max_length=1024,
+        description="The last user message is the question, what comes before is its context",
     )
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=-1, description="Likeliest tokens kept; 0 and -1 keep all")
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    max_tokens: int | None = Field(None, ge=1, description="As max_completion_tokens")
+    max_completion_tokens: int | None = Field(None, ge=1, description="Of the final answer's turn")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    n: int | None = Field(None, description="Only 1; stasc.samples votes over several")
+    n: int | None = Field(None, ge=1, description="Answers; stasc.samples votes over several")
     stop: str | list[str] | None = Field(
         None, description="The answer ends before the first of these; streams in one piece then"
     )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    logprobs: bool | None = Field(None, description="Only false")
-    tools: list[Any] | None = Field(None, description="Only empty")
     stasc: Correction = Field(default_factory=lambda: Correction.model_validate({}))
 
     def as_correct_request(self) -> CorrectRequest:
         """The same question for `Service.correct`.
 
         Raises:
-            ApiError: 422, something that this endpoint cannot do; 404, a model that is no version's name.
+            ApiError: 400, something that this endpoint cannot do.
         """
-        if self.n not in (None, 1) or self.logprobs or self.tools:
-            name = "logprobs" if self.logprobs else "tools" if self.tools else "n"
-            raise invalid(name, f"{name}: not supported here; leave it out")
-        question = next(
-            (message.as_text() for message in reversed(self.messages) if message.role == "user"), ""
-        )
-        if not question.strip():
-            raise invalid("messages", "expected a user message with text, found none")
+        for name, value in (self.model_extra or {}).items():
+            if name not in HARMLESS and value not in NEUTRAL.get(name, (None,)):
+                what = f"{name} = {value!r}"[:200]
+                raise invalid(name, f"{what}: not supported here; leave it out", code="unsupported_parameter")
+        if (self.n or 1) > 1 and self.stasc.samples > 1:
+            raise invalid("n", "expected n answers, or one by a vote over stasc.samples, found both")
+        asked = conversation.read(self.messages, correct_last=self.stasc.correct_last)
+        given = asked.initial_answer if self.stasc.initial_answer is None else self.stasc.initial_answer
         return CorrectRequest(
-            question=question,
+            question=asked.question,
+            context=asked.context,
             rounds=self.stasc.rounds,
             policy=self.stasc.policy,
-            samples=self.stasc.samples,
+            samples=max(self.n or 1, self.stasc.samples),
             documents=self.stasc.documents,
             choices=self.stasc.choices,
-            initial_answer=self.stasc.initial_answer,
+            initial_answer=given,
             stream=False,
             temperature=self.temperature,
             top_p=self.top_p,
-            max_tokens=self.max_completion_tokens or self.max_tokens,
+            top_k=None if self.top_k is None else max(0, self.top_k),
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            max_answer_tokens=self.max_completion_tokens or self.max_tokens,
             seed=None if self.seed is None else self.seed % 2**63,
             version=self.model,
         )
@@ -128,10 +143,11 @@ class ChatRequest(BaseModel):
 
 
 class AssistantMessage(BaseModel):
-    """The corrected answer."""
+    """The corrected answer, and the turns that led to it."""
 
     role: Literal["assistant"] = "assistant"
     content: str
+    reasoning_content: str | None = None
     refusal: None = None
 
 
@@ -162,25 +178,34 @@ def known_model(model: str, versions: list[str]) -> None:
     """Raises ApiError 404, as OpenAI does, for a model that was never published."""
     if model != LATEST and model not in versions:
         message = f"expected `latest` or a published version, found {model!r}; GET /v1/models lists them"
-        raise ApiError(404, "not_found_error", message, "model")
+        raise ApiError(404, "not_found_error", message, "model", code="model_not_found")
 
 
 def chat_response(request: ChatRequest, answered: CorrectResponse) -> ChatResponse:
     """The reply to a request without streaming."""
-    answer, stopped = request.cut(answered.answer)
     return ChatResponse(
         id=_id(answered.id),
         created=int(time.time()),
         model=answered.model_version,
-        choices=[
-            Choice(
-                message=AssistantMessage(content=answer),
-                finish_reason="stop" if stopped else answered.finish_reason,
-            )
-        ],
+        choices=_choices(request, answered),
         usage=answered.usage,
         stasc=extra(answered),
     )
+
+
+def _choices(request: ChatRequest, answered: CorrectResponse) -> list[Choice]:
+    """`n` answers, or the one that was chosen."""
+    alone = (request.n or 1) == 1
+    ends = [End(answer=answered.answer, finish_reason=answered.finish_reason)] if alone else answered.ends
+    hidden = "\n\n".join(turn.text for turn in answered.turns if turn.text != answered.answer) or None
+    found = []
+    for index, end in enumerate(ends):
+        answer, stopped = request.cut(end.answer)
+        message = AssistantMessage(content=answer, reasoning_content=hidden if alone else None)
+        found.append(
+            Choice(index=index, message=message, finish_reason="stop" if stopped else end.finish_reason)
+        )
+    return found
 
 
 def extra(answered: CorrectResponse) -> dict[str, Any]:
@@ -200,6 +225,7 @@ class Chunks:
         self._head = {"id": _id(request_id), "object": "chat.completion.chunk", "created": int(time.time())}
         self._model = request.model
         self._last_round, self._answers, self._said = last_round, answers, False
+        self._hidden: tuple[str, int] | None = None
         # Which sample wins, and where a stop string cuts, is known at the end only.
         self._live = not request.stop and last_round is not None
 
@@ -208,26 +234,36 @@ class Chunks:
         if event == "start":
             self._model = data["model_version"]
             return self._chunk({"role": "assistant", "content": ""})
-        is_last = data.get("round") == self._last_round and data.get("turn") in self._answers
-        if event == "token" and self._live and is_last:
+        if event != "token" or self._last_round is None:
+            return None
+        if data["round"] == self._last_round and data["turn"] in self._answers:
+            if not self._live:
+                return None
             self._said = True
             return self._chunk({"content": data["text"]})
-        return None
+        turn = data["turn"], data["round"]  # a turn on the way: chat pages show it as the model's thinking
+        seam = "\n\n" if self._hidden not in (None, turn) else ""
+        self._hidden = turn
+        return self._chunk({"reasoning_content": seam + data["text"]})
 
     def end(self, answered: CorrectResponse) -> list[dict[str, Any]]:
         """The chunks after the last token."""
-        answer, stopped = self._request.cut(answered.answer)
-        chunks = [] if self._said else [self._chunk({"content": answer})]
-        last = self._chunk({}, "stop" if stopped else answered.finish_reason) | {"stasc": extra(answered)}
-        chunks.append(last)
+        chunks = []
+        for choice in _choices(self._request, answered):
+            if not self._said:
+                chunks.append(self._chunk({"content": choice.message.content}, index=choice.index))
+            chunks.append(self._chunk({}, choice.finish_reason, choice.index))
+        chunks[-1] |= {"stasc": extra(answered)}
         if self._request.stream_options and self._request.stream_options.include_usage:
             chunks.append(
                 {**self._head, "model": self._model, "choices": [], "usage": answered.usage.model_dump()}
             )
         return chunks
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+    def _chunk(
+        self, delta: dict[str, Any], finish_reason: str | None = None, index: int = 0
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
         return {**self._head, "model": self._model, "choices": [choice]}
 
 

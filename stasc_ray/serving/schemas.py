@@ -10,6 +10,14 @@ Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
+class ContextMessage(BaseModel):
+    """What was said before the question."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
 class CorrectRequest(BaseModel):
     """A question, and how to answer and correct."""
 
@@ -18,6 +26,9 @@ class CorrectRequest(BaseModel):
     )
 
     question: Text = Field(description="Question text")
+    context: list[ContextMessage] = Field(
+        [], max_length=1024, description="Messages before the question; they stand in every prompt"
+    )
     documents: list[str] = Field([], max_length=64, description="Texts the answer may use")
     choices: list[Text] = Field([], max_length=26, description="Choices; they are lettered A, B, ...")
     initial_answer: str | None = Field(
@@ -42,8 +53,16 @@ class CorrectRequest(BaseModel):
     top_p: float | None = Field(
         None, gt=0, le=1, description="Nucleus probability mass; default: the run's, per turn"
     )
+    top_k: int | None = Field(None, ge=0, description="Likeliest tokens kept; 0 keeps all")
+    min_p: float | None = Field(None, ge=0, le=1, description="Least probability, relative to the likeliest")
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
     max_tokens: int | None = Field(
         None, ge=1, description="New tokens per turn at most; default: the run's, per turn"
+    )
+    max_answer_tokens: int | None = Field(
+        None, ge=1, description="The same for the turn that writes the final answer alone"
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same version: same answers")
     version: VersionName | None = Field(
@@ -52,12 +71,19 @@ class CorrectRequest(BaseModel):
     stream: bool = Field(False, description="Answer with server-sent events")
 
 
+class CompletionDetails(BaseModel):
+    """What the written tokens were for."""
+
+    reasoning_tokens: int = Field(description="Of turns that are not the final answer")
+
+
 class Usage(BaseModel):
     """Tokens over all turns and samples."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: CompletionDetails
 
 
 class Timings(BaseModel):
@@ -74,6 +100,13 @@ class Vote(BaseModel):
 
     answer: str
     votes: int
+
+
+class End(BaseModel):
+    """The answer in which a sample ended."""
+
+    answer: str
+    finish_reason: Literal["stop", "length"]
 
 
 class Turn(BaseModel):
@@ -97,6 +130,7 @@ class CorrectResponse(BaseModel):
         description="`length`: the answer was cut off at max_tokens"
     )
     model_version: str = Field(description="The version that wrote all of it")
+    ends: list[End] = Field(description="The answer in which each sample ended")
     votes: list[Vote] | None = Field(None, description="With samples > 1: the answers, most votes first")
     usage: Usage
     timings_ms: Timings

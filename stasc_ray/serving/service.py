@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from stasc_ray import config, store
 from stasc_ray.generation.asking import Asker, OnPiece, PromptTooLongError
@@ -19,13 +19,17 @@ from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.policies import answer, policies, ranked
 from stasc_ray.recipes.recipe import Plan, Question, gather
 from stasc_ray.recipes.trace import ANSWER, Text, depth, finals, roots
+from stasc_ray.serving.conversation import in_context
 from stasc_ray.serving.doors import Admission
 from stasc_ray.serving.errors import ApiError, invalid
 from stasc_ray.serving.follow import Loaded, Versions
 from stasc_ray.serving.monitor import Monitor
 from stasc_ray.serving.schemas import (
+    CompletionDetails,
+    ContextMessage,
     CorrectRequest,
     CorrectResponse,
+    End,
     RunSummary,
     RunVersion,
     Timings,
@@ -80,7 +84,7 @@ class Service:
             charge: holds tokens for the request, and is told how many it wrote.
 
         Raises:
-            ApiError: 422 a limit of the config, 413 too long, 409 version not loaded, 429 busy, 503 engine
+            ApiError: 400 a limit of the config or too long, 409 version not loaded, 429 busy, 503 engine
                 died, 504 too late.
         """
         asked = self._asked(request)
@@ -134,6 +138,7 @@ class Service:
             async with self.versions.hold(request.version) as loaded:
                 started = {"id": request_id, "question": request.question, "model_version": loaded.version}
                 ask = _Asker(
+                    request.context,
                     loaded.engine.chat,
                     _generate(loaded, emit and partial(emit, "start", started)),
                     sampling=asked.sampling,
@@ -148,7 +153,7 @@ class Service:
                         asked.policy, self.recipe, asked.question, ask, asked.plan, asked.given or None
                     )
                 except PromptTooLongError as error:
-                    raise invalid("question", str(error), status=413) from None
+                    raise invalid("question", str(error), code="context_length_exceeded") from None
                 except EngineDiedError as error:
                     self.versions.report_dead(loaded, str(error))
                     if sent or last_attempt:
@@ -172,6 +177,7 @@ class Service:
             "rounds": serve.max_rounds,
             "samples": serve.max_samples,
             "max_tokens": serve.max_output_tokens,
+            "max_answer_tokens": serve.max_output_tokens,
         }.items():
             value = getattr(request, name)
             if value is not None and value > limit:
@@ -193,7 +199,7 @@ class Service:
             )
         if len(request.choices) == 1:
             raise invalid("choices", "expected at least 2 choices or none, found 1")
-        sampling = self._sampling(request)
+        sampling = self._sampling(request, corrects=bool(rounds and corrects))
         branches = sampling.initial if request.initial_answer is None else sampling.correction
         if request.samples > 1 and branches.temperature == 0:
             raise invalid(
@@ -226,14 +232,20 @@ class Service:
             max_prompt_tokens=min(serve.max_prompt_tokens or longest, longest),
         )
 
-    def _sampling(self, request: CorrectRequest) -> config.SamplingPerTurn:
-        given = {name: getattr(request, name) for name in ("temperature", "top_p", "max_tokens")}
-        update = {name: value for name, value in given.items() if value is not None}
-        ours = self.settings.sampling
-        return config.SamplingPerTurn(
-            initial=ours.initial.model_copy(update=update),
-            correction=ours.correction.model_copy(update=update),
-        )
+    def _sampling(self, request: CorrectRequest, *, corrects: bool) -> config.SamplingPerTurn:
+        names = config.Sampling.model_fields.keys() & CorrectRequest.model_fields.keys()
+        update = {name: value for name in names if (value := getattr(request, name)) is not None}
+        turns = {
+            turn: values.model_copy(update=update)
+            for turn, values in (
+                ("initial", self.settings.sampling.initial),
+                ("correction", self.settings.sampling.correction),
+            )
+        }
+        if request.max_answer_tokens is not None:
+            last = "correction" if corrects else "initial"
+            turns[last] = turns[last].model_copy(update={"max_tokens": request.max_answer_tokens})
+        return config.SamplingPerTurn(**turns)
 
     def _reply(
         self,
@@ -252,6 +264,7 @@ class Service:
         first, *corrections = (text for text in chosen.lineage if text.turn in answers)
         written = [text for text in texts if text not in asked.given]
         usage = sum(text.prompt_tokens for text in written), sum(len(text.token_ids) for text in written)
+        final = sum(len(text.token_ids) for text in ends)
         seconds = {
             "initial": max(text.root.seconds for text in texts),
             "correction": max(sum(text.seconds for text in one.lineage[1:]) for one in texts),
@@ -277,12 +290,18 @@ class Service:
             answer=chosen.text,
             changed=changed,
             turns=[Turn(turn=text.turn, text=text.text) for text in (*chosen.lineage, *after)],
-            finish_reason="length" if chosen.finish_reason == "length" else "stop",
+            finish_reason=_finish_reason(chosen),
             model_version=version,
             votes=[Vote(answer=text.text, votes=count) for text, count in votes]
             if request.samples > 1
             else None,
-            usage=Usage(prompt_tokens=usage[0], completion_tokens=usage[1], total_tokens=sum(usage)),
+            ends=[End(answer=text.text, finish_reason=_finish_reason(text)) for text in ends],
+            usage=Usage(
+                prompt_tokens=usage[0],
+                completion_tokens=usage[1],
+                total_tokens=sum(usage),
+                completion_tokens_details=CompletionDetails(reasoning_tokens=max(0, usage[1] - final)),
+            ),
             timings_ms=Timings(
                 queue=round(queued_s * 1000, 1),
                 initial=round(seconds["initial"] * 1000, 1),
@@ -362,9 +381,19 @@ class Service:
 
 
 class _Asker(Asker):
+    """Asks in the context of a conversation."""
+
+    def __init__(self, context: Sequence[ContextMessage], *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._context = context
+
     async def rendered(self, messages: Sequence[Message]) -> list[int]:
         """In a thread: a long prompt holds nobody else up."""
-        return await asyncio.to_thread(self.render, messages)
+        return await asyncio.to_thread(self.render, in_context(messages, self._context))
+
+
+def _finish_reason(text: Text) -> Literal["stop", "length"]:
+    return "length" if text.finish_reason == "length" else "stop"
 
 
 def _scores(manifest: dict[str, Any], split: str) -> dict[str, float]:

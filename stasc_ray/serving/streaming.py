@@ -13,6 +13,7 @@ from stasc_ray.serving.service import Emit
 
 STREAM = {"content": {"text/event-stream": {}}}
 """Of a route that may stream, for its OpenAPI document."""
+KEEP_ALIVE_S = 15.0
 Write = Callable[[str, Any], Iterable[bytes]]
 """Server-sent events for an event of `Emit`, for `result` (a CorrectResponse) and for `error` (its body)."""
 
@@ -51,6 +52,15 @@ def sse(data: Any, event: str | None = None) -> bytes:
     return ((f"event: {event}\n" if event else "") + f"data: {text}\n\n").encode()
 
 
+async def _next(events: "asyncio.Queue[bytes | None]") -> bytes | None:
+    """The next event, or a comment where it lets itself be waited for: proxies close what is silent."""
+    try:
+        async with asyncio.timeout(KEEP_ALIVE_S):
+            return await events.get()
+    except TimeoutError:
+        return b": keep-alive\n\n"
+
+
 async def event_stream(work: Callable[[Callable[[bytes], None]], Awaitable[None]]) -> Response:
     """Answer with what `work` sends. Waits for its first event: what fails before is answered with its
     status.
@@ -74,7 +84,7 @@ async def event_stream(work: Callable[[Callable[[bytes], None]], Awaitable[None]
             event: bytes | None = first
             while event is not None:
                 yield event
-                event = await events.get()
+                event = await _next(events)
         finally:
             task.cancel()
 

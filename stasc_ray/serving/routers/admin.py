@@ -10,7 +10,7 @@ from stasc_ray.serving.schemas import ActivateRequest, ActivateResponse
 router = APIRouter(dependencies=[Depends(admin_key_needed)])
 
 
-@router.post("/v1/admin/activate", responses=responses(401, 403, 404, 422, 429, 503))
+@router.post("/v1/admin/activate", responses=responses(401, 403, 404, 429, 503))
 async def activate(body: ActivateRequest, here: Here) -> ActivateResponse:
     """Move every replica to a version, forward or back, or with `latest` let them follow the run again."""
     versions, wanted = here.service.versions, None if body.version == LATEST else body.version

@@ -7,7 +7,7 @@ With `"stream": true` it answers with server-sent events, each `event: NAME` and
                                                        "correction" round 1, as what leads to it ("verdict");
                                                        sample counts from 0
     result  the object that comes without streaming    the last event
-    error   {"error": {"type", "message", "param"}}    the last event, instead of `result`
+    error   {"error": {"type", "message", "param", "code"}}  the last event, instead of `result`
 
 What fails before the first event is answered with its own status and an error body, as without streaming.
 """

@@ -5,12 +5,22 @@ from typing import Any
 
 from fastapi import APIRouter, Depends
 
-from stasc_ray.serving.errors import responses
+from stasc_ray.serving.errors import ApiError, responses
 from stasc_ray.serving.published import LATEST
 from stasc_ray.serving.routers.replica import Here, key_needed
 from stasc_ray.serving.schemas import ModelCard, ModelList
 
 router = APIRouter(dependencies=[Depends(key_needed)])
+
+
+@router.get("/v1/models/{model}", responses=responses(401, 403, 404, 429))
+async def model(model: str, here: Here) -> ModelCard:
+    """One of them."""
+    found = next((card for card in (await models(here)).data if card.id == model), None)
+    if found is None:
+        message = f"expected `latest` or a published version, found {model!r}; GET /v1/models lists them"
+        raise ApiError(404, "not_found_error", message, "model", code="model_not_found")
+    return found
 
 
 @router.get("/v1/models", responses=responses(401, 403, 429))

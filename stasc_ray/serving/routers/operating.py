@@ -11,6 +11,9 @@ from stasc_ray.serving.schemas import Health, Readiness
 router = APIRouter()
 
 
+@router.head("/healthz", include_in_schema=False)
+@router.head("/health", include_in_schema=False)
+@router.get("/health", include_in_schema=False)
 @router.get("/healthz")
 async def healthz(here: Here, request: Request) -> Health:
     """What this replica serves, what it refused to serve and why."""
@@ -36,6 +39,7 @@ async def healthz(here: Here, request: Request) -> Health:
     )
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": Readiness}})
 async def readyz(here: Here) -> Response:
     """200 when an engine that answered a probe is up, else 503 with what it waits for."""

@@ -1,0 +1,124 @@
+"""A chat's messages as a question in its context, so that no message is dropped without a word.
+
+The last user message is the question. System texts and earlier turns stand before it in every prompt that the
+recipe asks; `in_context` puts them there.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from stasc_ray.serving.errors import invalid
+from stasc_ray.serving.schemas import ContextMessage
+
+
+class Part(BaseModel):
+    """A piece of a message; only text is understood."""
+
+    model_config = ConfigDict(extra="ignore")
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class ChatMessage(BaseModel):
+    """A message as OpenAI's protocol has it."""
+
+    model_config = ConfigDict(extra="ignore")
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    function_call: dict[str, Any] | None = None
+    refusal: str | None = None
+
+    def as_text(self) -> str:
+        """What it says, as one text; calls of tools as JSON.
+
+        Raises:
+            ApiError: 400, it holds something else than text.
+        """
+        if isinstance(self.content, list):
+            if any(part.type not in ("text", "refusal") for part in self.content):
+                found = next(part.type for part in self.content if part.type not in ("text", "refusal"))
+                raise invalid("messages", f"expected text only, found content of type {found!r}")
+            said = "".join(part.text or part.refusal or "" for part in self.content)
+        else:
+            said = self.content or self.refusal or ""
+        calls = [call.get("function", call) for call in self.tool_calls or []]
+        calls += [self.function_call] if self.function_call else []
+        return "\n".join([*([said] if said else []), *(f"Call: {json.dumps(call)}" for call in calls)])
+
+    def as_context(self) -> ContextMessage:
+        """It, as a message that a chat template knows: what a tool gave back is told by the user."""
+        text = self.as_text()
+        match self.role:
+            case "system" | "developer":
+                return ContextMessage(role="system", content=text)
+            case "tool" | "function":
+                what = f"Result of {self.name}" if self.name else "Result"
+                return ContextMessage(role="user", content=f"{what}: {text}")
+            case role:
+                return ContextMessage(role=role, content=text)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What is asked, in which context, and the answer to correct if there is one."""
+
+    question: str
+    context: list[ContextMessage]
+    initial_answer: str | None = None
+
+
+def read(messages: Sequence[ChatMessage], *, correct_last: bool) -> Conversation:
+    """The question of a chat.
+
+    Args:
+        correct_last: the assistant's last answer is to be corrected: its question is the user message before
+            it. A user message after it, which asks for the check, is left out: the recipe's own words ask.
+
+    Raises:
+        ApiError: 400, there is no such question; or the last message is the assistant's, and nobody asked
+            to correct it.
+    """
+    said = [message.as_context() for message in messages]
+    if correct_last:
+        end = len(said) - 1 if said and said[-1].role == "user" else len(said)
+        if end < 2 or (said[end - 2].role, said[end - 1].role) != ("user", "assistant"):
+            raise invalid(
+                "stasc.correct_last",
+                "expected messages that end with a user's question and the assistant's answer, and perhaps "
+                "one more of the user, found " + ", ".join(one.role for one in said[-3:]),
+            )
+        return Conversation(said[end - 2].content, said[: end - 2], said[end - 1].content)
+    if not said or said[-1].role != "user" or not said[-1].content.strip():
+        found = said[-1].role if said else "none"
+        raise invalid(
+            "messages",
+            f"expected a user message with text at the end, found {found}; to have the assistant's last "
+            "answer corrected say `stasc.correct_last = true`",
+        )
+    return Conversation(said[-1].content, said[:-1])
+
+
+def in_context(messages: Sequence[dict[str, Any]], context: Sequence[ContextMessage]) -> list[dict[str, Any]]:
+    """A recipe's messages with a conversation's context: system texts joined, earlier turns before its first.
+
+    Templates want roles that take turns, so neighbours of one role become one message.
+    """
+    own_system = [one for one in messages[:1] if one["role"] == "system"]
+    said = [{"role": one.role, "content": one.content} for one in context]
+    systems = [one for one in said if one["role"] == "system"]
+    earlier = [one for one in said if one["role"] != "system"]
+    joined: list[dict[str, Any]] = []
+    for one in [*own_system, *systems, *earlier, *messages[len(own_system) :]]:
+        if joined and joined[-1]["role"] == one["role"] and "content" in one and "content" in joined[-1]:
+            texts = [text for text in (joined[-1]["content"], one["content"]) if text.strip()]
+            joined[-1] = {**one, "content": "\n\n".join(texts)}
+        elif one["role"] != "system" or one["content"].strip():
+            joined.append(dict(one))
+    return joined

@@ -1,0 +1,217 @@
+"""A chat as a question in its context: nothing that was said is dropped without a word."""
+
+import typing
+
+import pytest
+from harness.scripted_api import Api, ScriptedEngine
+from openai.types.chat import completion_create_params
+
+from stasc_ray.serving import conversation, openai
+from stasc_ray.serving.conversation import ChatMessage, in_context
+from stasc_ray.serving.errors import ApiError
+from stasc_ray.serving.schemas import ContextMessage
+
+
+def messages(*turns: tuple[str, object]) -> list[ChatMessage]:
+    return [ChatMessage.model_validate({"role": role, "content": content}) for role, content in turns]
+
+
+def shown(context: list[ContextMessage]) -> list[tuple[str, str]]:
+    return [(one.role, one.content) for one in context]
+
+
+CHECK = (("system", "Be brief."), ("user", "2+2?"), ("assistant", "5"), ("user", "Double check that."))
+
+
+def test_the_last_user_message_is_asked_in_the_context_of_all_before() -> None:
+    found = conversation.read(messages(*CHECK), correct_last=False)
+    assert found.question == "Double check that." and found.initial_answer is None
+    assert shown(found.context) == [("system", "Be brief."), ("user", "2+2?"), ("assistant", "5")]
+
+
+@pytest.mark.parametrize("turns", [CHECK, CHECK[:3]])
+def test_an_answer_is_corrected_if_the_request_says_so(turns) -> None:
+    found = conversation.read(messages(*turns), correct_last=True)
+    assert (found.question, found.initial_answer) == ("2+2?", "5")
+    assert shown(found.context) == [("system", "Be brief.")]
+
+
+@pytest.mark.parametrize(
+    ("turns", "correct_last"),
+    [
+        (CHECK[:3], False),  # an answer at the end, and nobody said what to do with it
+        (CHECK[:1], False),
+        ([("user", " ")], False),
+        ([("user", None)], False),
+        (CHECK[:2], True),
+        (CHECK[:1], True),
+        ([("assistant", "5"), ("user", "Why?")], True),
+        ([("user", [{"type": "image_url", "image_url": {"url": "x"}}])], False),
+    ],
+)
+def test_what_has_no_question_is_refused(turns, correct_last) -> None:
+    with pytest.raises(ApiError) as refused:
+        conversation.read(messages(*turns), correct_last=correct_last)
+    assert refused.value.status == 400
+
+
+def test_parts_empty_texts_calls_and_results_of_tools_are_told() -> None:
+    history = [
+        {"role": "developer", "content": ""},
+        {"role": "user", "content": [{"type": "text", "text": "Weather "}, {"type": "text", "text": "here?"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "w", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "rain"},
+        {"role": "assistant", "content": "Rain."},
+        {"role": "user", "content": "Sure?"},
+    ]
+    found = conversation.read([ChatMessage.model_validate(one) for one in history], correct_last=False)
+    assert shown(found.context) == [
+        ("system", ""),
+        ("user", "Weather here?"),
+        ("assistant", 'Call: {"name": "w", "arguments": "{}"}'),
+        ("user", "Result: rain"),
+        ("assistant", "Rain."),
+    ]
+
+
+def test_a_recipes_messages_stand_after_the_context_in_roles_that_take_turns() -> None:
+    asked = [{"role": "system", "content": "Solve it."}, {"role": "user", "content": "Q"}]
+    context = [
+        ContextMessage(role=role, content=text)
+        for role, text in (("user", "a"), ("system", "Be brief."), ("assistant", "b"), ("user", "c"))
+    ]
+    assert in_context(asked, context) == [
+        {"role": "system", "content": "Solve it.\n\nBe brief."},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c\n\nQ"},
+    ]
+    assert in_context(asked, []) == asked
+    assert in_context(asked[1:], [ContextMessage(role="system", content=" ")]) == asked[1:]
+
+
+class Listening(ScriptedEngine):
+    """Keeps the prompts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompts: list[str] = []
+
+    async def generate(self, token_ids, request, on_text=None):
+        self.prompts.append(self.chat.tokenizer.decode(token_ids))
+        return await super().generate(token_ids, request, on_text)
+
+
+def test_both_turns_are_asked_in_the_context(tmp_path) -> None:
+    api = Api(tmp_path, engine=Listening())
+    body = {"model": "latest", "messages": [{"role": role, "content": text} for role, text in CHECK]}
+    assert api.call("POST", "/v1/chat/completions", json=body).status_code == 200
+    assert len(api.engine.prompts) == 2
+    for prompt in api.engine.prompts:
+        places = [prompt.index(text) for text in ("Be brief.", "2+2?", "5", "Double check that.")]
+        assert places == sorted(places)
+    api.engine.prompts.clear()
+    body["stasc"] = {"correct_last": True}
+    reply = api.call("POST", "/v1/chat/completions", json=body).json()
+    assert reply["stasc"]["initial_answer"] == "5" and len(api.engine.prompts) == 1
+    assert "2+2?" in api.engine.prompts[0] and "Double check" not in api.engine.prompts[0]
+
+
+ASKED = {"model": "latest", "messages": [{"role": "user", "content": "Why?"}]}
+VALUES = {
+    "audio": {"format": "wav", "voice": "x"},
+    "function_call": "auto",
+    "functions": [{"name": "f"}],
+    "logit_bias": {"5": 1},
+    "logprobs": True,
+    "modalities": ["audio"],
+    "reasoning_effort": "low",
+    "response_format": {"type": "json_object"},
+    "tool_choice": "required",
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "top_logprobs": 3,
+    "verbosity": "low",
+    "web_search_options": {},
+}
+"""Of fields that are refused, values that ask for something."""
+
+
+def test_every_field_of_openais_request_is_supported_refused_or_harmless(tmp_path) -> None:
+    api = Api(tmp_path)
+    theirs = set(typing.get_type_hints(completion_create_params.CompletionCreateParamsBase)) | {"stream"}
+    supported = theirs & set(openai.ChatRequest.model_fields)
+    assert theirs == supported | set(openai.HARMLESS) | set(VALUES)
+    assert set(openai.NEUTRAL) < set(VALUES)
+    for name in openai.HARMLESS:
+        assert api.call("POST", "/v1/chat/completions", json={**ASKED, name: "x"}).status_code == 200, name
+    for name, values in openai.NEUTRAL.items():
+        for value in values:
+            found = api.call("POST", "/v1/chat/completions", json={**ASKED, name: value})
+            assert found.status_code == 200, (name, value)
+    for name, value in {**VALUES, "temprature": 1}.items():
+        found = api.call("POST", "/v1/chat/completions", json={**ASKED, name: value})
+        error = found.json()["error"]
+        assert (found.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+
+
+def test_sampling_values_reach_the_turn_they_are_for(tmp_path) -> None:
+    api = Api(tmp_path)
+    seen = []
+    generate = api.engine.generate
+
+    async def noting(token_ids, request, on_text=None):
+        seen.append(request.sampling)
+        return await generate(token_ids, request, on_text)
+
+    api.engine.generate = noting
+    values = {"temperature": 0.5, "top_k": 7, "min_p": 0.1, "presence_penalty": 1.0, "frequency_penalty": -1.0}
+    body = {**ASKED, **values, "max_completion_tokens": 9}
+    assert api.call("POST", "/v1/chat/completions", json=body).status_code == 200
+    initial, correction = seen
+    for name, value in values.items():
+        assert getattr(initial, name) == getattr(correction, name) == value
+    assert (initial.max_tokens, correction.max_tokens) == (32, 9)
+    seen.clear()
+    api.call("POST", "/v1/chat/completions", json={**body, "stasc": {"rounds": 0}})
+    assert [one.max_tokens for one in seen] == [9]
+
+
+def test_n_answers_are_n_choices(tmp_path) -> None:
+    api = Api(tmp_path)
+    body = api.call("POST", "/v1/chat/completions", json={**ASKED, "n": 3}).json()
+    assert [(one["index"], one["message"]["content"]) for one in body["choices"]] == [
+        (0, "second"), (1, "second"), (2, "second")
+    ]
+    assert body["choices"][0]["message"]["reasoning_content"] is None
+
+
+def test_hidden_turns_stream_as_reasoning_and_the_answer_as_content(tmp_path) -> None:
+    import json
+
+    api = Api(tmp_path)
+    text = api.call("POST", "/v1/chat/completions", json={**ASKED, "stream": True}).text
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line.startswith("data: {")]
+    deltas = [choice["delta"] for line in lines for choice in json.loads(line)["choices"]]
+    assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == "first"
+    assert "".join(delta.get("content") or "" for delta in deltas) == "second"
+
+
+@pytest.mark.parametrize(("status", "path"), [(409, "/v1/correct"), (504, "/v1/correct")])
+def test_what_would_not_help_says_that_it_should_not_be_repeated(tmp_path, status, path) -> None:
+    api = Api(tmp_path, "serve.request_timeout_s=0.2")
+    body = {"question": "slow"} if status == 504 else {"question": "Why?", "version": "v0009"}
+    reply = api.call("POST", path, json=body)
+    assert reply.status_code == status and reply.headers["x-should-retry"] == "false"
+
+
+def test_one_model_is_found_by_its_name(tmp_path) -> None:
+    api = Api(tmp_path)
+    assert api.call("GET", "/v1/models/v0000").json()["id"] == "v0000"
+    assert api.call("GET", "/v1/models/latest").json()["id"] == "latest"
+    missing = api.call("GET", "/v1/models/gpt-4")
+    assert missing.status_code == 404 and missing.json()["error"]["code"] == "model_not_found"
+    assert api.call("HEAD", "/healthz").status_code == 200 and api.call("GET", "/health").status_code == 200
