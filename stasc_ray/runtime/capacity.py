@@ -231,8 +231,8 @@ def replica_threads(serve: config.Serve, cores: int) -> int:
 def trainer_threads(workers: int, cores: int) -> int:
     """Threads of each of a node's trainer workers on CPUs: its share of the cores, since the engines wait.
 
-    Ray would set one thread per reserved CPU. Measured on two cores, two threads against one: SmolLM2-135M 134
-    and 94 tokens/s, the demo's model 26,400 and 22,400 alone, 23,600 and 22,400 in the demo, where other
+    Ray would set one thread per reserved CPU. Measured on two cores, two threads against one: SmolLM2-135M
+    134 and 94 tokens/s, the demo's model 26,400 and 22,400 alone, 23,600 and 22,400 in the demo, where other
     processes want the second core too.
     """
     return max(1, cores // workers)

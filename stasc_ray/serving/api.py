@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -37,5 +38,15 @@ def make_api(
     for resource in RESOURCES:
         app.include_router(resource.router)
     add_error_handlers(app)
+    document = app.openapi
+    app.openapi = lambda: _with_our_statuses(document())
     app.add_middleware(Door, replica=replica, serve=service.settings.serve, loopback_only=loopback_only)
     return app
+
+
+def _with_our_statuses(document: dict[str, Any]) -> dict[str, Any]:
+    """Without FastAPI's 422, which is a 400 here (`add_error_handlers`)."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    return document

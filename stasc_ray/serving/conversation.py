@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from stasc_ray.serving.errors import invalid
 from stasc_ray.serving.schemas import ContextMessage
+from stasc_ray.tasks.chat import Message
 
 
 class Part(BaseModel):
@@ -105,7 +106,7 @@ def read(messages: Sequence[ChatMessage], *, correct_last: bool) -> Conversation
     return Conversation(said[-1].content, said[:-1])
 
 
-def in_context(messages: Sequence[dict[str, Any]], context: Sequence[ContextMessage]) -> list[dict[str, Any]]:
+def in_context(messages: Sequence[Message], context: Sequence[ContextMessage]) -> list[dict[str, Any]]:
     """A recipe's messages with a conversation's context: system texts joined, earlier turns before its first.
 
     Templates want roles that take turns, so neighbours of one role become one message.
@@ -115,7 +116,8 @@ def in_context(messages: Sequence[dict[str, Any]], context: Sequence[ContextMess
     systems = [one for one in said if one["role"] == "system"]
     earlier = [one for one in said if one["role"] != "system"]
     joined: list[dict[str, Any]] = []
-    for one in [*own_system, *systems, *earlier, *messages[len(own_system) :]]:
+    every: list[Message] = [*own_system, *systems, *earlier, *messages[len(own_system) :]]
+    for one in every:
         if joined and joined[-1]["role"] == one["role"] and "content" in one and "content" in joined[-1]:
             texts = [text for text in (joined[-1]["content"], one["content"]) if text.strip()]
             joined[-1] = {**one, "content": "\n\n".join(texts)}

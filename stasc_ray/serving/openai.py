@@ -130,6 +130,7 @@ class ChatRequest(BaseModel):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
+            max_tokens=None,
             max_answer_tokens=self.max_completion_tokens or self.max_tokens,
             seed=None if self.seed is None else self.seed % 2**63,
             version=self.model,

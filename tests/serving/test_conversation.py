@@ -58,7 +58,10 @@ def test_what_has_no_question_is_refused(turns, correct_last) -> None:
 def test_parts_empty_texts_calls_and_results_of_tools_are_told() -> None:
     history = [
         {"role": "developer", "content": ""},
-        {"role": "user", "content": [{"type": "text", "text": "Weather "}, {"type": "text", "text": "here?"}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Weather "}, {"type": "text", "text": "here?"}],
+        },
         {
             "role": "assistant",
             "content": None,
@@ -168,7 +171,13 @@ def test_sampling_values_reach_the_turn_they_are_for(tmp_path) -> None:
         return await generate(token_ids, request, on_text)
 
     api.engine.generate = noting
-    values = {"temperature": 0.5, "top_k": 7, "min_p": 0.1, "presence_penalty": 1.0, "frequency_penalty": -1.0}
+    values = {
+        "temperature": 0.5,
+        "top_k": 7,
+        "min_p": 0.1,
+        "presence_penalty": 1.0,
+        "frequency_penalty": -1.0,
+    }
     body = {**ASKED, **values, "max_completion_tokens": 9}
     assert api.call("POST", "/v1/chat/completions", json=body).status_code == 200
     initial, correction = seen
@@ -184,7 +193,9 @@ def test_n_answers_are_n_choices(tmp_path) -> None:
     api = Api(tmp_path)
     body = api.call("POST", "/v1/chat/completions", json={**ASKED, "n": 3}).json()
     assert [(one["index"], one["message"]["content"]) for one in body["choices"]] == [
-        (0, "second"), (1, "second"), (2, "second")
+        (0, "second"),
+        (1, "second"),
+        (2, "second"),
     ]
     assert body["choices"][0]["message"]["reasoning_content"] is None
 
