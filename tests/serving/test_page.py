@@ -156,14 +156,15 @@ def test_it_says_what_is_swapped_and_what_was_refused(tab, tmp_path):
     api = Api(tmp_path)
     with listening(api, free_port()) as url:
         tab.open(url)
-        api.versions.loading = "v0001"
+        api.versions._moves["v0001"] = object()
         tab.wait(
             "document.querySelector('#state').innerText === 'v0000 answers while v0001 is prepared and "
             "verified'"
         )
         active, api.versions.active = api.versions.active, None
         tab.wait("document.querySelector('#state').innerText.startsWith('v0001 is being loaded')")
-        api.versions.active, api.versions.loading = active, None
+        api.versions.active = active
+        api.versions._moves.clear()
         tab.wait("document.querySelector('#state').innerText.startsWith('v0000 answers, the run')")
 
 
