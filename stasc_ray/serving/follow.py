@@ -234,7 +234,17 @@ class Versions:
         """Whether an engine with this version should answer; the one that answered last may, until the
         wanted one is ready.
         """
-        return version == self._wanted() or (self.active is None and version == self._last)
+        was_last = self.active is None and version == self._last
+        return version == self._wanted() or was_last or self._on_the_way(version)
+
+    def _on_the_way(self, version: str) -> bool:
+        """Whether a version was LATEST until a newer one was published: where versions come faster than
+        engines start, none would ever answer if each ended the one before.
+        """
+        wanted, seen = self._wanted(), self.published.snapshot
+        newer_than = self.active.version if self.active else ""
+        follows = self.link.pinned is None and wanted is not None and wanted == seen.latest
+        return follows and version in seen.manifests and newer_than < version < (wanted or "")
 
     def _move(self) -> None:
         """Begin what the decision asks for; end what it no longer does."""
@@ -246,9 +256,10 @@ class Versions:
         if beside and goals and active is None and self._last not in self.refused:
             # its engine died while another version is prepared: it need not wait for that
             goals |= {self._last} & self.published.snapshot.manifests.keys()
-        if obsolete := [task for version, task in self._moves.items() if version not in goals]:
-            for task in obsolete:
-                task.cancel()
+        if others := self._moves.keys() - goals:
+            for version in others:
+                if not self._on_the_way(version):
+                    self._moves[version].cancel()
             return  # their ends call again: one of them may give an engine back
         if self.active and not self.link.may_move:  # another replica moves
             return
@@ -283,7 +294,7 @@ class Versions:
         in_place = self.settings.serve.swap == "in_place" and not self._loader.running(manifest, self.loaded)
         if in_place and self.active and self.active.engine.alone:
             exchanged = await self._exchange(self.active, manifest)
-            if exchanged or self.active or manifest["version"] != self._wanted():
+            if exchanged or self.active or not self._may_answer(manifest["version"]):
                 return exchanged
         fresh = await self._loader.prepare(manifest, self.loaded)
         try:
@@ -302,7 +313,7 @@ class Versions:
         """
         _, expected = await self._loader.check(manifest, self.loaded)
         await self._look_again()
-        if manifest["version"] != self._wanted():
+        if not self._may_answer(manifest["version"]):
             return None
         self.active = None  # new requests wait now
         try:
@@ -311,14 +322,14 @@ class Versions:
         except asyncio.CancelledError:
             self._answer_with(old)
             raise
-        if manifest["version"] != self._wanted():
+        if not self._may_answer(manifest["version"]):
             self._answer_with(old)
             return None
         self._exchanging = True  # to the end: half exchanged weights answer nothing
         try:
             fresh = await self._loader.exchange(old, manifest, expected)
             await self._look_again()
-            if manifest["version"] == self._wanted():
+            if self._may_answer(manifest["version"]):
                 return self._activate(fresh)
         except Exception as error:
             self._event("exchange_failed", version=manifest["version"], reason=str(error))
