@@ -101,7 +101,7 @@ def serve(
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
                     time.sleep(3600)
-            typer.echo(f"stopping: requests in flight have serve.grace_s = {settings.serve.grace_s:g} s")
+            typer.echo(f"stopping: requests in flight have {settings.serve.grace:g} s (serve.grace_s)")
 
 
 def check_open(host: str, api_keys_file: Path | None, insecure: bool) -> None:

@@ -304,7 +304,7 @@ class Engine(Section):
     device: Annotated[Literal["auto", "cpu", "cuda"], OPERATIONAL] = "auto"
     """Where engines and training run; `auto` takes CUDA when Ray sees a GPU."""
     reserve_gpus: Annotated[bool, OPERATIONAL] = False
-    """With `device = "cpu"`, `stasc run` reserves GPUs as on CUDA: to try GPU scheduling where they are only
+    """With `device = "cpu"`, GPUs are reserved as on CUDA: to try GPU scheduling where they are only
     declared."""
     tensor_parallel_size: Annotated[PositiveInt, OPERATIONAL] = 1
     """GPUs per engine."""
@@ -574,10 +574,25 @@ class Serve(Section):
     request_timeout_s: PositiveFloat = 60.0
     """Seconds from arrival to the last token, queueing included; then 504, and the engine stops working on
     it."""
-    grace_s: PositiveFloat = 30.0
-    """Seconds that requests in flight get to finish when a replica stops."""
+    grace_s: PositiveFloat | None = None
+    """Seconds that requests in flight get to finish when a replica stops; None: `request_timeout_s`, and less
+    than that is refused."""
     log_texts: bool = False
     """Whether questions and answers go into the log."""
+
+    @property
+    def grace(self) -> float:
+        """`grace_s`, or what it stands for."""
+        return self.request_timeout_s if self.grace_s is None else self.grace_s
+
+    @model_validator(mode="after")
+    def _check_grace(self) -> Self:
+        if self.grace < self.request_timeout_s:
+            raise ValueError(
+                f"grace_s: expected at least request_timeout_s = {self.request_timeout_s:g}, found "
+                f"{self.grace_s:g}: a replica that stops would cut requests off; raise it, or leave it out"
+            )
+        return self
 
 
 class Tracking(Section):

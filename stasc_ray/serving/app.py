@@ -112,11 +112,36 @@ def engine_spec(endpoint: Endpoint) -> EngineSpec:
         settings.engine,
         endpoint.on_cuda,
         model=settings.model,
-        gpus=settings.serve.gpus_per_engine or settings.engine.tensor_parallel_size,
+        gpus=engine_gpus(settings, on_cuda=endpoint.on_cuda),
         lora_rank=settings.finetune.lora.rank if settings.finetune.method == "lora" else None,
         threads=capacity.replica_threads(settings.serve, ray_session.cores()),
         seed=settings.seed,
     )
+
+
+def engine_gpus(settings: config.Config, *, on_cuda: bool) -> float:
+    """GPUs that Ray reserves for an engine.
+
+    Raises:
+        ValueError: a share that vLLM could not use.
+    """
+    given, parallel = settings.serve.gpus_per_engine, settings.engine.tensor_parallel_size
+    if given and given != parallel and (given > 1 or parallel > 1):
+        raise ValueError(
+            f"serve.gpus_per_engine: expected engine.tensor_parallel_size = {parallel}"
+            f"{', or a share of one GPU' if parallel == 1 else ''}, found {given:g}"
+        )
+    return (given or parallel) if on_cuda or settings.engine.reserve_gpus else 0.0
+
+
+def bundles(settings: config.Config, *, on_cuda: bool) -> list[dict[str, float]]:
+    """A replica's placement group: its own process, then an engine each, all on one node. The engine of a next
+    version has its place from the start, so that no other replica takes it.
+    """
+    engines = 1 if settings.serve.swap == "in_place" else 2
+    gpus = engine_gpus(settings, on_cuda=on_cuda)
+    # a bundle has to hold something
+    return [{"CPU": max(settings.serve.cpus_per_replica, 0.001)}, *([{"GPU": gpus}] * engines if gpus else [])]
 
 
 def endpoint(
@@ -155,10 +180,12 @@ def endpoint(
         name=DEPLOYMENT,
         max_ongoing_requests=ongoing,
         max_queued_requests=ongoing,
-        graceful_shutdown_timeout_s=options.grace_s,
+        graceful_shutdown_timeout_s=options.grace,
         graceful_shutdown_wait_loop_s=0.5,
         max_surge_percent=100,
         max_constructor_retry_count=3,
+        placement_group_bundles=bundles(settings, on_cuda=on_cuda),
+        placement_group_strategy="STRICT_PACK",
         ray_actor_options={"num_cpus": options.cpus_per_replica, "runtime_env": {"env_vars": ONE_LOOP}},
         deployment_actors=[
             DeploymentActorConfig(

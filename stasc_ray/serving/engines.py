@@ -35,15 +35,14 @@ class EngineHandle:
         adapter: Adapter | None = None,
     ) -> None:
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        from ray.util import get_current_placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        # On CPU the engine shares the node, and the CPUs, that Ray gave to the replica.
-        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 10_000, "max_restarts": 0}
-        if spec.on_cuda:
-            options["num_gpus"] = spec.gpus
-        else:
-            node = ray.get_runtime_context().get_node_id()
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+        # The replica's CPUs are the engine's too.
+        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": spec.gpus}
+        options |= {"max_concurrency": 10_000, "max_restarts": 0}
+        if group := get_current_placement_group():  # the replica's own, on its node
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
         self.model = model
         self.chat = chat
         self.adapter = adapter

@@ -79,13 +79,34 @@ def test_every_ray_option_exists() -> None:
 
     options = {option for parameter in start.params for option in parameter.opts}
     for path in KUBERAY:
-        spec = yaml.safe_load(path.read_text())["spec"]
+        spec = next(yaml.safe_load_all(path.read_text()))["spec"]
         cluster = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
             assert {f"--{name}" for name in group["rayStartParams"]} <= options
     for path in [*RAY_UP, COMPOSE]:
         for command in re.findall(r"ray start (.*?)(?:\n\S|\n\n|$)", path.read_text(), re.DOTALL):
             assert set(re.findall(r"(--[a-z-]+)", command)) <= options, path.name
+
+
+def test_the_service_has_a_replica_for_each_gpu_pod_and_time_to_end() -> None:
+    service, *others = yaml.safe_load_all((CLUSTER / "kuberay" / "rayservice.yaml").read_text())
+    serve = yaml.safe_load(service["spec"]["serveConfigV2"])
+    (application,) = serve["applications"]
+    options = load_config(None, application["args"]["overrides"], section_of).serve
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert (options.replicas, options.max_replicas) == (group["minReplicas"], group["maxReplicas"])
+    assert options.swap == "in_place", "a second engine would need a second GPU in the pod"
+    pod = group["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > options.grace >= options.request_timeout_s
+    assert options.request_timeout_s < serve["http_options"]["request_timeout_s"]
+    selector = {"ray.io/group": group["groupName"]}
+    (spread,) = pod["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"] == selector
+    kinds = {one["kind"]: one["spec"] for one in others}
+    assert set(kinds) == {"PodDisruptionBudget", "NetworkPolicy", "ServiceMonitor"}
+    assert kinds["PodDisruptionBudget"]["selector"]["matchLabels"] == selector
+    ports = {port["port"] for rule in kinds["NetworkPolicy"]["ingress"] for port in rule.get("ports", ())}
+    assert serve["http_options"]["port"] in ports
 
 
 def test_every_environment_variable_is_read_by_someone() -> None:

@@ -86,12 +86,12 @@ def serving(folder: Path, *overrides: str):
 
 
 @contextlib.contextmanager
-def local_ray():
-    """A Ray of four CPUs in this process."""
+def local_ray(gpus: int = 0):
+    """A Ray of four CPUs, and GPUs that are only declared, in this process."""
     import ray
 
     session = tempfile.mkdtemp(prefix="stasc-")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=session)
+    ray.init(address="local", num_cpus=4, num_gpus=gpus, include_dashboard=False, log_to_driver=False, _temp_dir=session)
     try:
         yield
     finally:
