@@ -145,7 +145,7 @@ def check_run(folder: Path) -> None:
     half-written.
     """
     run = store.RunFolder(folder)
-    stages = Counter((line["stage"], line["iteration"]) for line in run.metrics())
+    stages = Counter((line["stage"], line["iteration"]) for line in run.metrics_lines())
     assert stages and set(stages.values()) == {1}
     asked = {
         split: set(pq.read_table(folder / "questions" / f"{split}.parquet")["id"].to_pylist())

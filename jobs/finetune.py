@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from stasc_ray import config, stages
-from stasc_ray.cli.errors import errors_for_people
+from stasc_ray.cli.errors import END_S, GOES_ON, errors_for_people
 from stasc_ray.cli.main import Address, ConfigFile, Debug, Overrides
 from stasc_ray.learning.examples import read_examples
 from stasc_ray.learning.finetune import finetune
@@ -39,7 +39,7 @@ def main(
     debug: Debug = False,
 ) -> None:
     """Fine-tune the config's model on examples; prints what `finetune.finetune` returns as JSON."""
-    with errors_for_people(debug):
+    with errors_for_people(debug, END_S, GOES_ON):
         settings = config.load_config(config_file, overrides or [], section_of)
         output = ray_session.run_folder(settings, output)
         state = output.with_name(f"{output.name}.training")

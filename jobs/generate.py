@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from stasc_ray import config, stages
-from stasc_ray.cli.errors import errors_for_people
+from stasc_ray.cli.errors import END_S, GOES_ON, errors_for_people
 from stasc_ray.cli.main import Address, ConfigFile, Debug, Overrides
 from stasc_ray.opening import open_run_on
 from stasc_ray.recipes import section_of
@@ -29,7 +29,7 @@ def main(
     debug: Debug = False,
 ) -> None:
     """Generate initial answers and corrections of the config's questions."""
-    with errors_for_people(debug):
+    with errors_for_people(debug, END_S, GOES_ON):
         settings = config.load_config(config_file, overrides or [], section_of)
         folder = ray_session.run_folder(settings, output)
         with open_run_on(settings, folder, address, training=False) as run:

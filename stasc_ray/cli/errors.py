@@ -29,8 +29,8 @@ signal ended its own processes too, and then ends the run without a word."""
 
 
 @contextlib.contextmanager
-def errors_for_people(debug: bool, end_s: float | None = None, stopped: str = GOES_ON) -> Iterator[None]:
-    """Turn an error into one message and an exit status; a stopped command says how to go on.
+def errors_for_people(debug: bool, end_s: float | None = None, stopped: str = "") -> Iterator[None]:
+    """Turn an error into one message and an exit status; a stopped command says by which signal.
 
     Args:
         end_s: after a signal the process ends itself if it has not ended by then.
@@ -107,7 +107,8 @@ class _Stop:
         if not self._said:
             self._said = True
             name = signal.Signals(self.number or signal.SIGINT).name
-            os.write(self._terminal, f"stopped by {name}; {self._stopped}\n".encode())
+            follows = f"; {self._stopped}" if self._stopped else ""
+            os.write(self._terminal, f"stopped by {name}{follows}\n".encode())
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -126,6 +127,8 @@ class _Stop:
             os.close(self._terminal)
 
     def _interrupt(self, number: int, _: object) -> None:
+        if self.number is not None and self._end_s is not None:
+            return  # it ends already, in bounded time: a second signal would break off what ends it in order
         if self.number is None:
             self.number = number
             if self._end_s is not None:

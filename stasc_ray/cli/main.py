@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from stasc_ray.cli import datasets, forking, look, plan, serve, submit
-from stasc_ray.cli.errors import END_S, errors_for_people
+from stasc_ray.cli.errors import END_S, GOES_ON, errors_for_people
 
 app = typer.Typer(
     name="stasc",
@@ -55,7 +55,7 @@ def run(
     """Run STaSC, or continue a run: the same command picks up where the last one stopped. A run folder goes
     on with its own config.
     """
-    with errors_for_people(debug, END_S):
+    with errors_for_people(debug, END_S, GOES_ON):
         from stasc_ray import algorithm, config
         from stasc_ray.opening import open_run_on
         from stasc_ray.recipes import section_of
@@ -110,7 +110,7 @@ def evaluate(
     """Measure a model's answers and corrections on any questions: a run of no iterations; prints the
     metrics.
     """
-    with errors_for_people(debug, END_S):
+    with errors_for_people(debug, END_S, GOES_ON):
         from stasc_ray import algorithm, config
         from stasc_ray.opening import open_run_on
         from stasc_ray.recipes import section_of

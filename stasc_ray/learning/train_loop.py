@@ -248,6 +248,8 @@ class Training:
     def _save(self) -> None:
         if self.job.lease:
             self.job.lease.check()
+        if self.log:
+            self.log.add([], last=True)  # what a resumed fine-tune does not take again
         checkpoints.report(self.model, self.optimizer, self.losses, len(self.plan), self.rank)
         self.saved = self.read_at = time.monotonic()
 

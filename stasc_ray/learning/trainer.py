@@ -43,6 +43,9 @@ class Given:
         return self._examples
 
 
+END_S = 3.0
+
+
 class Training:
     """The workers of one fine-tune, which are started by making it."""
 
@@ -78,12 +81,16 @@ class Training:
             raise ValueError(found["refused"])
         return found
 
-    def cancel(self) -> None:
-        """End the workers, unless they have ended; no examples will come."""
+    def cancel(self, wait_s: float | None = None) -> None:
+        """End the workers, unless they have ended; no examples will come.
+
+        Args:
+            wait_s: for their end; None: as long as it takes.
+        """
         if not self._result.done():
             self._given.give.remote({"cancelled": True})
-            with suppress(RuntimeError):  # it is not wanted any more, however it ends
-                self._result.result()
+            with suppress(Exception):  # it is not wanted any more, however it ends
+                self._result.result(wait_s)
 
     def _run(self) -> None:
         try:
@@ -112,9 +119,11 @@ class Trainer:
         return Training(job)
 
     def close(self) -> None:
-        """End workers that still wait."""
+        """End workers that still wait; those that are reading their model end with Ray, since a run that was
+        stopped has little time.
+        """
         if self._waiting:
-            self._waiting.cancel()
+            self._waiting.cancel(END_S)
         self._waiting = None
 
 

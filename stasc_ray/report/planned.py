@@ -28,8 +28,8 @@ def keep_plan(made: Mapping[str, Any], folder: Path) -> None:
 
 
 def take_plan(folder: Path, settings: config.Config) -> None:
-    """Copy the plan into a run's folder if it was made with the run's config, unless one is there."""
-    if beside(folder).is_file() and not (folder / FILE).exists():
+    """Copy the plan into a run's folder if it was made with the config that the run has now."""
+    if beside(folder).is_file():
         made = read_json(beside(folder), "fingerprint", "stages")
         if made["fingerprint"] == config.fingerprint(settings):
             write_atomically(folder / FILE, json.dumps(made, indent=2) + "\n")

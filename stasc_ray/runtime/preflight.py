@@ -79,7 +79,12 @@ def check(
     lacking += [host] if host else []
     if lacking and not ray_session.may_grow():
         raise ValueError(lacking[0])
-    sizes = [size for sight in seen.values() for size in sight.cards_gb or ()]
+    # NVML shows every card, also those that Ray was not given
+    sizes = [
+        size
+        for sight in seen.values()
+        for size in sorted(sight.cards_gb or (), reverse=True)[: math.ceil(sight.gpus)]
+    ]
     if cuda and sizes and is_folder:
         problem = capacity.too_small(settings, weights, min(sizes), generation=generation, training=training)
         if problem:

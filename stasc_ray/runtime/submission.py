@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 EXIT_ERROR, EXIT_STOPPED = 1, 130
+JOB_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
+"""Ray would kill a job 3 s after it has told it to stop, which is too short to end a run in order."""
 PATIENCE_S = 60.0
 """How long a cluster that does not answer is asked again before a follower gives up; the job is not
 touched."""
@@ -114,14 +116,14 @@ def submit(
     if attach:
         return Submitted(id, attached=True, uploaded_bytes=0)
     # a run folder lies on storage that the cluster sees, and is not uploaded
-    source = str(config_file.resolve()) if config_file.is_dir() else "config.toml"
+    source = str(config_file.absolute()) if config_file.is_dir() else "config.toml"
     with tempfile.TemporaryDirectory(prefix="stasc-submit-") as folder:
         size = pack(settings, config_file, Path(folder), Path.cwd(), max_upload_bytes)
         try:
             client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "stasc_ray.cli", command, source, *overrides]),
                 submission_id=id,
-                runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}},
+                runtime_env={"working_dir": folder, "env_vars": JOB_ENVIRONMENT},
                 metadata={"run": settings.name, "storage": settings.storage, "needs": needs(settings)},
             )
         except RuntimeError:

@@ -135,13 +135,13 @@ def engine_gpus(settings: config.Config, *, on_cuda: bool) -> float:
 
 
 def bundles(settings: config.Config, *, on_cuda: bool) -> list[dict[str, float]]:
-    """A replica's placement group: its own process, then an engine each, all on one node. The engine of a next
-    version has its place from the start, so that no other replica takes it.
+    """A replica's placement group: its own process, then an engine each, all on one node. The engine of a
+    next version has its place from the start, so that no other replica takes it.
     """
     engines = 1 if settings.serve.swap == "in_place" else 2
     gpus = engine_gpus(settings, on_cuda=on_cuda)
-    # a bundle has to hold something
-    return [{"CPU": max(settings.serve.cpus_per_replica, 0.001)}, *([{"GPU": gpus}] * engines if gpus else [])]
+    own = {"CPU": max(settings.serve.cpus_per_replica, 0.001)}  # a bundle has to hold something
+    return [own, *([{"GPU": gpus}] * engines if gpus else [])]
 
 
 def endpoint(

@@ -81,6 +81,11 @@ def hold_lease(folder: Path) -> Iterator[Lease]:
         write_atomically(lease.file, json.dumps({"released": time.time()}))
 
 
+def newest_lease(folder: Path) -> Lease:
+    """The lease of whoever may write now, to see whether it is lost."""
+    return Lease(folder, _newest_attempt(folder))
+
+
 def _renew(file: Path, stop: threading.Event) -> None:
     while not stop.wait(LEASE_RENEWAL_S):
         with contextlib.suppress(OSError):  # a slow or full storage is the writers' to report

@@ -226,12 +226,18 @@ def open_run(path: Path, settings: config.Config, *, fresh: bool = False) -> Ite
     path.mkdir(parents=True, exist_ok=True)
     with hold_lease(path / "lease") as lease:
         run.lease = lease
+        if fresh and (path / FORK_FILE).exists():
+            raise ValueError(
+                f"--fresh: expected a run that began by itself, found the fork {path}: fork again, under "
+                "another name (stasc fork --help)"
+            )
         if fresh or not (path / "config.json").exists():
             # The config goes first and comes last: a folder without it holds nothing of a run, whoever was
-            # killed here.
+            # killed here. It is kept meanwhile: a run that goes on with its folder's has no other.
+            _keep_config(path, settings)
             (path / "config.json").unlink(missing_ok=True)
             for entry in path.iterdir():
-                if entry.name != "lease":
+                if entry.name not in ("lease", "configs"):
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         run.logs.mkdir(exist_ok=True)
         write_config(path, settings)
@@ -254,6 +260,7 @@ def read_config(path: Path, sections: config.Sections) -> config.Config:
     if not file.is_file():
         raise FileNotFoundError(
             f"run folder: expected config.json in {path}, found none; `stasc run` makes one"
+            + (f" (configs it had are in {path / 'configs'})" if (path / "configs").is_dir() else "")
         )
     return config.validate(read_values(path), sections, origin=str(file))
 
@@ -278,10 +285,14 @@ def read_values(path: Path) -> dict[str, Any]:
 
 def write_config(path: Path, settings: config.Config) -> None:
     """Write a run folder's config.json, and keep it for the lines that will name it."""
+    _keep_config(path, settings)
+    write_atomically(path / "config.json", _stored(settings))
+
+
+def _keep_config(path: Path, settings: config.Config) -> None:
     kept = path / "configs" / f"{config.fingerprint(settings)}.json"
     if not kept.exists():
         write_atomically(kept, _stored(settings))
-    write_atomically(path / "config.json", _stored(settings))
 
 
 def _stored(settings: config.Config) -> str:

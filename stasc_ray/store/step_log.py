@@ -34,12 +34,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def read_of_run(run: Path) -> dict[int, list[dict[str, Any]]]:
     """The lines of each iteration of a run folder that has been fine-tuned, or is being."""
-    iterations = sorted(path for path in run.glob("iteration_*") if path.is_dir())
     found = {
         int(path.name.rpartition("_")[2]): read(path / "model" / NAME) or read(path / "training" / NAME)
-        for path in iterations
+        for path in run.glob("iteration_*")
     }
-    return {iteration: lines for iteration, lines in found.items() if lines}
+    return {iteration: found[iteration] for iteration in sorted(found) if found[iteration]}
 
 
 class StepLog:

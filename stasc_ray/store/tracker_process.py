@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import uuid
@@ -24,6 +25,7 @@ from typing import Any, Literal
 from stasc_ray import config
 from stasc_ray.store import step_log
 from stasc_ray.store.files import read_json, write_atomically
+from stasc_ray.store.lease import newest_lease
 from stasc_ray.store.run_folder import RunFolder, read_values
 
 LOOK_S = 5.0
@@ -171,6 +173,7 @@ class Delivery:
     def __init__(self, name: str, folder: Path, say: Callable[[str], None]) -> None:
         self.name, self.run, self.say = name, RunFolder(folder), say
         self.cursor = Cursor.read(folder / "tracking" / f"{name}.json")
+        self._lease = newest_lease(folder / "lease")
         self._session: Session | None = None
         self._taken = dict(self.cursor.sent)
         self._down = False
@@ -180,6 +183,7 @@ class Delivery:
 
         A tracker that fails is named once, not at each try.
         """
+        self._check()
         try:
             self._send(outcome)
         except Exception as error:  # each library raises classes of its own, and none may end a run
@@ -209,7 +213,13 @@ class Delivery:
             session.close(outcome)
             self._confirm()
 
+    def _check(self) -> None:
+        """End where another attempt has taken the run over: its own process goes on from the cursor."""
+        if self._lease.lost:
+            raise SystemExit(1)
+
     def _confirm(self) -> None:
+        self._check()
         if self.cursor.sent != self._taken:
             self.cursor.sent = dict(self._taken)
             self.cursor.write()
@@ -228,7 +238,7 @@ def points_of(run: RunFolder) -> list[tuple[str, list[Point]]]:
         Point(
             {f"training/{name}": value for name, value in _numbers(line) if name not in ("step", "time")},
             number,
-            line["time"],
+            line.get("time", 0.0),  # earlier code wrote none
         )
         for number, line in enumerate(steps, start=1)
     ]
@@ -278,6 +288,11 @@ def _first_line(error: Exception) -> str:
 def main() -> None:
     """Entry point: NAME of the tracker, RUN folder, seconds for what is left when the run ends."""
     name, folder, end_s = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # who stops a job signals all its processes: the run says when
+        signal.signal(number, signal.SIG_IGN)
     # What the tracker's library prints goes to the log: stdout is for our own notes.
     notes = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -10,8 +10,9 @@ import importlib.util
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -52,37 +53,43 @@ def trackers(
         ImportError: as `check`.
     """
     check(section)
-    with ExitStack() as stack:
-        tell = [stack.enter_context(_tracker(name, folder, note, end_s)) for name in _wanted(section)]
+    processes = {name: _start(name, folder, note, end_s) for name in _wanted(section)}
 
-        def track() -> None:
-            for one in tell:
-                one()
+    def tell(word: str) -> None:
+        for process, _ in processes.values():
+            _tell(process, word)
 
-        yield track
+    outcome = "failed"
+    try:
+        yield lambda: tell("line")
+        outcome = "finished"
+    finally:
+        tell(outcome)
+        for process, _ in processes.values():
+            assert process.stdin
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        deadline = (
+            time.monotonic() + end_s + 5
+        )  # they end themselves after `end_s`; the rest is for a busy machine
+        for name, (process, reader) in processes.items():
+            _wait(process, reader, deadline)
+            if process.returncode:
+                note(f"tracking.{name}: not everything was sent; the same command sends the rest later")
 
 
-@contextmanager
-def _tracker(name: str, folder: Path, note: Callable[[str], None], end_s: float) -> Iterator[Track]:
+def _start(
+    name: str, folder: Path, note: Callable[[str], None], end_s: float
+) -> tuple[subprocess.Popen[str], threading.Thread]:
     command = [sys.executable, "-m", "stasc_ray.store.tracker_process", name, str(folder), str(end_s)]
     # A session of its own: Ctrl-C is for the run, which then tells the tracker how it ended.
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    assert process.stdin and process.stdout
+    assert process.stdout
     reader = threading.Thread(target=_show, args=(process.stdout, note), name=f"tracking-{name}", daemon=True)
     reader.start()
-    outcome = "failed"
-    try:
-        yield lambda: _tell(process, "line")
-        outcome = "finished"
-    finally:
-        _tell(process, outcome)
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        _wait(process, reader, end_s)
-        if process.returncode:
-            note(f"tracking.{name}: not everything was sent; the same command sends the rest later")
+    return process, reader
 
 
 def _tell(process: subprocess.Popen[str], word: str) -> None:
@@ -94,9 +101,9 @@ def _tell(process: subprocess.Popen[str], word: str) -> None:
         process.stdin.flush()
 
 
-def _wait(process: subprocess.Popen[str], reader: threading.Thread, end_s: float) -> None:
+def _wait(process: subprocess.Popen[str], reader: threading.Thread, deadline: float) -> None:
     try:
-        process.wait(end_s + 5)  # it ends itself after `end_s`; the rest is for a machine that is busy
+        process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

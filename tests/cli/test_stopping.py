@@ -10,11 +10,11 @@ import pytest
 
 PROGRAM = """
 import os, signal, sys, time
-from stasc_ray.cli.errors import errors_for_people
+from stasc_ray.cli.errors import GOES_ON, errors_for_people
 import typer
 
 def command():
-    with errors_for_people(False, end_s=0.3):
+    with errors_for_people(False, end_s=0.3, stopped=GOES_ON):
         {body}
 
 typer.run(command)
@@ -66,6 +66,21 @@ def test_a_stopped_command_says_by_what_and_ends(body: str, number: signal.Signa
     assert err == (
         f"stopped by {number.name}; what was committed is kept, and the same command goes on from there\n"
     )
+
+
+def test_a_second_signal_does_not_break_off_what_ends_the_first() -> None:
+    body = """
+        try:
+            print('up', flush=True)
+            time.sleep(60)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            print('ended in order', flush=True)
+"""
+    command = [sys.executable, "-c", PROGRAM.replace("0.3", "30").format(body=body)]
+    status, out, err = stop(command, signal.SIGTERM, at="up")
+    assert (status, out) == (143, "ended in order\n") and err.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -91,7 +91,14 @@ def local_ray(gpus: int = 0):
     import ray
 
     session = tempfile.mkdtemp(prefix="stasc-")
-    ray.init(address="local", num_cpus=4, num_gpus=gpus, include_dashboard=False, log_to_driver=False, _temp_dir=session)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        num_gpus=gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir=session,
+    )
     try:
         yield
     finally:

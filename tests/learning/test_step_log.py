@@ -39,6 +39,15 @@ def test_a_resumed_fine_tune_repeats_no_step(tmp_path: Path) -> None:
     assert step_log.read(path) == [] and step_log.read(tmp_path / "none") == []
 
 
+def test_iterations_are_read_in_their_order(tmp_path: Path) -> None:
+    for number in (2, 10, 100):
+        folder = tmp_path / f"iteration_{number:02d}" / ("model" if number < 100 else "training")
+        folder.mkdir(parents=True)
+        step_log.StepLog(folder / step_log.NAME, None, 0).add(lines(number), last=True)
+    (tmp_path / "iteration_03").mkdir()
+    assert step_log.read_of_run(tmp_path) == {number: lines(number) for number in (2, 10, 100)}
+
+
 def test_arithmetic_counts_a_models_weights_as_they_are_used() -> None:
     model = tiny("LlamaConfig")
     weights = flops.of_model(model, frozen=False)

@@ -169,6 +169,39 @@ def test_a_tracker_that_never_answers_does_not_hold_a_run(run, mlflow_at) -> Non
         assert len(notes) == 1 and "not everything was sent" in notes[0] and cursor(run) == 0
 
 
+def test_a_process_that_outlives_its_run_leaves_the_next_attempts_cursor_alone(tmp_path) -> None:
+    settings, sent = config.load_config(None, ["name=mine"], section_of), []
+    with store.open_run(tmp_path / "run", settings) as first:
+        first.log(LINES[0])
+        delivery = tracker_process.Delivery("mlflow", first.path, print)
+
+    def late(*_: Any) -> tracker_process.Session:
+        return tracker_process.Session(lambda axis, points: sent.append(axis), lambda _: None)
+
+    with (
+        store.open_run(tmp_path / "run", settings, fresh=True) as second,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setitem(tracker_process.TRACKERS, "mlflow", late)
+        with pytest.raises(SystemExit):
+            delivery.attempt("killed")
+        assert not (second.path / "tracking").exists() and sent == []
+
+
+def test_several_trackers_that_never_answer_end_together(run, mlflow_at, monkeypatch) -> None:
+    run.log(LINES[0])
+    both = {"tensorboard": "mlflow", "mlflow": "mlflow"}
+    start = tracking._start
+    monkeypatch.setattr(tracking, "check", lambda _: None)
+    monkeypatch.setattr(tracking, "_start", lambda name, *rest: start(both[name], *rest))
+    with hanging() as port:
+        mlflow_at(port)
+        began, section = time.monotonic(), config.Tracking(mlflow=True, tensorboard=True)
+        with tracking.trackers(section, run.path, print, end_s=6):
+            pass
+        assert time.monotonic() - began < 11
+
+
 def test_a_process_whose_run_was_killed_ends_itself(run, mlflow_at) -> None:
     run.log(LINES[0])
     with hanging() as port:
