@@ -549,8 +549,8 @@ class Serve(Section):
     """`beside`: a new version gets an engine of its own, the old one answers until it is up. `in_place`: one
     engine; requests wait while its weights are exchanged, or, where the canary finds that this went wrong,
     while a new engine starts."""
-    poll_s: PositiveFloat = 2.0
-    """Seconds between two looks at LATEST, and between two signs of life of the engine."""
+    poll_s: Annotated[PositiveFloat, Field(le=20)] = 2.0
+    """Seconds between two looks at LATEST."""
     canary_tolerance: PositiveFloat | None = None
     """Mean absolute difference of log-probabilities up to which a version is served; None: 0.01, or 0.1 for
     16-bit engines."""
@@ -563,10 +563,10 @@ class Serve(Section):
     body_timeout_s: PositiveFloat = 10.0
     """Seconds from a request's headers to the end of its body; then 408."""
     max_prompt_tokens: PositiveInt | None = None
-    """Tokens of one turn's prompt; more gets 413. None: what `engine.max_model_len_tokens` leaves room
+    """Tokens of one turn's prompt; more gets 400. None: what `engine.max_model_len_tokens` leaves room
     for."""
     max_output_tokens: PositiveInt = 1024
-    """Largest `max_tokens` that a request may ask for; more gets 422."""
+    """Largest `max_tokens` that a request may ask for; more gets 400."""
     max_rounds: PositiveInt = 8
     """Largest `rounds` that a request may ask for."""
     max_samples: PositiveInt = 16

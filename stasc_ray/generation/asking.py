@@ -71,7 +71,7 @@ class Asker:
         if not n:
             return []
         token_ids = await self.rendered(messages)
-        sampling = self.sampling.initial if turn == ANSWER else self.sampling.correction
+        sampling = self.sampling_of(turn)
         texts = [Text(turn, "", number, parent, self.writer) for number in range(n)]
         texts[0].prompt_tokens = len(token_ids)  # the samples share it
         # Greedy texts are all the same: one is generated and stands for all.
@@ -88,6 +88,10 @@ class Asker:
             text.logprob, text.seconds = sample.logprob, time.monotonic() - started
         self.texts += texts
         return texts
+
+    def sampling_of(self, turn: str) -> config.Sampling:
+        """What a turn is sampled with."""
+        return self.sampling.initial if turn == ANSWER else self.sampling.correction
 
     async def rendered(self, messages: Sequence[Message]) -> list[int]:
         """`render`, where and when it suits."""

@@ -37,13 +37,14 @@ def read(file: Path) -> Canary:
     """The canary in a file.
 
     Raises:
-        ValueError: it is missing or not readable.
+        ValueError: it is missing or holds something else.
+        OSError: storage is in trouble.
     """
     try:
         canary = json.loads(file.read_text(encoding="utf-8"))
         if not canary["prompts"]:
             raise ValueError("it holds no prompts")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"canary: expected {file}, found {error}") from error
     return canary
 

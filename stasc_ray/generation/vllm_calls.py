@@ -203,5 +203,7 @@ def load_adapter(llm: "LLMEngine", adapter: Adapter) -> None:
     """Read an adapter; ValueError where vLLM cannot, and the engine goes on without it."""
     try:
         llm.add_lora(lora_request(adapter))
+    except OSError:  # storage in trouble says nothing about the adapter
+        raise
     except Exception as error:  # of any type: vLLM promises none, and a broken adapter is its own failure
         raise ValueError(f"the adapter in {adapter.folder} could not be loaded: {error}") from error

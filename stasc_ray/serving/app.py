@@ -6,7 +6,7 @@ config file (cluster/kuberay/rayservice.yaml).
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,7 @@ class Corrector:
         settings = endpoint.settings
         self._endpoint = endpoint
         self._handle: Any = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._replica = serve.get_replica_context().replica_tag
         run, monitor = store.RunFolder(Path(endpoint.run_folder)), Monitor()
         link = coordinator.of_deployment(self._replica)
@@ -77,11 +78,11 @@ class Corrector:
     @contextlib.asynccontextmanager
     async def _following(self, _: Any) -> AsyncIterator[None]:
         following = [self._versions.follow(), *([self._keys.follow()] if self._keys else [])]
-        tasks = [asyncio.create_task(one) for one in following]
+        self._tasks = [asyncio.create_task(one) for one in following]
         try:
             yield
         finally:
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
             await self._versions.close()
 
@@ -95,10 +96,15 @@ class Corrector:
 
         if self._handle is None:
             self._handle = serve.get_deployment_handle(DEPLOYMENT, serve.get_replica_context().app_name)
-        return await self._handle.broadcast("metrics").results_async(timeout_s=10)
+        try:
+            return await self._handle.broadcast("metrics").results_async(timeout_s=10)
+        except Exception:  # a replica that starts, hangs or died: this one's own are better than none
+            return [await self.metrics()]
 
     def check_health(self) -> None:
         """Serve replaces a replica for which this raises."""
+        if any(task.done() for task in self._tasks):
+            raise RuntimeError("the replica no longer follows its run; see the log")
         if self._versions.hopeless:
             raise RuntimeError(
                 "no engine, and starting one failed several times in a row; see /healthz and the log"
@@ -138,10 +144,28 @@ def bundles(settings: config.Config, *, on_cuda: bool) -> list[dict[str, float]]
     """A replica's placement group: its own process, then an engine each, all on one node. The engine of a
     next version has its place from the start, so that no other replica takes it.
     """
-    engines = 1 if settings.serve.swap == "in_place" else 2
+    # versions that are adapters share one engine
+    engines = 1 if settings.serve.swap == "in_place" or settings.finetune.method == "lora" else 2
     gpus = engine_gpus(settings, on_cuda=on_cuda)
     own = {"CPU": max(settings.serve.cpus_per_replica, 0.001)}  # a bundle has to hold something
     return [own, *([{"GPU": gpus}] * engines if gpus else [])]
+
+
+def check_room(bundles: list[dict[str, float]], nodes: Sequence[Mapping[str, float]]) -> None:
+    """Refuse a replica that no node has room for, unless nodes may come.
+
+    Raises:
+        ValueError: what a replica needs, what the largest node has, what to do.
+    """
+    needs = {name: sum(bundle.get(name, 0) for bundle in bundles) for name in ("CPU", "GPU")}
+    fits = any(all(node.get(name, 0) >= value for name, value in needs.items()) for node in nodes)
+    if not fits and not ray_session.may_grow():
+        most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in needs}
+        raise ValueError(
+            f"a replica needs a node with {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs, found at most "
+            f"{most['CPU']:g} and {most['GPU']:g}; on one GPU say serve.swap=in_place, or "
+            "serve.gpus_per_engine=0.5 engine.gpu_memory_utilization=0.45"
+        )
 
 
 def endpoint(
@@ -236,6 +260,7 @@ def serving(
         controller_options=CONTROLLER_OPTIONS,
     )
     cuda = _on_cuda(settings)
+    check_room(bundles(settings, on_cuda=cuda), ray_session.nodes())
     application = endpoint(
         run_folder,
         settings,

@@ -86,24 +86,25 @@ def read(messages: Sequence[ChatMessage], *, correct_last: bool) -> Conversation
         ApiError: 400, there is no such question; or the last message is the assistant's, and nobody asked
             to correct it.
     """
-    said = [message.as_context() for message in messages]
+    roles = [message.role for message in messages]
     if correct_last:
-        end = len(said) - 1 if said and said[-1].role == "user" else len(said)
-        if end < 2 or (said[end - 2].role, said[end - 1].role) != ("user", "assistant"):
+        end = len(roles) - 1 if roles[-1:] == ["user"] else len(roles)
+        asked = messages[end - 2].as_text() if end >= 2 else ""
+        if roles[max(0, end - 2) : end] != ["user", "assistant"] or not asked.strip():
             raise invalid(
                 "stasc.correct_last",
                 "expected messages that end with a user's question and the assistant's answer, and perhaps "
-                "one more of the user, found " + ", ".join(one.role for one in said[-3:]),
+                f"one more of the user, found {', '.join(roles[-3:])}",
             )
-        return Conversation(said[end - 2].content, said[: end - 2], said[end - 1].content)
-    if not said or said[-1].role != "user" or not said[-1].content.strip():
-        found = said[-1].role if said else "none"
+        context = [message.as_context() for message in messages[: end - 2]]
+        return Conversation(asked, context, messages[end - 1].as_text())
+    if roles[-1:] != ["user"] or not messages[-1].as_text().strip():
         raise invalid(
             "messages",
-            f"expected a user message with text at the end, found {found}; to have the assistant's last "
-            "answer corrected say `stasc.correct_last = true`",
+            f"expected a user message with text at the end, found {roles[-1] if roles else 'none'}; to have "
+            "the assistant's last answer corrected say `stasc.correct_last = true`",
         )
-    return Conversation(said[-1].content, said[:-1])
+    return Conversation(messages[-1].as_text(), [message.as_context() for message in messages[:-1]])
 
 
 def in_context(messages: Sequence[Message], context: Sequence[ContextMessage]) -> list[dict[str, Any]]:

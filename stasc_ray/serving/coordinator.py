@@ -49,9 +49,9 @@ class Coordinator:
             self._turn = None
         return self._pin, False
 
-    def pin(self, version: str | None) -> Pin:
-        """Hold the endpoint to a version; None: let it follow LATEST."""
-        self._pin = (self._pin[0] + 1, version)
+    def pin(self, version: str | None, known: Pin | None) -> Pin:
+        """Hold the endpoint to a version; None: let it follow LATEST. `known` is what the caller heard."""
+        self._pin = (max(self._pin[0], known[0] if known else 0) + 1, version)
         return self._pin
 
 
@@ -88,10 +88,10 @@ class Link:
         """Move the endpoint's pin.
 
         Raises:
-            TimeoutError, Exception: what Ray raises where the coordinator is out of reach; nothing has moved.
+            TimeoutError, Exception: what Ray raises where the coordinator is out of reach.
         """
         async with asyncio.timeout(MEETING_S):
-            self._take(await self._call("pin", version))
+            self._take(await self._call("pin", version, self._heard))
 
     def _take(self, heard: Pin) -> None:
         self._heard_at = time.monotonic()

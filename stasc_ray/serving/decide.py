@@ -24,17 +24,18 @@ class Refusal:
     attempts: int = 1
 
     def stands(self, files: str | None, now: float) -> bool:
-        """Whether there is nothing new to try."""
-        return files == self.files and now < self.retry_at
+        """Whether there is nothing new to try; files that could not be read count as unchanged."""
+        return now < self.retry_at and (None in (files, self.files) or files == self.files)
 
 
 def refusal(error: Exception, files: str | None, before: Refusal | None, now: float) -> Refusal:
     """What follows from an error. One of storage or of an engine may pass: try again, ever more rarely."""
     said = isinstance(error, (EngineDiedError, OSError, ValueError)) and str(error)
     reason = str(error) if said else f"{type(error).__name__}: {error}"
-    if not isinstance(error, (EngineDiedError, OSError)):
+    if not isinstance(error, (EngineDiedError, OSError)) and files is not None:
         return Refusal(files, reason)
-    attempts = before.attempts + 1 if before and before.files == files else 1
+    again = before and (None in (files, before.files) or files == before.files)
+    attempts = before.attempts + 1 if before and again else 1
     return Refusal(files, reason, now + min(MAX_RETRY_S, RETRY_S * 2**attempts), attempts)
 
 

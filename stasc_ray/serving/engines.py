@@ -9,6 +9,7 @@ import copy
 import time
 import uuid
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Any
 
 from stasc_ray import config
@@ -19,6 +20,16 @@ from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.tasks.chat import Chat
 
 PROBE = Request(config.Sampling(temperature=0.0, max_tokens=1), 1, 0)
+
+
+@dataclass
+class Pulse:
+    """What shows that an engine lives, the same for all its handles (monotonic seconds)."""
+
+    moved_at: float = field(default_factory=time.monotonic)
+    """When it last gave a token."""
+    asked_at: float | None = None
+    """Since when a probe waits for one."""
 
 
 class EngineHandle:
@@ -48,8 +59,7 @@ class EngineHandle:
         self.adapter = adapter
         self._actor: Any = ray.remote(EngineActor).options(**options).remote(model, spec)
         self._handles = [self]  # of this engine; the last one to go ends it
-        self._moved_at = [time.monotonic()]  # shared by its handles
-        self.probing = False
+        self.pulse = Pulse()
 
     def with_adapter(self, adapter: Adapter | None) -> "EngineHandle":
         """A further handle of the same engine, whose requests name `adapter`."""
@@ -81,28 +91,27 @@ class EngineHandle:
                 found = await self._result(
                     self._actor.generate.remote(call, token_ids, request, self.adapter)
                 )
-                self._moved_at[0] = time.monotonic()
+                self.pulse.moved_at = time.monotonic()
                 return found
             return await self._stream(call, token_ids, request, on_text)
         except asyncio.CancelledError:
             self._actor.abort.remote(call)
             raise
 
-    @property
-    def moved_at(self) -> float:
-        """When the engine last gave a token (monotonic seconds)."""
-        return self._moved_at[0]
+    def shares_with(self, other: "EngineHandle") -> bool:
+        """Whether both are handles of one engine."""
+        return self._handles is other._handles
 
     async def probe(self) -> None:
-        """Ask for one token; `moved_at` shows whether it came."""
-        self.probing = True
+        """Ask for one token; `pulse` shows whether it came."""
+        self.pulse.asked_at = time.monotonic()
         try:
             token_ids = list(self.chat.tokenizer.encode("probe", add_special_tokens=False))
             await self.generate(token_ids, PROBE)
         except (EngineDiedError, ValueError, RuntimeError):
             pass  # whoever minds the engine sees what became of it
         finally:
-            self.probing = False
+            self.pulse.asked_at = None
 
     async def logprobs(self, token_ids: list[int]) -> list[float]:
         """Log-probabilities (T - 1,) of token_ids[1:]."""
@@ -135,7 +144,7 @@ class EngineHandle:
         )
         async for reference in pieces:
             piece = await self._result(reference)
-            self._moved_at[0] = time.monotonic()
+            self.pulse.moved_at = time.monotonic()
             if isinstance(piece, Sample):
                 return piece
             on_text(piece)
@@ -147,7 +156,7 @@ class EngineHandle:
         try:
             return await reference
         except RayTaskError as error:
-            if isinstance(error.cause, (ValueError, RuntimeError)):
+            if isinstance(error.cause, (ValueError, RuntimeError, OSError)):
                 raise error.cause from None
             raise
         except RayError as error:  # the actor died, out of memory, its node is gone

@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from stasc_ray import config, store
@@ -28,6 +29,8 @@ LOOK_S = 10.0
 """For a look before a version answers; storage that hangs keeps no engine that is up from answering."""
 SIGN_OF_LIFE_S = 5.0
 """For an engine's process to say that it is there."""
+MIND_S = 2.0
+"""Between two signs of life of an engine."""
 PROBE_S = 10.0
 """Without a token from an engine for so long it is asked for one."""
 
@@ -52,7 +55,9 @@ class Versions:
         self._loader = Loader(self.published, settings, spec, observe)
         self._last: str | None = None  # version that answered last
         self._moves: dict[str, asyncio.Task[None]] = {}
-        self._exchanging = False
+        self._were_latest: set[str] = set()  # of those: LATEST when they were begun, and not pinned
+        self._draining = False  # for an exchange: the replica answers nothing, and keeps its turn
+        self._exchanging = self._closed = False
         self._failed_starts = 0
         self._looking = asyncio.Lock()
         self._changed, self._wake = asyncio.Event(), asyncio.Event()
@@ -107,9 +112,13 @@ class Versions:
         """The active version, or a loaded one by name, for the length of the block. Waits if no engine is up.
 
         Raises:
-            ApiError: 409, that version is not loaded; the message names those that are.
+            ApiError: 409, that version is not loaded; the message names those that are. 503, no version is,
+                and none is being prepared.
         """
         while self.active is None:
+            if not self._moves:
+                message = f"no version answers: {self.why_not_ready()}"
+                raise ApiError(503, "unavailable_error", message, headers={"Retry-After": "5"})
             self._changed.clear()
             await self._changed.wait()
         found = self.active
@@ -123,13 +132,19 @@ class Versions:
             yield found
 
     def report_dead(self, dead: Loaded, why: str) -> None:
-        """Take a version out whose engine died; another is started."""
+        """Take the versions out whose engine died; another is started."""
+        for one in self.loaded:
+            if one is dead or not one.engine.shares_with(dead.engine):
+                continue
+            one.engine.release()
+            if one in self.retiring:
+                self.retiring.remove(one)
         dead.engine.release()
         if dead in self.retiring:
             self.retiring.remove(dead)
-        if dead is self.active:
-            self.active = None
-            self._event("engine_died", version=dead.version, reason=why)
+        if self.active and self.active.engine.shares_with(dead.engine):
+            self._event("engine_died", version=self.active.version, reason=why)
+            self.active, self._failed_starts = None, 0
             self._move()
 
     def look_now(self) -> None:
@@ -182,7 +197,7 @@ class Versions:
 
     async def close(self) -> None:
         """End all engines."""
-        moves, self._exchanging = list(self._moves.values()), True  # nothing new begins
+        moves, self._closed = list(self._moves.values()), True  # nothing new begins
         for task in moves:
             task.cancel()
         await asyncio.gather(*moves, return_exceptions=True)
@@ -195,13 +210,19 @@ class Versions:
                 async with asyncio.timeout(self.settings.serve.poll_s):
                     await self._wake.wait()
             self._wake.clear()
-            await self.look()
+            await self._safely(self.look)
 
     async def _keep_minding(self) -> None:
         while True:
-            await asyncio.sleep(self.settings.serve.poll_s)
-            if not self._exchanging:
-                await asyncio.gather(*(self._mind(loaded) for loaded in self.loaded))
+            await asyncio.sleep(MIND_S)
+            await asyncio.gather(*(self._safely(partial(self._mind, one)) for one in self.loaded))
+
+    async def _safely(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Whatever goes wrong: a replica that no longer follows would never move again."""
+        try:
+            await work()
+        except Exception as error:
+            self._event("follow_failed", reason=f"{type(error).__name__}: {error}")
 
     async def _mind(self, loaded: Loaded) -> None:
         """Take an engine out that is dead, or that has given no token for as long as a request may take."""
@@ -213,11 +234,12 @@ class Versions:
         except EngineDiedError as error:
             self.report_dead(loaded, str(error))
             return
-        silent_s = time.monotonic() - max(loaded.engine.moved_at, loaded.since)
-        if silent_s > limit_s + PROBE_S:
+        pulse, now = loaded.engine.pulse, time.monotonic()
+        if pulse.asked_at is None:
+            if now - pulse.moved_at > PROBE_S:
+                self._begin(loaded.engine.probe())
+        elif (silent_s := now - max(pulse.asked_at, pulse.moved_at)) > limit_s:
             self.report_dead(loaded, f"it hangs: no token for {silent_s:.0f} s, though one was asked for")
-        elif silent_s > PROBE_S and not loaded.engine.probing:
-            self._begin(loaded.engine.probe())
 
     def _wanted(self) -> str | None:
         active = self.active.version if self.active else None
@@ -227,8 +249,10 @@ class Versions:
         )
 
     def _needs_turn(self) -> bool:
-        """Whether this replica answers, and should answer with another version."""
-        return self.active is not None and self._wanted() not in (None, self.active.version)
+        """Whether this replica answers, and should answer with another version; or is about to."""
+        return self._draining or (
+            self.active is not None and self._wanted() not in (None, self.active.version)
+        )
 
     def _may_answer(self, version: str) -> bool:
         """Whether an engine with this version should answer; the one that answered last may, until the
@@ -238,17 +262,17 @@ class Versions:
         return version == self._wanted() or was_last or self._on_the_way(version)
 
     def _on_the_way(self, version: str) -> bool:
-        """Whether a version was LATEST until a newer one was published: where versions come faster than
-        engines start, none would ever answer if each ended the one before.
+        """Whether a version that is being prepared was LATEST until a newer one was published: where versions
+        come faster than engines start, none would ever answer if each ended the one before.
         """
         wanted, seen = self._wanted(), self.published.snapshot
         newer_than = self.active.version if self.active else ""
         follows = self.link.pinned is None and wanted is not None and wanted == seen.latest
-        return follows and version in seen.manifests and newer_than < version < (wanted or "")
+        return follows and version in self._were_latest and newer_than < version < (wanted or "")
 
     def _move(self) -> None:
         """Begin what the decision asks for; end what it no longer does."""
-        if self._exchanging:  # what follows is decided at its end
+        if self._exchanging or self._closed:  # what follows is decided at its end
             return
         active = self.active.version if self.active else None
         goals = {self._wanted()} - {active, None}
@@ -257,19 +281,25 @@ class Versions:
             # its engine died while another version is prepared: it need not wait for that
             goals |= {self._last} & self.published.snapshot.manifests.keys()
         if others := self._moves.keys() - goals:
-            for version in others:
-                if not self._on_the_way(version):
-                    self._moves[version].cancel()
-            return  # their ends call again: one of them may give an engine back
+            ended = [self._moves[version] for version in others if not self._on_the_way(version)]
+            for task in ended:
+                task.cancel()
+            if ended:
+                return  # their ends call again: one of them may give an engine back
+            goals &= {self._last}  # the wanted one waits for its forerunner
         if self.active and not self.link.may_move:  # another replica moves
             return
         for version in goals - self._moves.keys():
             assert version
+            if self.link.pinned is None and version == self.published.snapshot.latest:
+                self._were_latest.add(version)
             self._moves[version] = self._begin(self._move_to(version))
             self._moves[version].add_done_callback(lambda _, version=version: self._moved(version))
 
     def _moved(self, version: str) -> None:
         del self._moves[version]
+        self._were_latest.discard(version)
+        self._changed.set()  # who waits looks again: perhaps nothing is being prepared now
         self._move()
         self.look_now()  # and give the turn back
 
@@ -279,7 +309,7 @@ class Versions:
         try:
             moved = await self._swap(manifest)
         except Exception as error:  # whatever it is: remembered, so it is not tried again at once
-            self._failed_starts += isinstance(error, EngineDiedError)
+            self._failed_starts += self.active is None and isinstance(error, EngineDiedError)
             self._refuse(version, refusal(error, files, self.refused.get(version), time.monotonic()))
             return
         if moved:
@@ -291,7 +321,8 @@ class Versions:
 
     async def _swap(self, manifest: dict[str, Any]) -> Loaded | None:
         """The version, which answers from now on; None if it is no longer wanted."""
-        in_place = self.settings.serve.swap == "in_place" and not self._loader.running(manifest, self.loaded)
+        in_place = self.settings.serve.swap == "in_place"
+        in_place = in_place and not await self._loader.running(manifest, self.loaded)
         if in_place and self.active and self.active.engine.alone:
             exchanged = await self._exchange(self.active, manifest)
             if exchanged or self.active or not self._may_answer(manifest["version"]):
@@ -315,33 +346,43 @@ class Versions:
         await self._look_again()
         if not self._may_answer(manifest["version"]):
             return None
-        self.active = None  # new requests wait now
+        self.active, self._draining = None, True  # new requests wait now
+        fresh, gone = None, False
         try:
             await old.drained()
             await self._look_again()
-        except asyncio.CancelledError:
-            self._answer_with(old)
-            raise
-        if not self._may_answer(manifest["version"]):
-            self._answer_with(old)
-            return None
-        self._exchanging = True  # to the end: half exchanged weights answer nothing
-        try:
-            fresh = await self._loader.exchange(old, manifest, expected)
-            await self._look_again()
             if self._may_answer(manifest["version"]):
-                return self._activate(fresh)
+                fresh = await self._exchanged(old, manifest, expected)
+                return fresh
+        except asyncio.CancelledError:
+            if not self._exchanging:
+                self._answer_with(old)
+            raise
+        finally:
+            gone = self._exchanging and fresh is None  # half exchanged weights answer nothing
+            if gone:
+                old.engine.release()
+            self._draining = self._exchanging = False
+        if not gone:
+            self._answer_with(old)
+        return None
+
+    async def _exchanged(self, old: Loaded, manifest: dict[str, Any], expected: Any) -> Loaded | None:
+        """The version on the engine of `old`; None if that went wrong, or it is no longer wanted."""
+        self._exchanging = True
+        try:
+            async with asyncio.timeout(self.settings.engine.start_timeout_s):
+                fresh = await self._loader.exchange(old, manifest, expected)
+            await self._look_again()
+            return self._activate(fresh) if self._may_answer(manifest["version"]) else None
         except Exception as error:
             self._event("exchange_failed", version=manifest["version"], reason=str(error))
-        finally:
-            self._exchanging = False
-        old.engine.release()
-        return None
+            return None
 
     async def _look_again(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_S):
-                await self.look()
+                await self._safely(self.look)
 
     def _activate(self, fresh: Loaded) -> Loaded:
         old = self.active
@@ -380,5 +421,5 @@ class Versions:
             self._event("refused", version=version, reason=refused.reason)
 
     def _event(self, event: str, **details: Any) -> None:
-        level = logging.WARNING if event in ("refused", "engine_died", "unreadable") else logging.INFO
+        level = logging.INFO if event in ("activated", "retired") else logging.WARNING
         LOG.log(level, f"{event} {details}", extra={"event": event, **details})

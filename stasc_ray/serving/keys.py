@@ -112,8 +112,8 @@ class KeyRing:
 
     def __init__(self, file: Path) -> None:
         self._file = file.absolute()
+        self._seen = _state(self._file) if self._file.exists() else None
         self._keys = read_keys(self._file)
-        self._seen = _state(self._file)
         self._read_at = time.monotonic()
         self.problem: str | None = None
         self._buckets: dict[tuple[str, str, float], Bucket] = {}
@@ -125,7 +125,7 @@ class KeyRing:
             ApiError: 401 no or unknown key, 403 no admin key, 429 too many requests of this key, 503 the file
                 of keys could not be read for CLOSED_AFTER_S.
         """
-        if self.problem and time.monotonic() - self._read_at > CLOSED_AFTER_S:
+        if time.monotonic() - self._read_at > CLOSED_AFTER_S:  # also where a look hangs
             raise ApiError(503, "unavailable_error", "the file of keys cannot be read: nobody is let in")
         scheme, _, secret = (authorization or "").partition(" ")
         digest = _hash(secret.strip())
@@ -173,7 +173,10 @@ class KeyRing:
         """Look every LOOK_S seconds."""
         while True:
             await asyncio.sleep(LOOK_S)
-            await asyncio.to_thread(self.look)
+            try:
+                await asyncio.to_thread(self.look)
+            except Exception as error:  # or no key would ever come or go again
+                LOG.error(f"keys_unreadable {error}", extra={"event": "keys_unreadable"})
 
     def _take(self, key: Key, what: str, rate: float | None, amount: float) -> Bucket | None:
         if rate is None:

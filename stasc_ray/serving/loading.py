@@ -29,7 +29,7 @@ class Loaded:
     verified: str
     """How, in words."""
     engine_pid: int = 0
-    files: str = ""
+    files: str | None = None
     """State of its files when it was loaded."""
     since: float = field(default_factory=time.monotonic)
     in_flight: int = 0
@@ -81,7 +81,8 @@ class Loader:
             OSError, ValueError: this version must not be served.
         """
         tokenizer, expected = await self.check(manifest, loaded)
-        engine = self._engine(manifest, tokenizer, loaded)
+        weights = await asyncio.to_thread(self._weights, manifest)
+        engine = self._engine(weights, tokenizer, loaded)
         limit_s = self._settings.engine.start_timeout_s
         try:
             async with asyncio.timeout(limit_s):
@@ -105,7 +106,7 @@ class Loader:
         if expected is None:
             raise ValueError("without a canary nobody would notice that an exchange went wrong")
         before = await canary.difference(old.engine.logprobs, expected)
-        await old.engine.reload(published.model_path(self._run_folder, manifest))
+        await old.engine.reload(await asyncio.to_thread(published.model_path, self._run_folder, manifest))
         verified = await self._verify(old.engine, expected, before)
         return Loaded(manifest, old.engine, verified, old.engine_pid)
 
@@ -120,14 +121,16 @@ class Loader:
         reference = loaded[0].engine.chat.tokenizer if loaded else None
         return await asyncio.to_thread(self._check, manifest, reference)
 
-    def running(self, manifest: dict[str, Any], loaded: Sequence[Loaded]) -> EngineHandle | None:
+    async def running(self, manifest: dict[str, Any], loaded: Sequence[Loaded]) -> EngineHandle | None:
         """The engine that holds a version's model already; for LoRA, its base model."""
-        model, _ = self._weights(manifest)
-        return next((one.engine for one in loaded if one.engine.model == model), None)
+        model, _ = await asyncio.to_thread(self._weights, manifest)
+        return _holding(model, loaded)
 
-    def _engine(self, manifest: dict[str, Any], tokenizer: Any, loaded: Sequence[Loaded]) -> EngineHandle:
-        model, adapter = self._weights(manifest)
-        if running := self.running(manifest, loaded):
+    def _engine(
+        self, weights: tuple[str, Adapter | None], tokenizer: Any, loaded: Sequence[Loaded]
+    ) -> EngineHandle:
+        model, adapter = weights
+        if running := _holding(model, loaded):
             return running.with_adapter(adapter)
         self.engine_starts += 1
         return EngineHandle(model, self._spec, Chat.of(tokenizer, self._settings), adapter)
@@ -191,3 +194,7 @@ class Loader:
         except canary.CanaryError:
             self._observe("canary_failure", 1)
             raise
+
+
+def _holding(model: str, loaded: Sequence[Loaded]) -> EngineHandle | None:
+    return next((one.engine for one in loaded if one.engine.model == model), None)

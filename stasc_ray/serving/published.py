@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, Field
 
 from stasc_ray import store
 from stasc_ray.generation import canary
@@ -21,10 +21,12 @@ LATEST = "latest"
 class Manifest(BaseModel):
     """What an endpoint needs of a version's manifest."""
 
-    version: str
-    iteration: int
-    model: str
-    created: datetime
+    version: Annotated[str, Field(strict=True)]
+    iteration: Annotated[int, Field(strict=True)]
+    model: Annotated[str, Field(strict=True)]
+    created: Annotated[
+        str, Field(strict=True), AfterValidator(lambda text: datetime.fromisoformat(text) and text)
+    ]
     canary: str | None = None
     metrics: dict[str, Any] = {}
 
@@ -38,8 +40,8 @@ class Snapshot:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """By version, why its manifest cannot be read."""
     latest: str | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
-    """`state_of_files` of the versions that were asked about."""
+    files: Mapping[str, str | None] = field(default_factory=dict)
+    """`state_of_files` of the versions that were asked about; None: they could not be read."""
     problem: str | None = None
     """Why the folder could not be read; then the rest is what it said before."""
 
@@ -60,7 +62,7 @@ class Published:
         try:
             self.snapshot = self._look(about)
         except (OSError, ValueError) as error:
-            self.snapshot = replace(self.snapshot, problem=f"{type(error).__name__}: {error}")
+            self.snapshot = replace(self.snapshot, files={}, problem=f"{type(error).__name__}: {error}")
         return self.snapshot
 
     def _look(self, about: Collection[str]) -> Snapshot:
@@ -74,12 +76,12 @@ class Published:
             files={one: self.state_of(manifests[one]) for one in about if one in manifests},
         )
 
-    def state_of(self, manifest: dict[str, Any]) -> str:
-        """`state_of_files`, or why they cannot be read."""
+    def state_of(self, manifest: dict[str, Any]) -> str | None:
+        """`state_of_files`; None if they cannot be read."""
         try:
             return state_of_files(self.run_folder, manifest)
-        except OSError as error:
-            return str(error)
+        except OSError:
+            return None
 
     def _manifest(self, file: Path) -> dict[str, Any] | str:
         """The manifest, or why it cannot be read: one that is broken hides no other."""
@@ -92,7 +94,7 @@ class Published:
             found = read_json(file)
             if Manifest.model_validate(found).version != file.stem:
                 raise ValueError(f"{file}: expected version {file.stem!r} in it, found {found['version']!r}")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             return str(error)  # not kept: a network file system may do better the next time
         self._read[file.stem] = seen, found
         return found

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+from jinja2 import TemplateError
+
 from stasc_ray import config, store
 from stasc_ray.generation.asking import Asker, OnPiece, PromptTooLongError
 from stasc_ray.generation.engines import EngineDiedError
@@ -26,7 +28,6 @@ from stasc_ray.serving.follow import Loaded, Versions
 from stasc_ray.serving.monitor import Monitor
 from stasc_ray.serving.schemas import (
     CompletionDetails,
-    ContextMessage,
     CorrectRequest,
     CorrectResponse,
     End,
@@ -65,6 +66,13 @@ class Asked:
         return samples * (sampling.initial.max_tokens + rounds * sampling.correction.max_tokens)
 
 
+@dataclass
+class Spent:
+    """Tokens that a request has cost so far."""
+
+    tokens: int = 0
+
+
 class Service:
     """One replica's work."""
 
@@ -90,11 +98,11 @@ class Service:
         asked = self._asked(request)
         arrived = time.monotonic()
         limit_s = self.settings.serve.request_timeout_s
-        charged, texts = charge(asked.most_tokens(request.samples)), []
+        charged, spent = charge(asked.most_tokens(request.samples)), Spent()
         try:
             async with asyncio.timeout(limit_s), self.admission.place(request.samples):
                 self.monitor.queue_s.observe(time.monotonic() - arrived)
-                return await self._answer(request, asked, request_id, emit, arrived, texts)
+                return await self._answer(request, asked, request_id, emit, arrived, spent)
         except TimeoutError:
             raise ApiError(
                 504,
@@ -102,7 +110,7 @@ class Service:
                 f"not answered within serve.request_timeout_s = {limit_s:g} s; ask for less, or later",
             ) from None
         finally:
-            charged(sum(len(text.token_ids) for text in texts))
+            charged(spent.tokens)
 
     def last_round(self, request: CorrectRequest) -> int | None:
         """The round whose text is the answer, if that is known before it is written."""
@@ -117,11 +125,9 @@ class Service:
         request_id: str,
         emit: Emit | None,
         arrived: float,
-        texts: list[Text],
+        spent: "Spent",
     ) -> CorrectResponse:
-        """On one version; once more, on the next engine, if one died before a token was sent. `texts` gets
-        all that was written, also if it is not answered.
-        """
+        """On one version; once more, on the next engine, if one died before a token was sent."""
         sent, queued_s = False, time.monotonic() - arrived
 
         def on_text(text: Text, piece: str) -> None:
@@ -138,7 +144,8 @@ class Service:
             async with self.versions.hold(request.version) as loaded:
                 started = {"id": request_id, "question": request.question, "model_version": loaded.version}
                 ask = _Asker(
-                    request.context,
+                    request,
+                    [ANSWER] if not asked.plan.rounds else [t for t in self.recipe.answers if t != ANSWER],
                     loaded.engine.chat,
                     _generate(loaded, emit and partial(emit, "start", started)),
                     sampling=asked.sampling,
@@ -148,24 +155,33 @@ class Service:
                     given=asked.given,
                     on_text=on_text if emit else None,
                 )
+                whole = False
                 try:
                     await answer(
                         asked.policy, self.recipe, asked.question, ask, asked.plan, asked.given or None
                     )
                 except PromptTooLongError as error:
+                    whole = True
                     raise invalid("question", str(error), code="context_length_exceeded") from None
+                except TemplateError as error:
+                    whole = True
+                    raise invalid("messages", f"the chat template refuses these turns: {error}") from None
                 except EngineDiedError as error:
+                    whole = True
                     self.versions.report_dead(loaded, str(error))
                     if sent or last_attempt:
                         break
                     self.monitor.retries.inc()
                 else:
+                    whole = True
                     total_s = time.monotonic() - arrived
                     return self._reply(
                         request, asked, request_id, loaded.version, ask.texts, queued_s, total_s
                     )
                 finally:
-                    texts += ask.texts[len(asked.given) :]
+                    written = sum(len(text.token_ids) for text in ask.texts[len(asked.given) :])
+                    # of a turn that was broken off nobody knows how much was written: the client may have it
+                    spent.tokens += written if whole else asked.most_tokens(request.samples)
         headers = {"Retry-After": "5"}
         raise ApiError(
             503, "unavailable_error", "the engine died; another is starting, try again", headers=headers
@@ -199,7 +215,7 @@ class Service:
             )
         if len(request.choices) == 1:
             raise invalid("choices", "expected at least 2 choices or none, found 1")
-        sampling = self._sampling(request, corrects=bool(rounds and corrects))
+        sampling = self._sampling(request)
         branches = sampling.initial if request.initial_answer is None else sampling.correction
         if request.samples > 1 and branches.temperature == 0:
             raise invalid(
@@ -232,7 +248,7 @@ class Service:
             max_prompt_tokens=min(serve.max_prompt_tokens or longest, longest),
         )
 
-    def _sampling(self, request: CorrectRequest, *, corrects: bool) -> config.SamplingPerTurn:
+    def _sampling(self, request: CorrectRequest) -> config.SamplingPerTurn:
         names = config.Sampling.model_fields.keys() & CorrectRequest.model_fields.keys()
         update = {name: value for name in names if (value := getattr(request, name)) is not None}
         turns = {
@@ -242,9 +258,6 @@ class Service:
                 ("correction", self.settings.sampling.correction),
             )
         }
-        if request.max_answer_tokens is not None:
-            last = "correction" if corrects else "initial"
-            turns[last] = turns[last].model_copy(update={"max_tokens": request.max_answer_tokens})
         return config.SamplingPerTurn(**turns)
 
     def _reply(
@@ -381,11 +394,17 @@ class Service:
 
 
 class _Asker(Asker):
-    """Asks in the context of a conversation."""
+    """Asks in the context of a conversation; `last` are the turns that may write the final answer."""
 
-    def __init__(self, context: Sequence[ContextMessage], *arguments: Any, **more: Any) -> None:
+    def __init__(self, request: CorrectRequest, last: Sequence[str], *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self._context = context
+        self._context, self._last, self._most = request.context, last, request.max_answer_tokens
+
+    def sampling_of(self, turn: str) -> config.Sampling:
+        """As the request says for the turn that writes the final answer."""
+        found = super().sampling_of(turn)
+        bounded = self._most is not None and turn in self._last
+        return found.model_copy(update={"max_tokens": self._most}) if bounded else found
 
     async def rendered(self, messages: Sequence[Message]) -> list[int]:
         """In a thread: a long prompt holds nobody else up."""

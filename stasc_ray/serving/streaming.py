@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from stasc_ray.serving.errors import ApiError
 from stasc_ray.serving.schemas import CorrectResponse
 from stasc_ray.serving.service import Emit
 
+LOG = logging.getLogger("ray.serve")
 STREAM = {"content": {"text/event-stream": {}}}
 """Of a route that may stream, for its OpenAPI document."""
 KEEP_ALIVE_S = 15.0
@@ -36,9 +38,12 @@ async def answer_stream(answer: Callable[[Emit], Awaitable[CorrectResponse]], wr
 
         try:
             answered = await answer(emit)
-        except ApiError as error:
+        except Exception as error:
             if not begun:
                 raise
+            if not isinstance(error, ApiError):
+                LOG.error(f"unexpected {type(error).__name__}", exc_info=error, extra={"event": "bug"})
+                error = ApiError(500, "server_error", "unexpected error; the log says which")
             emit("error", error.body)
         else:
             emit("result", answered)

@@ -122,7 +122,7 @@ COMPOSE_FIELDS: dict[str, set[str]] = {
 
 
 def load(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text())
+    return next(yaml.safe_load_all(path.read_text()))  # the first, of a file with several
 
 
 def ray_cluster(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,9 @@ class ScriptedEngine:
         self.chat = Chat(model_folder.load_tokenizer(str(sandbox.model_path())))
         self.deaths, self.finished, self.aborted = deaths, 0, 0
 
+    def shares_with(self, other) -> bool:
+        return self is other
+
     def release(self) -> None:
         """Nothing to end."""
 

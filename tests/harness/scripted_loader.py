@@ -12,7 +12,8 @@ from typing import Any
 
 from stasc_ray import config, store
 from stasc_ray.recipes import section_of
-from stasc_ray.serving import coordinator
+from stasc_ray.serving import coordinator, follow
+from stasc_ray.serving.engines import Pulse
 from stasc_ray.serving.follow import Versions
 from stasc_ray.serving.loading import Loaded
 
@@ -21,9 +22,10 @@ class Engine:
     """An engine that is up until it is released, or `dies`."""
 
     def __init__(self, loader: "ScriptedLoader") -> None:
-        self.loader, self.alone, self.probing, self.probes = loader, True, False, 0
+        self.loader, self.alone, self.probes = loader, True, 0
         self.dead: Exception | None = None
-        self.moved_at = 0.0
+        self.pulse = Pulse()
+        self.answers = True
         loader.up.add(self)
 
     async def pid(self) -> int:
@@ -33,6 +35,13 @@ class Engine:
 
     async def probe(self) -> None:
         self.probes += 1
+        self.pulse.asked_at = time.monotonic()
+        while not self.answers:
+            await asyncio.sleep(0.01)
+        self.pulse = Pulse()
+
+    def shares_with(self, other: "Engine") -> bool:
+        return self is other
 
     def release(self) -> None:
         self.loader.up.discard(self)
@@ -71,7 +80,7 @@ class ScriptedLoader:
     async def check(self, manifest, loaded):
         return None, None
 
-    def running(self, manifest, loaded) -> None:
+    async def running(self, manifest, loaded) -> None:
         return None
 
 
@@ -80,6 +89,7 @@ def versions(
 ) -> Versions:
     """A replica's versions on scripted engines."""
     settings = config.with_overrides(store.read_config(run.path, section_of), overrides, section_of)
+    follow.MIND_S = 0.02
     found = Versions(run, settings, None, link or coordinator.alone())  # type: ignore[arg-type]
     found._loader = loader  # type: ignore[assignment]
     return found

@@ -91,25 +91,33 @@ def run(tmp_path: Path) -> store.RunFolder:
     return found
 
 
-def test_versions_roll_over_replicas_one_at_a_time(run) -> None:
+@pytest.mark.parametrize("swap", ["beside", "in_place"])
+def test_versions_roll_over_replicas_one_at_a_time(run, swap) -> None:
     reached, preparing, most = Reached(), 0, 0
 
     async def slowly(version: str) -> None:
         nonlocal preparing, most
         preparing += 1
-        most = max(most, preparing if version != "v0000" else 0)
+        most = max(most, preparing if rolling else 0)
         await asyncio.sleep(0.1)
         preparing -= 1
 
     replicas = [
-        scripted_loader.versions(run, ScriptedLoader(slowly), link=reached.link(name)) for name in "abc"
+        scripted_loader.versions(run, ScriptedLoader(slowly), f"serve.swap={swap}", link=reached.link(name))
+        for name in "abc"
     ]
 
+    rolling = False
+
     async def scenario() -> None:
+        nonlocal rolling
         others = [asyncio.create_task(one.follow()) for one in replicas[1:]]
         await until(lambda: all(answers(one, "v0000")() for one in replicas))
+        rolling = True
         publish(run, 1)
-        await until(lambda: all(answers(one, "v0001")() for one in replicas))
+        while not all(answers(one, "v0001")() for one in replicas):
+            assert sum(one.active is None for one in replicas) < 2
+            await asyncio.sleep(0.005)
         await replicas[1].pin("v0000")
         await until(lambda: all(answers(one, "v0000")() for one in replicas))
         for task in others:

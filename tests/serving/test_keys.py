@@ -74,6 +74,7 @@ def test_without_a_file_that_can_be_read_the_door_closes_after_a_while(tmp_path,
     with pytest.raises(ApiError) as closed:
         ring.check(bearer(secret), admin=False)
     assert closed.value.status == 503
+    monkeypatch.setattr(keys, "CLOSED_AFTER_S", 60.0)
     file.write_text(whole)
     ring.look()
     assert ring.problem is None and ring.check(bearer(secret), admin=False)

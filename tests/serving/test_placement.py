@@ -26,6 +26,7 @@ def settings(*overrides: str) -> config.Config:
         (["serve.cpus_per_replica=0"], False, [{"CPU": 0.001}]),
         ([], True, [{"CPU": 1}, {"GPU": 1}, {"GPU": 1}]),
         (["serve.swap=in_place", "engine.tensor_parallel_size=4"], True, [{"CPU": 1}, {"GPU": 4}]),
+        (["finetune.method=lora"], True, [{"CPU": 1}, {"GPU": 1}]),
         (["serve.gpus_per_engine=0.5"], True, [{"CPU": 1}, {"GPU": 0.5}, {"GPU": 0.5}]),
         (["engine.reserve_gpus=true", "serve.swap=in_place"], False, [{"CPU": 1}, {"GPU": 1}]),
     ],
@@ -45,6 +46,15 @@ def test_a_replicas_engines_have_their_places_beside_it(overrides, on_cuda, expe
 def test_a_share_that_an_engine_could_not_use_is_refused(overrides) -> None:
     with pytest.raises(ValueError, match=r"serve.gpus_per_engine: expected engine.tensor_parallel_size"):
         app.engine_gpus(settings(*overrides), on_cuda=True)
+
+
+def test_a_replica_that_no_node_has_room_for_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(app.ray_session, "may_grow", lambda: False)
+    beside = app.bundles(settings(), on_cuda=True)
+    with pytest.raises(ValueError, match=r"1 CPUs and 2 GPUs, found at most 16 and 1; .*swap=in_place"):
+        app.check_room(beside, [{"CPU": 16, "GPU": 1}, {"CPU": 2}])
+    app.check_room(beside, [{"CPU": 16, "GPU": 2}])
+    app.check_room(app.bundles(settings("serve.swap=in_place"), on_cuda=True), [{"CPU": 16, "GPU": 1}])
 
 
 @pytest.mark.slow

@@ -212,20 +212,104 @@ def test_a_version_whose_files_change_while_it_answers_goes_on_and_is_reported(r
 
 def test_an_engine_that_hangs_is_asked_for_a_token_and_then_replaced(run, monkeypatch) -> None:
     monkeypatch.setattr(follow, "PROBE_S", 0.1)
-    loader = ScriptedLoader()
-    versions = scripted_loader.versions(run, loader, "serve.request_timeout_s=0.3")
+    versions = scripted_loader.versions(run, ScriptedLoader(), "serve.request_timeout_s=0.3")
 
     async def scenario() -> None:
         await until(answers(versions, "v0001"))
         first = versions.active
         assert first
-        for _ in range(20):
-            first.engine.moved_at = time.monotonic()  # type: ignore[misc]
-            await asyncio.sleep(0.02)
-        assert versions.active is first and first.engine.probes == 0  # type: ignore[attr-defined]
+        engine: Any = first.engine
+        await until(lambda: engine.probes > 3)  # idle, and it answers each
+        assert versions.active is first
+        engine.answers = False
         await until(lambda: versions.active is not first)
-        assert first.engine.probes > 0  # type: ignore[attr-defined]
         await until(answers(versions, "v0001"))
+
+    following(versions, scenario)
+
+
+def test_an_exchange_that_hangs_ends_and_a_fresh_engine_takes_its_place(run) -> None:
+    loader = ScriptedLoader(lambda version: asyncio.sleep(1e6) if version == "exchange v0002" else None)
+    versions = scripted_loader.versions(run, loader, "serve.swap=in_place", "engine.start_timeout_s=0.2")
+
+    async def scenario() -> None:
+        await until(answers(versions, "v0001"))
+        publish(run, 2)
+        await until(answers(versions, "v0002"))
+        assert loader.engine_starts == 2 and len(loader.up) == 1
+
+    following(versions, scenario)
+
+
+def test_a_version_that_was_pinned_by_mistake_is_not_on_the_way_to_latest(run) -> None:
+    loader = ScriptedLoader(lambda version: asyncio.sleep(0.2) if version != "v0001" else None)
+    versions = scripted_loader.versions(run, loader)
+    answered = noting(versions)
+
+    async def scenario() -> None:
+        await until(answers(versions, "v0001"))
+        await versions.pin("v0001")
+        for number in (2, 3):
+            publish(run, number)
+        await until(lambda: "v0003" in versions.published.snapshot.manifests)
+        await versions.pin("v0002")
+        await until(lambda: versions.loading == "v0002")
+        await versions.pin(None)
+        await until(answers(versions, "v0003"))
+
+    following(versions, scenario)
+    assert answered == ["v0001", "v0003"]
+
+
+def test_an_engine_that_dies_is_replaced_also_while_two_versions_are_on_their_way(run) -> None:
+    loader = ScriptedLoader(lambda version: asyncio.sleep(1e6) if version > "v0001" else None)
+    versions = scripted_loader.versions(run, loader)
+
+    async def scenario() -> None:
+        await until(answers(versions, "v0001"))
+        first: Any = versions.active
+        publish(run, 2)
+        await until(lambda: versions.loading == "v0002")
+        publish(run, 3)
+        await until(lambda: versions.published.snapshot.latest == "v0003")
+        first.engine.dead = EngineDiedError("killed")
+        await until(lambda: versions.active not in (None, first))
+
+    following(versions, scenario)
+
+
+def test_failed_starts_of_a_next_version_make_no_replica_hopeless(run, monkeypatch) -> None:
+    monkeypatch.setattr(decide, "RETRY_S", 0.001)
+    loader = ScriptedLoader(lambda version: EngineDiedError("no room") if version == "v0002" else None)
+    versions = scripted_loader.versions(run, loader)
+
+    async def scenario() -> None:
+        await until(answers(versions, "v0001"))
+        publish(run, 2)
+        await until(lambda: versions.refused.get("v0002") and versions.refused["v0002"].attempts > 6)
+        assert versions.active
+        versions.report_dead(versions.active, "killed")
+        assert not versions.hopeless
+
+    following(versions, scenario)
+
+
+def test_an_error_of_the_follower_is_told_and_it_goes_on(run, monkeypatch) -> None:
+    look, errors = published.Published.look, [ArithmeticError("a bug")]
+
+    def failing(self: published.Published, about: Any) -> published.Snapshot:
+        if errors and "v0001" in self.snapshot.manifests:
+            raise errors.pop()
+        return look(self, about)
+
+    monkeypatch.setattr(published.Published, "look", failing)
+    versions = scripted_loader.versions(run, ScriptedLoader())
+
+    async def scenario() -> None:
+        await until(answers(versions, "v0001"))
+        await until(lambda: not errors)
+        publish(run, 2)
+        await until(answers(versions, "v0002"))
 
     following(versions, scenario)
 

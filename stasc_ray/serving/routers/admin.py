@@ -22,6 +22,6 @@ async def activate(body: ActivateRequest, here: Here) -> ActivateResponse:
     try:
         await versions.pin(wanted)
     except Exception as error:  # what Ray raises while the coordinator is being started again
-        message = f"the pin did not move, since the coordinator is out of reach ({error}); try again"
+        message = f"the pin may not have moved, since the coordinator is out of reach ({error}); try again"
         raise ApiError(503, "unavailable_error", message, headers={"Retry-After": "5"}) from error
     return ActivateResponse(pinned=wanted, target=wanted or seen.latest or "none")
