@@ -55,7 +55,7 @@ FIELDS: dict[str, set[str]] = {
         "containers",
         "volumes",
     }
-    | {"terminationGracePeriodSeconds"},
+    | {"terminationGracePeriodSeconds", "imagePullSecrets", "topologySpreadConstraints"},
     "container": {
         "name",
         "image",

@@ -64,7 +64,7 @@ def test_an_engine_that_dies_gives_its_gpu_back(tmp_path) -> None:
     import ray
 
     served_runs.make_model(tmp_path / "a", noise=0.05, seed=1)
-    run = served_runs.make_run(tmp_path / "run", "engine.reserve_gpus=true")
+    run = served_runs.make_run(tmp_path / "run", "engine.device=cpu", "engine.reserve_gpus=true")
     served_runs.publish(run, tmp_path / "a")
     values, port = store.read_config(run.path, section_of), free_port()
     with served.local_ray(gpus=2):
