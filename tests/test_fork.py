@@ -32,7 +32,7 @@ def texts_of(folder: Path) -> dict[str, list[str]]:
     return {id: [text.text for text in found] for id, _, found in traces(folder, "iteration_01")}
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_fork_goes_on_without_its_origin_and_asks_only_what_is_missing(tmp_path: Path) -> None:
     origin, fork = tmp_path / "a", tmp_path / "b"
     done = stasc(*FEW, "algorithm.iterations=1", folder=origin)
@@ -62,7 +62,7 @@ def test_a_fork_goes_on_without_its_origin_and_asks_only_what_is_missing(tmp_pat
     assert "forked from the model of iteration 1" in (fork / "report.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_loss_that_is_no_number_names_the_fork_that_goes_on(tmp_path: Path) -> None:
     done = stasc(*FEW, "algorithm.iterations=1", "finetune.learning_rate=1e30", folder=tmp_path / "a")
     assert done.returncode == 1 and "expected a finite loss" in done.stderr, done.stdout + done.stderr

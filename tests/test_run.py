@@ -209,7 +209,7 @@ def files_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(1800)  # four short runs
 def test_a_finished_run_grows_to_what_it_would_have_been_with_more_iterations_from_the_start(
     tmp_path: Path,
@@ -349,8 +349,6 @@ def test_bad_input_costs_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_gpu_that_is_not_there_and_questions_that_are_not_there(tmp_path: Path) -> None:
     done = stasc("engine.device=cuda", folder=tmp_path / "gpu")
-    assert done.returncode == 1 and "engine.actors: expected at most the 0 engine(s)" in done.stderr, (
-        done.stderr
-    )
+    assert done.returncode == 1 and "engine.device = cuda: expected" in done.stderr, done.stderr
     done = stasc('questions.train.source="missing.jsonl"', folder=tmp_path / "questions")
     assert done.returncode == 1 and "missing.jsonl" in done.stderr and "Traceback" not in done.stderr
