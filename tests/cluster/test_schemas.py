@@ -187,7 +187,7 @@ def test_kuberay_manifests_match_the_strict_schemas(path: Path) -> None:
 def test_every_misspelt_kuberay_field_fails_the_schema(path: Path) -> None:
     manifest = load(path)
     validator = schema(manifest)
-    free = {"rayStartParams", "requests", "limits", "metadata"}  # maps of names, not of fields
+    free = {"rayStartParams", "requests", "limits", "metadata", "matchLabels"}  # maps of names, not of fields
     first = {
         key[-1]: key
         for key in reversed(list(keys(manifest)))

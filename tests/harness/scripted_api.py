@@ -51,6 +51,17 @@ class ScriptedEngine:
         return Sample(text, (1, 2, 3), "stop")
 
 
+class Again:
+    """A loader that brings the same engine up again."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self.engine, self.engine_starts = engine, 0
+
+    async def prepare(self, manifest, loaded) -> Loaded:
+        self.engine_starts += 1
+        return Loaded(manifest, self.engine, "scripted")  # type: ignore[arg-type]
+
+
 class Api:
     """A client of an application that runs in this process."""
 
@@ -62,6 +73,7 @@ class Api:
         self.versions = Versions(self.run, settings, None, coordinator.alone())
         self.versions.published.look(())
         self.versions.active = Loaded(self.run.versions()[0], self.engine, "scripted")
+        self.versions._loader = Again(self.engine)  # type: ignore[assignment]
         monitor = Monitor()
         self.service = Service(self.run, settings, self.versions, monitor)
 
