@@ -1,4 +1,4 @@
-"""The command `stasc fork`, and runs that go on with their folder's own config; main.py registers them."""
+"""The command `stasc fork`, which main.py registers, and runs that go on with their folder's own config."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,18 +34,24 @@ def fork(
             typer.echo(line)
 
 
-def of_folder(run: Path, overrides: list[str], run_dir: Path | None) -> tuple["Config", Path]:
-    """The config in a run folder with overrides, and the folder.
+def of_file_or_folder(what: Path, overrides: list[str], run_dir: Path | None) -> tuple["Config", Path]:
+    """A run's config with overrides, and its folder: of a TOML file, or of a run folder, which goes on with
+    the config in it.
 
     Raises:
-        FileNotFoundError, ValueError: as `store.read_config`; --run-dir was given too.
+        FileNotFoundError, ValueError: as `config.load_config` or `store.read_config`; --run-dir beside a run
+            folder.
     """
     from stasc_ray import config, store
     from stasc_ray.recipes import section_of
+    from stasc_ray.runtime import ray_session
 
+    if not what.is_dir():
+        settings = config.load_config(what, overrides, section_of)
+        return settings, ray_session.run_folder(settings, run_dir)
     if run_dir:
         raise ValueError(
-            f"--run-dir: expected a CONFIG.toml beside it, found the run folder {run}, which says where; "
+            f"--run-dir: expected a CONFIG.toml beside it, found the run folder {what}, which says where; "
             "leave it out, or see `stasc fork --help`"
         )
-    return config.with_overrides(store.read_config(run, section_of), overrides, section_of), run.resolve()
+    return config.with_overrides(store.read_config(what, section_of), overrides, section_of), what.resolve()

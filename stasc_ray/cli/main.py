@@ -56,19 +56,13 @@ def run(
     on with its own config.
     """
     with errors_for_people(debug, END_S, GOES_ON):
-        from stasc_ray import algorithm, config
+        from stasc_ray import algorithm
         from stasc_ray.opening import open_run_on
-        from stasc_ray.recipes import section_of
         from stasc_ray.report.page import write_report
         from stasc_ray.report.planned import compared, planned_lines, read_plan
-        from stasc_ray.runtime import ray_session
 
         started = time.monotonic()
-        if config_file.is_dir():
-            settings, folder = forking.of_folder(config_file, overrides or [], run_dir)
-        else:
-            settings = config.load_config(config_file, overrides or [], section_of)
-            folder = ray_session.run_folder(settings, run_dir)
+        settings, folder = forking.of_file_or_folder(config_file, overrides or [], run_dir)
         with open_run_on(settings, folder, address, fresh=fresh) as opened:
             found = algorithm.stasc(opened)
         opened.display.note(conclusion(found))

@@ -51,17 +51,12 @@ def submit(
     from stasc_ray.cli.errors import errors_for_people
 
     with errors_for_people(debug):
-        from stasc_ray import config
-        from stasc_ray.recipes import section_of
         from stasc_ray.runtime import submission
 
         client = submission.connect(address)
         if config_file.is_dir() and plan:
             raise ValueError(f"--plan: expected a CONFIG.toml to plan, found the run folder {config_file}")
-        if config_file.is_dir():
-            settings, _ = forking.of_folder(config_file, overrides or [], None)
-        else:
-            settings = config.load_config(config_file, overrides or [], section_of)
+        settings, _ = forking.of_file_or_folder(config_file, overrides or [], None)
         most, command = int(max_upload_mb * 2**20), "plan" if plan else "run"
         job = submission.submit(client, settings, config_file, overrides or [], most, command=command)
         uploaded = f"uploaded {submission.size_text(job.uploaded_bytes)}"

@@ -30,7 +30,7 @@ LOOK_S = 10.0
 SIGN_OF_LIFE_S = 5.0
 """For an engine's process to say that it is there."""
 MIND_S = 2.0
-"""Between two signs of life of an engine."""
+"""Between two signs of life of an engine, at most."""
 PROBE_S = 10.0
 """Without a token from an engine for so long it is asked for one."""
 
@@ -133,15 +133,11 @@ class Versions:
 
     def report_dead(self, dead: Loaded, why: str) -> None:
         """Take the versions out whose engine died; another is started."""
-        for one in self.loaded:
-            if one is dead or not one.engine.shares_with(dead.engine):
-                continue
-            one.engine.release()
-            if one in self.retiring:
-                self.retiring.remove(one)
-        dead.engine.release()
-        if dead in self.retiring:
-            self.retiring.remove(dead)
+        for one in [dead, *self.loaded]:
+            if one.engine.shares_with(dead.engine):
+                one.engine.release()
+                if one in self.retiring:
+                    self.retiring.remove(one)
         if self.active and self.active.engine.shares_with(dead.engine):
             self._event("engine_died", version=self.active.version, reason=why)
             self.active, self._failed_starts = None, 0
@@ -214,7 +210,7 @@ class Versions:
 
     async def _keep_minding(self) -> None:
         while True:
-            await asyncio.sleep(MIND_S)
+            await asyncio.sleep(min(MIND_S, self.settings.serve.poll_s))
             await asyncio.gather(*(self._safely(partial(self._mind, one)) for one in self.loaded))
 
     async def _safely(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -347,24 +343,19 @@ class Versions:
         if not self._may_answer(manifest["version"]):
             return None
         self.active, self._draining = None, True  # new requests wait now
-        fresh, gone = None, False
+        usable = True
         try:
             await old.drained()
             await self._look_again()
             if self._may_answer(manifest["version"]):
-                fresh = await self._exchanged(old, manifest, expected)
-                return fresh
-        except asyncio.CancelledError:
-            if not self._exchanging:
-                self._answer_with(old)
-            raise
+                usable = False  # half exchanged weights answer nothing
+                return await self._exchanged(old, manifest, expected)
         finally:
-            gone = self._exchanging and fresh is None  # half exchanged weights answer nothing
-            if gone:
-                old.engine.release()
             self._draining = self._exchanging = False
-        if not gone:
-            self._answer_with(old)
+            if self.active is None and usable:
+                self._answer_with(old)
+            elif self.active is None:
+                old.engine.release()
         return None
 
     async def _exchanged(self, old: Loaded, manifest: dict[str, Any], expected: Any) -> Loaded | None:

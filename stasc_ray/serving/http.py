@@ -58,10 +58,11 @@ class Door:
 
         try:
             self._check_host(headers)
-            state["key"] = self._check_key(scope["path"].removeprefix(scope.get("root_path", "")), headers)
             path = scope["path"].removeprefix(scope.get("root_path", ""))
+            state["key"] = self._check_key(path, headers)
+            # other routes read none: what a client sends to them, or does not, holds nothing up
             asks = path.startswith("/v1/") and scope["method"] == "POST"
-            receive = await self._with_body(headers, receive) if asks else _without_body(receive)
+            receive = _replayed(await self._body(headers, receive) if asks else b"", receive)
         except ApiError as error:
             await error_response(error)(scope, receive, send_and_note)
         else:
@@ -85,8 +86,8 @@ class Door:
             return None
         return self.keys.check(headers.get("authorization"), admin=path.startswith("/v1/admin/"))
 
-    async def _with_body(self, headers: dict[str, str], receive: Receive) -> Receive:
-        """The whole body, read up to the limits, and a `receive` that gives it back.
+    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
+        """The whole body, read up to the limits.
 
         Raises:
             ApiError: 413, too large; 408, too slow.
@@ -113,12 +114,7 @@ class Door:
             limit_s = self.serve.body_timeout_s
             text = f"expected the whole body within serve.body_timeout_s = {limit_s:g} s"
             raise ApiError(408, "invalid_request_error", text, headers={"Connection": "close"}) from None
-        messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def replay() -> Message:
-            return messages.pop() if messages else await receive()
-
-        return replay
+        return bytes(body)
 
     def _note(self, scope: Scope, request_id: str, status: int, duration_s: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
@@ -140,14 +136,14 @@ class Door:
         )
 
 
-def _without_body(receive: Receive) -> Receive:
-    """A `receive` that gives no body, whatever the client sends or does not: such routes read none."""
-    messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body which was read before."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def nothing() -> Message:
+    async def replay() -> Message:
         return messages.pop() if messages else await receive()
 
-    return nothing
+    return replay
 
 
 def error_response(error: ApiError) -> Response:

@@ -31,8 +31,6 @@ from stasc_ray.serving.schemas import (
     CorrectRequest,
     CorrectResponse,
     End,
-    RunSummary,
-    RunVersion,
     Timings,
     Turn,
     Usage,
@@ -155,25 +153,24 @@ class Service:
                     given=asked.given,
                     on_text=on_text if emit else None,
                 )
-                whole = False
+                broken_off = False
                 try:
                     await answer(
                         asked.policy, self.recipe, asked.question, ask, asked.plan, asked.given or None
                     )
                 except PromptTooLongError as error:
-                    whole = True
                     raise invalid("question", str(error), code="context_length_exceeded") from None
                 except TemplateError as error:
-                    whole = True
                     raise invalid("messages", f"the chat template refuses these turns: {error}") from None
                 except EngineDiedError as error:
-                    whole = True
                     self.versions.report_dead(loaded, str(error))
                     if sent or last_attempt:
                         break
                     self.monitor.retries.inc()
+                except asyncio.CancelledError:
+                    broken_off = True
+                    raise
                 else:
-                    whole = True
                     total_s = time.monotonic() - arrived
                     return self._reply(
                         request, asked, request_id, loaded.version, ask.texts, queued_s, total_s
@@ -181,7 +178,7 @@ class Service:
                 finally:
                     written = sum(len(text.token_ids) for text in ask.texts[len(asked.given) :])
                     # of a turn that was broken off nobody knows how much was written: the client may have it
-                    spent.tokens += written if whole else asked.most_tokens(request.samples)
+                    spent.tokens += asked.most_tokens(request.samples) if broken_off else written
         headers = {"Retry-After": "5"}
         raise ApiError(
             503, "unavailable_error", "the engine died; another is starting, try again", headers=headers
@@ -343,55 +340,6 @@ class Service:
         if versions.active:
             monitor.version.labels(versions.active.version).set(1)
 
-    def summary(self) -> RunSummary:
-        """The run, its versions and what they scored."""
-        versions, settings = self.versions, self.settings
-        active = versions.active.version if versions.active else None
-        loaded, refused = {one.version for one in versions.loaded}, versions.reasons()
-        seen = versions.published.snapshot
-        return RunSummary(
-            name=settings.name,
-            recipe=settings.algorithm.recipe,
-            variant=settings.algorithm.variant,
-            policies=list(policies(self.recipe)),
-            model=settings.model.path,
-            preset=settings.prompts.preset,
-            active=active,
-            latest=seen.latest,
-            pinned=versions.link.pinned,
-            versions=[
-                RunVersion(
-                    version=(name := manifest["version"]),
-                    iteration=manifest["iteration"],
-                    created=manifest["created"],
-                    dev=_scores(manifest, "dev"),
-                    test=_scores(manifest, "test"),
-                    loaded=name in loaded,
-                    active=name == active,
-                    latest=name == seen.latest,
-                    refused=refused.get(name),
-                )
-                for manifest in seen.manifests.values()
-            ],
-            limits={
-                "max_rounds": settings.serve.max_rounds,
-                "max_samples": settings.serve.max_samples,
-                "max_output_tokens": settings.serve.max_output_tokens,
-                "request_timeout_s": settings.serve.request_timeout_s,
-            },
-            sampling={
-                turn: {
-                    "temperature": values.temperature,
-                    "top_p": values.top_p,
-                    "max_tokens": values.max_tokens,
-                }
-                for turn, values in (
-                    ("initial", settings.sampling.initial),
-                    ("correction", settings.sampling.correction),
-                )
-            },
-        )
-
 
 class _Asker(Asker):
     """Asks in the context of a conversation; `last` are the turns that may write the final answer."""
@@ -413,11 +361,6 @@ class _Asker(Asker):
 
 def _finish_reason(text: Text) -> Literal["stop", "length"]:
     return "length" if text.finish_reason == "length" else "stop"
-
-
-def _scores(manifest: dict[str, Any], split: str) -> dict[str, float]:
-    found = {name: manifest.get("metrics", {}).get(f"evaluation/{split}/{name}") for name in ("r_y1", "r_y2")}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _generate(loaded: Loaded, start: Callable[[], None] | None) -> Any:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from stasc_ray import config
-from stasc_ray.store.tracker_process import END_S, TRACKERS
+from stasc_ray.store.tracker_process import END_S
+from stasc_ray.store.trackers import TRACKERS
 
 Track = Callable[[], None]
 """Say that metrics.jsonl has a new line; returns at once."""
@@ -69,9 +70,8 @@ def trackers(
             assert process.stdin
             with contextlib.suppress(OSError):
                 process.stdin.close()
-        deadline = (
-            time.monotonic() + end_s + 5
-        )  # they end themselves after `end_s`; the rest is for a busy machine
+        # They end themselves after `end_s`, all at once; the rest is for a machine that is busy.
+        deadline = time.monotonic() + end_s + 5
         for name, (process, reader) in processes.items():
             _wait(process, reader, deadline)
             if process.returncode:

@@ -12,7 +12,7 @@ from typing import Any
 
 from stasc_ray import config, store
 from stasc_ray.recipes import section_of
-from stasc_ray.serving import coordinator, follow
+from stasc_ray.serving import coordinator
 from stasc_ray.serving.engines import Pulse
 from stasc_ray.serving.follow import Versions
 from stasc_ray.serving.loading import Loaded
@@ -89,7 +89,6 @@ def versions(
 ) -> Versions:
     """A replica's versions on scripted engines."""
     settings = config.with_overrides(store.read_config(run.path, section_of), overrides, section_of)
-    follow.MIND_S = 0.02
     found = Versions(run, settings, None, link or coordinator.alone())  # type: ignore[arg-type]
     found._loader = loader  # type: ignore[assignment]
     return found

@@ -10,7 +10,7 @@ from harness import served, served_runs
 from benchmarks.ray_cluster import free_port
 from stasc_ray import config, store
 from stasc_ray.recipes import section_of
-from stasc_ray.serving import app
+from stasc_ray.serving import app, placement
 
 QUESTION = served.QUESTIONS[0]
 
@@ -32,7 +32,7 @@ def settings(*overrides: str) -> config.Config:
     ],
 )
 def test_a_replicas_engines_have_their_places_beside_it(overrides, on_cuda, expected) -> None:
-    assert app.bundles(settings(*overrides), on_cuda=on_cuda) == expected
+    assert placement.bundles(settings(*overrides), on_cuda=on_cuda) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,18 @@ def test_a_replicas_engines_have_their_places_beside_it(overrides, on_cuda, expe
 )
 def test_a_share_that_an_engine_could_not_use_is_refused(overrides) -> None:
     with pytest.raises(ValueError, match=r"serve.gpus_per_engine: expected engine.tensor_parallel_size"):
-        app.engine_gpus(settings(*overrides), on_cuda=True)
+        placement.engine_gpus(settings(*overrides), on_cuda=True)
 
 
 def test_a_replica_that_no_node_has_room_for_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr(app.ray_session, "may_grow", lambda: False)
-    beside = app.bundles(settings(), on_cuda=True)
+    monkeypatch.setattr(placement.ray_session, "may_grow", lambda: False)
+    beside = placement.bundles(settings(), on_cuda=True)
     with pytest.raises(ValueError, match=r"1 CPUs and 2 GPUs, found at most 16 and 1; .*swap=in_place"):
-        app.check_room(beside, [{"CPU": 16, "GPU": 1}, {"CPU": 2}])
-    app.check_room(beside, [{"CPU": 16, "GPU": 2}])
-    app.check_room(app.bundles(settings("serve.swap=in_place"), on_cuda=True), [{"CPU": 16, "GPU": 1}])
+        placement.check_room(beside, [{"CPU": 16, "GPU": 1}, {"CPU": 2}])
+    placement.check_room(beside, [{"CPU": 16, "GPU": 2}])
+    placement.check_room(
+        placement.bundles(settings("serve.swap=in_place"), on_cuda=True), [{"CPU": 16, "GPU": 1}]
+    )
 
 
 @pytest.mark.slow

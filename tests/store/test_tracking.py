@@ -18,7 +18,7 @@ from harness.mlflow_server import Kept, free_port, hanging, serving
 
 from stasc_ray import config, store
 from stasc_ray.recipes import section_of
-from stasc_ray.store import RunFolder, step_log, tracker_process, tracking
+from stasc_ray.store import RunFolder, step_log, tracker_process, trackers, tracking
 
 STANDINS = Path(__file__).parent.parent / "harness" / "standins"
 LINES = [
@@ -58,7 +58,7 @@ def wait_for(condition: Callable[[], Any]) -> None:
 
 
 def cursor(run: RunFolder, name: str = "mlflow") -> int:
-    return tracker_process.Cursor.read(run.path / "tracking" / f"{name}.json").sent.get("iteration", 0)
+    return trackers.Cursor.read(run.path / "tracking" / f"{name}.json").sent.get("iteration", 0)
 
 
 def test_lines_wait_for_a_tracker_that_is_down_and_are_sent_once_on_resume(run, mlflow_at) -> None:
@@ -175,14 +175,14 @@ def test_a_process_that_outlives_its_run_leaves_the_next_attempts_cursor_alone(t
         first.log(LINES[0])
         delivery = tracker_process.Delivery("mlflow", first.path, print)
 
-    def late(*_: Any) -> tracker_process.Session:
-        return tracker_process.Session(lambda axis, points: sent.append(axis), lambda _: None)
+    def late(*_: Any) -> trackers.Session:
+        return trackers.Session(lambda axis, points: sent.append(axis), lambda _: None)
 
     with (
         store.open_run(tmp_path / "run", settings, fresh=True) as second,
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setitem(tracker_process.TRACKERS, "mlflow", late)
+        patch.setitem(trackers.TRACKERS, "mlflow", late)
         with pytest.raises(SystemExit):
             delivery.attempt("killed")
         assert not (second.path / "tracking").exists() and sent == []
@@ -235,13 +235,13 @@ def test_lines_of_a_tracker_that_sends_late_are_kept_until_it_has_sent_them(run,
         if fails.pop():
             raise ConnectionError("gone")
 
-    def wandb(folder: Path, values: Any, cursor: tracker_process.Cursor) -> tracker_process.Session:
-        def send(axis: str, points: Sequence[tracker_process.Point]) -> None:
+    def wandb(folder: Path, values: Any, cursor: trackers.Cursor) -> trackers.Session:
+        def send(axis: str, points: Sequence[trackers.Point]) -> None:
             taken.extend(point.step for point in points)
 
-        return tracker_process.Session(send, close, sends_late=True)
+        return trackers.Session(send, close, sends_late=True)
 
-    monkeypatch.setitem(tracker_process.TRACKERS, "wandb", wandb)
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", wandb)
     for line in LINES:
         run.log(line)
     notes: list[str] = []
