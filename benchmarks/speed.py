@@ -71,7 +71,7 @@ def ours_generation(work: Work) -> dict[str, float]:
     ):
         job = Job(work["model"], 0, settings, str(destination), on_cuda=work["on_cuda"])
         rows = pq.read_table(work["train"]).to_pylist()[: baselines.WARM_UP]
-        unit_files.write_questions(rows, warm_up / "train.parquet", math.ceil(len(rows) / 2))
+        unit_files.write_questions(rows, warm_up / "train.parquet", math.ceil(len(rows) / 8))
         few = unit_files.question_units(warm_up / "train.parquet", "train")
         list(rollouts.roll_out(replace(job, destination=str(warm_up)), few, engines))
         start_s = engines.report().start_s
