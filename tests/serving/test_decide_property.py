@@ -19,14 +19,15 @@ FAULTS = {
     "no memory": lambda: EngineDiedError("no memory"),
 }
 PASSING = ("storage", "no memory")
+faults = st.none() | st.sampled_from(sorted(FAULTS))
 figures = st.none() | st.floats(0, 1) | st.just(float("nan"))
 
 
 class Replica(RuleBasedStateMachine):
     """Published versions with what is wrong with their files, a pin, and one replica."""
 
-    @initialize()
-    def nothing(self) -> None:
+    @initialize(published=st.lists(st.tuples(figures, faults), max_size=4))
+    def begin(self, published: list[tuple[float | None, str | None]]) -> None:
         self.now = 0.0
         self.latest: str | None = None
         self.pinned: str | None = None
@@ -37,6 +38,8 @@ class Replica(RuleBasedStateMachine):
         self.tried: dict[str, tuple[str, str, float]] = {}  # with which files, what was wrong, when
         self.active: str | None = None
         self.last: str | None = None
+        for figure, fault in published:
+            self.publish(figure, fault)
 
     def wanted(self) -> str | None:
         seen = Snapshot(manifests=self.manifests, latest=self.latest, files=self.files)
@@ -46,7 +49,7 @@ class Replica(RuleBasedStateMachine):
         found = self.refused.get(version)
         return found is not None and found.stands(self.files.get(version), self.now)
 
-    @rule(figure=figures, fault=st.none() | st.sampled_from(sorted(FAULTS)))
+    @rule(figure=figures, fault=faults)
     def publish(self, figure: float | None, fault: str | None) -> None:
         self.latest = f"v{len(self.files):04d}"
         metrics = {"evaluation/dev/r_y2": figure}
@@ -55,14 +58,19 @@ class Replica(RuleBasedStateMachine):
         if fault:
             self.faults[self.latest] = fault
 
+    @precondition(lambda self: self.faults)
+    @rule(data=st.data())
+    def correct_files(self, data: st.DataObject) -> None:
+        version = data.draw(st.sampled_from(sorted(self.faults)))
+        self.files[version] += "+"
+        del self.faults[version]
+
     @precondition(lambda self: self.files)
-    @rule(data=st.data(), fault=st.none() | st.sampled_from(sorted(FAULTS)))
-    def write_files_again(self, data: st.DataObject, fault: str | None) -> None:
+    @rule(data=st.data(), fault=st.sampled_from(sorted(FAULTS)))
+    def spoil_files(self, data: st.DataObject, fault: str) -> None:
         version = data.draw(st.sampled_from(sorted(self.files)))
         self.files[version] += "+"
-        self.faults.pop(version, None)
-        if fault:
-            self.faults[version] = fault
+        self.faults[version] = fault
 
     @precondition(lambda self: self.faults)
     @rule(data=st.data())
@@ -137,4 +145,4 @@ class Replica(RuleBasedStateMachine):
 
 
 TestReplica = Replica.TestCase
-TestReplica.settings = settings(max_examples=150, stateful_step_count=30, deadline=None, derandomize=True)
+TestReplica.settings = settings(max_examples=300, stateful_step_count=20, deadline=None, derandomize=True)
