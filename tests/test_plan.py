@@ -110,6 +110,7 @@ def test_a_run_that_was_not_planned_says_how_to_plan_one(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.cluster  # a whole run beside the calibration: too long for CI
 def test_a_calibration_leaves_nothing_and_the_run_shows_what_it_was_worth(tmp_path: Path) -> None:
     storage, before = tmp_path / "runs", set(Path(tempfile.gettempdir()).glob("stasc-plan-*"))
     asked = [str(CONFIG), *SMALL, f"storage={storage}"]

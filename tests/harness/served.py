@@ -4,8 +4,10 @@ on loopback."""
 import contextlib
 import shutil
 import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 from harness import served_runs
@@ -78,11 +80,23 @@ def serving(folder: Path, *overrides: str):
     )
     served_runs.publish(run, None)
     served_runs.publish(run, folder / "a")
-    keys_file = folder / "keys.json"
-    keys = {name: add_key(keys_file, name, admin=name == "admin") for name in ("plain", "admin")}
+    first = folder / "keys" / "..first"
+    keys = {name: add_key(first / "keys.json", name, admin=name == "admin") for name in ("plain", "admin")}
+    keys_file = as_secret(first)
     settings, port = store.read_config(run.path, section_of), free_port()
     with local_ray(), app.serving(run.path, settings, "127.0.0.1", port, keys_file, loopback_only=False):
         yield Served(run, folder, f"http://127.0.0.1:{port}", keys)
+
+
+def as_secret(target: Path) -> Path:
+    """Let `..data`, to which the file of keys beside it is a link, mean this folder: as Kubernetes lays out
+    secrets."""
+    data, file = target.parent / "..data", target.parent / "keys.json"
+    (moved := data.with_name("..data_tmp")).symlink_to(target.name)
+    moved.rename(data)
+    if not file.is_symlink():
+        file.symlink_to("..data/keys.json")
+    return file
 
 
 @contextlib.contextmanager
@@ -116,7 +130,9 @@ def greedy(run: store.RunFolder, version: str, question: str) -> tuple[str, str]
 
     (manifest,) = [manifest for manifest in run.versions() if manifest["version"] == version]
     path = str(run.path / manifest["model"])
-    if (version, question) not in _greedy_answers:
+    canary = run.path / manifest["model"] / "canary.json"  # another one for other weights
+    key = (canary.read_text() if canary.exists() else version, question)
+    if key not in _greedy_answers:
         tokenizer, texts = model_folder.load_tokenizer(path), config.Prompts(preset="sandbox")
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
@@ -128,8 +144,64 @@ def greedy(run: store.RunFolder, version: str, question: str) -> tuple[str, str]
             return tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
 
         initial = write(prompts.initial_messages({"question": question}, texts))
-        _greedy_answers[version, question] = (
+        _greedy_answers[key] = (
             initial,
             write(prompts.correction_messages({"question": question}, initial, texts)),
         )
-    return _greedy_answers[version, question]
+    return _greedy_answers[key]
+
+
+class Reply(NamedTuple):
+    """What a client of `Load` got."""
+
+    question: str
+    status: int
+    body: dict
+    retry_after: str | None
+    seconds: float
+
+
+class Load:
+    """Clients that keep asking; every answer must be the greedy one of the version it names."""
+
+    def __init__(self, served: Served, clients: int, key: str = "plain") -> None:
+        self.served, self.key, self.stop = served, key, threading.Event()
+        self.replies: list[Reply] = []
+        self.threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
+
+    def _ask(self, number: int) -> None:
+        with self.served.client(self.key) as client:
+            while not self.stop.is_set():
+                question, started = QUESTIONS[number % 8], time.monotonic()
+                try:
+                    reply = client.post("/v1/correct", json={"question": question, "temperature": 0})
+                    found = reply.status_code, reply.json(), reply.headers.get("retry-after")
+                except (httpx.TransportError, ValueError) as error:  # a failure as well
+                    found = 0, {"error": repr(error)}, None
+                self.replies.append(Reply(question, *found, time.monotonic() - started))
+                number += 1
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+    def check(self, *, may_be_told_to_come_back: bool = False) -> set[str]:
+        """The versions that answered; each reply is right, or if that may be 429 or 503 with a time to come
+        back."""
+        answered, failed = [reply for reply in self.replies if reply.status == 200], []
+        for reply in self.replies:
+            told = may_be_told_to_come_back and reply.status in (429, 503) and reply.retry_after
+            if reply.status != 200 and not told:
+                failed.append(reply)
+        assert not failed, f"{len(failed)} of {len(self.replies)} failed: {failed[:2]}"
+        for question, _, body, _, _ in answered:
+            assert (body["initial_answer"], body["answer"]) == greedy(
+                self.served.run, body["model_version"], question
+            )
+        return {reply.body["model_version"] for reply in answered}

@@ -99,6 +99,29 @@ def canary_examples() -> list[dict[str, Any]]:
     return [dict(sequence) for sequences in found if not isinstance(sequences, str) for sequence in sequences]
 
 
+SPOILT = ("half_copied", "other_weights", "other_tokenizer", "no_canary")
+"""What may be wrong with a version."""
+
+
+def spoilt(models: Path, what: str, folder: Path) -> Path:
+    """A copy of model b with something wrong; other weights are those of model a."""
+    shutil.copytree(models / "b", folder)
+    weights = folder / "model.safetensors"
+    match what:
+        case "half_copied":
+            weights.write_bytes(weights.read_bytes()[:-100_000])
+        case "other_weights":
+            shutil.copy(models / "a" / "model.safetensors", weights)
+        case "other_tokenizer":
+            tokenizer = json.loads((folder / "tokenizer.json").read_text())
+            vocabulary = tokenizer["model"]["vocab"]
+            vocabulary["1"], vocabulary["2"] = vocabulary["2"], vocabulary["1"]
+            (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        case "no_canary":
+            (folder / "canary.json").unlink()
+    return folder
+
+
 def publish(run: store.RunFolder, model: Path | None, *, move_latest: bool = True) -> str:
     """Publish a copy of `model` (None: the base model, which has no canary) as the next version; returns its
     name."""

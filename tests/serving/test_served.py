@@ -4,19 +4,16 @@ on loopback."""
 import contextlib
 import json
 import os
-import shutil
 import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import psutil
 import pyarrow.parquet as pq
 import pytest
 from harness import served_runs
-from harness.served import CAPACITY, PATIENCE_S, QUESTIONS, Served, greedy, serving
+from harness.served import CAPACITY, PATIENCE_S, QUESTIONS, Load, greedy, serving
 
 from benchmarks.ray_cluster import free_port
 from stasc_ray import store
@@ -199,42 +196,6 @@ def test_at_twice_the_capacity_every_request_is_answered_or_told_to_come_back(se
     )
 
 
-class Load:
-    """Clients that keep asking; every answer must be the greedy one of the version it names."""
-
-    def __init__(self, served: Served, clients: int) -> None:
-        self.served, self.replies, self.stop = served, [], threading.Event()
-        self.threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
-
-    def _ask(self, number: int) -> None:
-        with self.served.client() as client:
-            while not self.stop.is_set():
-                question, started = QUESTIONS[number % 8], time.monotonic()
-                reply = client.post("/v1/correct", json={"question": question, "temperature": 0})
-                self.replies.append((question, reply.status_code, reply.json(), time.monotonic() - started))
-                number += 1
-
-    def __enter__(self) -> "Load":
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.stop.set()
-        for thread in self.threads:
-            thread.join()
-
-    def check(self) -> set[str]:
-        """The versions that answered."""
-        failed = [reply for reply in self.replies if reply[1] != 200]
-        assert not failed, f"{len(failed)} of {len(self.replies)} failed: {failed[:2]}"
-        for question, _, body, _ in self.replies:
-            assert (body["initial_answer"], body["answer"]) == greedy(
-                self.served.run, body["model_version"], question
-            )
-        return {body["model_version"] for _, _, body, _ in self.replies}
-
-
 @pytest.mark.served
 def test_versions_change_under_load_and_no_request_fails(served):
     with Load(served, clients=6) as load:
@@ -244,7 +205,7 @@ def test_versions_change_under_load_and_no_request_fails(served):
     assert set(published) <= load.check()
     answers = {greedy(served.run, version, QUESTIONS[0]) for version in published}
     assert len(answers) == 3, "the models must answer differently, or this shows nothing"
-    print(f"{len(load.replies)} requests, slowest {max(reply[3] for reply in load.replies):.2f} s")
+    print(f"{len(load.replies)} requests, slowest {max(reply.seconds for reply in load.replies):.2f} s")
 
 
 @pytest.mark.cluster
@@ -263,7 +224,7 @@ def test_ten_versions_in_two_minutes_and_no_request_fails(tmp_path, swap):
             time.sleep(1)
         answered = load.check() & set(published)
     assert len(answered) == 10 if swap == "in_place" else published[-1] in answered and len(answered) >= 3
-    slowest = max(reply[3] for reply in load.replies)
+    slowest = max(reply.seconds for reply in load.replies)
     took = f"{len(load.replies)} requests in {time.monotonic() - started:.0f} s, {len(answered)} of 10 versions answered"
     print(f"{swap}: {took}, longest stall {slowest:.2f} s")
 
@@ -271,21 +232,8 @@ def test_ten_versions_in_two_minutes_and_no_request_fails(tmp_path, swap):
 @pytest.mark.served
 def test_versions_that_are_broken_are_never_served(served, tmp_path):
     broken = {}
-    for what in ("half_copied", "other_weights", "other_tokenizer", "no_canary"):
-        broken[what] = folder = Path(shutil.copytree(served.models / "b", tmp_path / what))
-        weights = folder / "model.safetensors"
-        match what:
-            case "half_copied":
-                weights.write_bytes(weights.read_bytes()[:-100_000])
-            case "other_weights":
-                shutil.copy(served.models / "a" / "model.safetensors", weights)
-            case "other_tokenizer":
-                tokenizer = json.loads((folder / "tokenizer.json").read_text())
-                vocabulary = tokenizer["model"]["vocab"]
-                vocabulary["1"], vocabulary["2"] = vocabulary["2"], vocabulary["1"]
-                (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-            case "no_canary":
-                (folder / "canary.json").unlink()
+    for what in served_runs.SPOILT:
+        broken[what] = served_runs.spoilt(served.models, what, tmp_path / what)
     before = served.health()["active"]
     with Load(served, clients=1) as load:
         refused = {}
