@@ -152,6 +152,47 @@ def test_it_says_when_the_server_is_busy_or_gone_and_when_it_is_back(tab, tmp_pa
         assert tab.text("#asked") == "And how?"
 
 
+class Remembering(ScriptedEngine):
+    """Keeps the prompts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompts: list[str] = []
+
+    async def generate(self, token_ids, request, on_text=None) -> Sample:
+        self.prompts.append(self.chat.tokenizer.decode(token_ids))
+        found = await super().generate(token_ids, request, on_text=None)
+        text = f"answer {len(self.prompts)}"
+        if on_text:
+            on_text(text)
+        return Sample(text, found.token_ids, found.finish_reason)
+
+
+def test_a_conversation_of_five_turns_reaches_the_model_and_a_new_one_begins_without_it(tab, tmp_path):
+    engine = Remembering()
+    with listening(Api(tmp_path, engine=engine), free_port()) as url:
+        tab.open(url)
+        assert tab.js("document.querySelector('#follow-row').hidden")
+        for number in range(1, 6):
+            ask(tab, f"q{number}?")
+            if number == 1:
+                tab.click("#follow")
+        said = [text for number in range(1, 5) for text in (f"q{number}?", f"answer {2 * number}")]
+        for prompt in engine.prompts[-2:]:  # answer and correction of the fifth
+            at = [prompt.index(text) for text in (*said, "q5?")]
+            assert at == sorted(at)
+        assert tab.js("document.querySelector('#earlier').textContent") == "".join(said)
+        assert "its 5 turns" in tab.text("#follow-row")
+        for width in (1000, 390):
+            tab.screen(width, 800, phone=width < 500)
+            assert tab.js(NO_WIDER_THAN_THE_SCREEN)
+            tab.screenshot(tmp_path / f"conversation-{width}.png")
+        tab.click("#follow")
+        ask(tab, "q6?")
+        assert not any(text in engine.prompts[-1] for text in said)
+        assert tab.js("document.querySelector('#earlier').hidden")
+
+
 def test_it_says_what_is_swapped_and_what_was_refused(tab, tmp_path):
     api = Api(tmp_path)
     with listening(api, free_port()) as url:
