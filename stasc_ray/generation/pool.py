@@ -19,6 +19,7 @@ from stasc_ray.generation import canary, core_output
 from stasc_ray.generation.engines import CALLS, EngineActor, last_line
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.generation.unit_rollout import Job
+from stasc_ray.runtime import capacity, ray_session
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +30,8 @@ second number counts until an engine has finished a unit: before, the model or t
 them."""
 LOG_TIMEOUT_S = 20.0
 """Seconds to read a lost engine's log in; its node may be lost too."""
+LOOK_S = 5.0
+"""Between two looks at what the nodes have room for."""
 CLOSE_TIMEOUT_S = 30.0
 """Seconds that an engine may take to end by itself."""
 
@@ -100,6 +103,7 @@ class EnginePool:
             self._spawn(self._take_over(engine))
         for _ in range(most - len(self._engines)):
             self._spawn(self._start())
+        self._spawn(self._keep_room())
         await self._until_up(least)
 
     async def roll_out(self, unit: "pa.Table") -> "pa.Table":
@@ -176,7 +180,10 @@ class EnginePool:
         """A fresh engine."""
         from ray.exceptions import RayError
 
-        options: dict[str, Any] = {"num_cpus": self._spec.engine.cpus_per_actor, "num_gpus": self._spec.gpus}
+        spec = self._spec
+        # Without room it would get the last CPU, and nothing would be read: it needs another beside it.
+        cpus = spec.engine.cpus_per_actor + (len(self._engines) >= self._room())
+        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": spec.gpus}
         engine = _Engine(_remote(self._actor, options).remote(self._job.model, self._spec))
         self._engines.append(engine)
         started = time.monotonic()
@@ -194,6 +201,18 @@ class EnginePool:
             self._report.started += 1
             self._report.start_s = max(self._report.start_s, time.monotonic() - started)
             await self._up(engine)
+
+    async def _keep_room(self) -> None:
+        """End an engine that holds the last CPU, as one may once a node has gone; it waits for another."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            up = [engine for engine in self._engines if engine.up]
+            if len(up) > max(1, self._room()):
+                await self._end(min(up, key=lambda engine: engine.units))
+                self._spawn(self._start())
+
+    def _room(self) -> int:
+        return capacity.room_for_engines(self._spec.engine, ray_session.nodes(), self._spec.on_cuda)
 
     async def _take_over(self, engine: _Engine) -> None:
         """Bring an engine of an earlier pass to this pass's model; if it cannot, a fresh one replaces it."""

@@ -22,7 +22,7 @@ from benchmarks.faulty_runs import (
     kill_node_with,
     kill_one,
 )
-from benchmarks.ray_cluster import RayCluster, ray_cluster
+from benchmarks.ray_cluster import RayCluster, command_of, ray_cluster
 from stasc_ray import store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -85,6 +85,18 @@ def test_a_lost_node(cluster: RayCluster, tmp_path: Path, moment, title: str) ->
         run.wait_until(lambda: moment(run))
         kill_node_with(run, title)
         cluster.add_node(2)  # the autoscaler's part
+        run.finish()
+    check_run(tmp_path / "run")
+
+
+def test_a_node_that_joins_gets_an_engine_and_may_leave_again(tmp_path: Path) -> None:
+    values = ["engine.actors=[1,3]", "questions.train.limit=800"]
+    with ray_cluster(2) as small, faulty_run(small, tmp_path / "run", *values) as run:
+        run.wait_until(run.generating)
+        joined = small.add_node(2)
+        run.wait_until(lambda: any(BUSY_ENGINE in command_of(pid) for pid in joined.processes()))
+        joined.kill()
+        small.nodes.remove(joined)
         run.finish()
     check_run(tmp_path / "run")
 

@@ -14,9 +14,10 @@ from harness import served_runs
 from ray.exceptions import RayError
 
 from stasc_ray import config
-from stasc_ray.generation import canary, rollouts, run_engines, unit_files
+from stasc_ray.generation import canary, pool, rollouts, run_engines, unit_files
 from stasc_ray.generation.engines import EngineActor
 from stasc_ray.generation.pool import MAX_RESTARTS
+from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import ray_session
@@ -259,3 +260,35 @@ def test_engines_that_die_in_an_exchange_or_at_a_unit_lose_nothing(
     assert second == fresh
     assert log.read_text().split() == ["died", "died"]
     assert len(report.notes) == 2 and report.started in (1, 2), "the last one may come too late to help"
+
+
+def test_engines_leave_a_cpu_to_read_and_grade_when_a_node_goes(monkeypatch: pytest.MonkeyPatch):
+    """On nodes and engines that are only said to be there; a real cluster: tests/faults/test_kills.py."""
+    nodes, ended, asked = [{"CPU": 2.0}, {"CPU": 2.0}], [], []
+    monkeypatch.setattr(pool.ray_session, "nodes", lambda: nodes)
+    monkeypatch.setattr(pool, "LOOK_S", 0.01)
+    found = pool.EnginePool(EngineSpec(config.Engine(), on_cuda=False))
+    found._engines = [pool._Engine(None, up=True, units=units) for units in (2, 1, 3)]
+    first = list(found._engines)
+
+    async def end(engine: Any) -> None:
+        ended.append(engine)
+        found._engines.remove(engine)
+
+    async def start() -> None:
+        asked.append(len(found._engines) >= found._room())  # then it asks for another CPU beside its own
+        found._engines.append(pool._Engine(None))
+
+    monkeypatch.setattr(found, "_end", end)
+    monkeypatch.setattr(found, "_start", start)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(found._keep_room())
+        await asyncio.sleep(0.1)
+        assert not ended, "three of four CPUs"
+        nodes.pop()
+        await asyncio.sleep(0.2)
+        task.cancel()
+
+    asyncio.run(scenario())
+    assert ended == [first[1], first[0]] and asked == [True, True]
