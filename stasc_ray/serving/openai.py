@@ -99,8 +99,12 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     stasc: Correction = Field(default_factory=lambda: Correction.model_validate({}))
 
-    def as_correct_request(self) -> CorrectRequest:
+    def as_correct_request(self, most_tokens: int) -> CorrectRequest:
         """The same question for `Service.correct`.
+
+        Args:
+            most_tokens: that an answer may have here. A client's bound above it, such as the 4096 of
+                Continue, is kept by this one; `finish_reason` says if it cut the answer.
 
         Raises:
             ApiError: 400, something that this endpoint cannot do.
@@ -113,6 +117,7 @@ class ChatRequest(BaseModel):
             raise invalid("n", "expected n answers, or one by a vote over stasc.samples, found both")
         asked = conversation.read(self.messages, correct_last=self.stasc.correct_last)
         given = asked.initial_answer if self.stasc.initial_answer is None else self.stasc.initial_answer
+        asked_tokens = self.max_completion_tokens or self.max_tokens
         return CorrectRequest(
             question=asked.question,
             context=asked.context,
@@ -131,7 +136,7 @@ class ChatRequest(BaseModel):
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
             max_tokens=None,
-            max_answer_tokens=self.max_completion_tokens or self.max_tokens,
+            max_answer_tokens=asked_tokens and min(asked_tokens, most_tokens),
             seed=None if self.seed is None else self.seed % 2**63,
             version=self.model,
         )
@@ -170,9 +175,7 @@ class ChatResponse(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
-    stasc: dict[str, Any] = Field(
-        description="initial_answer, corrections, changed, model_version, votes, timings_ms"
-    )
+    stasc: dict[str, Any] = Field(description="Of the reply of /v1/correct what is in no other field")
 
 
 def known_model(model: str, versions: list[str]) -> None:
@@ -197,7 +200,7 @@ def chat_response(request: ChatRequest, answered: CorrectResponse) -> ChatRespon
 def _choices(request: ChatRequest, answered: CorrectResponse) -> list[Choice]:
     """`n` answers, or the one that was chosen."""
     alone = (request.n or 1) == 1
-    ends = [End(answer=answered.answer, finish_reason=answered.finish_reason)] if alone else answered.ends
+    ends = [End.model_validate(answered, from_attributes=True)] if alone else answered.ends
     hidden = "\n\n".join(turn.text for turn in answered.turns if turn.text != answered.answer) or None
     found = []
     for index, end in enumerate(ends):
@@ -211,9 +214,7 @@ def _choices(request: ChatRequest, answered: CorrectResponse) -> list[Choice]:
 
 def extra(answered: CorrectResponse) -> dict[str, Any]:
     """What OpenAI's protocol has no place for."""
-    return answered.model_dump(
-        include={"initial_answer", "corrections", "changed", "model_version", "votes", "timings_ms"}
-    )
+    return answered.model_dump(exclude={"id", "question", "answer", "finish_reason", "usage"})
 
 
 class Chunks:
@@ -225,27 +226,28 @@ class Chunks:
         self._request = request
         self._head = {"id": _id(request_id), "object": "chat.completion.chunk", "created": int(time.time())}
         self._model = request.model
-        self._last_round, self._answers, self._said = last_round, answers, False
+        self._last_round, self._answers = last_round, answers
+        self._begun = self._said = False
         self._hidden: tuple[str, int] | None = None
         # Which sample wins, and where a stop string cuts, is known at the end only.
         self._live = not request.stop and last_round is not None
 
-    def from_event(self, event: str, data: dict[str, Any]) -> dict[str, Any] | None:
-        """The chunk for an event of `Service.correct`; None for what a chat does not show."""
+    def from_event(self, event: str, data: dict[str, Any]) -> list[dict[str, Any]]:
+        """The chunks for an event of `Service.correct`; none for what a chat does not show."""
         if event == "start":
-            self._model = data["model_version"]
-            return self._chunk({"role": "assistant", "content": ""})
+            again, self._model = self._begun, data["model_version"]  # on the next engine, if one died
+            self._begun = True
+            indexes = range(0 if again else self._request.n or 1)
+            return [self._chunk({"role": "assistant", "content": ""}, index=index) for index in indexes]
         if event != "token" or self._last_round is None:
-            return None
+            return []
         if data["round"] == self._last_round and data["turn"] in self._answers:
-            if not self._live:
-                return None
-            self._said = True
-            return self._chunk({"content": data["text"]})
+            self._said = self._said or self._live
+            return [self._chunk({"content": data["text"]})] if self._live else []
         turn = data["turn"], data["round"]  # a turn on the way: chat pages show it as the model's thinking
         seam = "\n\n" if self._hidden not in (None, turn) else ""
         self._hidden = turn
-        return self._chunk({"reasoning_content": seam + data["text"]})
+        return [self._chunk({"reasoning_content": seam + data["text"]})]
 
     def end(self, answered: CorrectResponse) -> list[dict[str, Any]]:
         """The chunks after the last token."""

@@ -95,10 +95,18 @@ class Timings(BaseModel):
     total: float
 
 
+Finish = Literal["stop", "length"]
+"""`length`: it was cut off at max_tokens."""
+FINAL = (
+    "What the answer comes to: the letter of a choice, else what follows the answer marker, else all of it"
+)
+
+
 class Vote(BaseModel):
     """How many samples ended in this answer, compared without case, punctuation and articles."""
 
     answer: str
+    final_answer: str = Field(description=FINAL)
     votes: int
 
 
@@ -106,7 +114,9 @@ class End(BaseModel):
     """The answer in which a sample ended."""
 
     answer: str
-    finish_reason: Literal["stop", "length"]
+    final_answer: str = Field(description=FINAL)
+    changed: bool = Field(description="Whether it differs from the sample's initial answer")
+    finish_reason: Finish
 
 
 class Turn(BaseModel):
@@ -114,6 +124,10 @@ class Turn(BaseModel):
 
     turn: str
     text: str
+    finish_reason: Finish | None = Field(description="None of an answer that was given")
+    says_right: bool | None = Field(
+        description="Of a verdict: whether it calls the answer before it right; None if it can't be read"
+    )
 
 
 class CorrectResponse(BaseModel):
@@ -124,11 +138,10 @@ class CorrectResponse(BaseModel):
     initial_answer: str = Field(description="First answer (Y1), or the one that was given")
     corrections: list[str] = Field(description="One text per round (Y2, ...)")
     answer: str = Field(description="The last correction, or the initial answer where rounds = 0")
+    final_answer: str = Field(description=FINAL)
     turns: list[Turn] = Field(description="All texts that led to the answer, in order")
     changed: bool = Field(description="Whether the answer differs from the initial answer")
-    finish_reason: Literal["stop", "length"] = Field(
-        description="`length`: the answer was cut off at max_tokens"
-    )
+    finish_reason: Finish = Field(description="`length`: the answer was cut off at max_tokens")
     model_version: str = Field(description="The version that wrote all of it")
     ends: list[End] = Field(description="The answer in which each sample ended")
     votes: list[Vote] | None = Field(None, description="With samples > 1: the answers, most votes first")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import TemplateError
 
@@ -18,7 +18,7 @@ from stasc_ray.generation.asking import Asker, OnPiece, PromptTooLongError
 from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.samples import SEED_SPACING, Request, Sample
 from stasc_ray.recipes import recipe_of
-from stasc_ray.recipes.policies import answer, policies, ranked
+from stasc_ray.recipes.policies import answer, final_answer, policies, ranked
 from stasc_ray.recipes.recipe import Plan, Question, gather
 from stasc_ray.recipes.trace import ANSWER, Text, depth, finals, roots
 from stasc_ray.serving.conversation import in_context
@@ -31,6 +31,7 @@ from stasc_ray.serving.schemas import (
     CorrectRequest,
     CorrectResponse,
     End,
+    Finish,
     Timings,
     Turn,
     Usage,
@@ -268,8 +269,9 @@ class Service:
         total_s: float,
     ) -> CorrectResponse:
         answers = self.recipe.answers
-        ends = [text for root in roots(texts) for text in finals(texts, root, answers)]
-        votes = ranked(ends, request.choices, self.settings.prompts.answer_marker)
+        finished = [text for root in roots(texts) for text in finals(texts, root, answers)]
+        votes = ranked(finished, request.choices, self.settings.prompts.answer_marker)
+        ends = {text: self._end(request, text) for text in finished}
         chosen = votes[0][0]
         first, *corrections = (text for text in chosen.lineage if text.turn in answers)
         written = [text for text in texts if text not in asked.given]
@@ -279,8 +281,7 @@ class Service:
             "initial": max(text.root.seconds for text in texts),
             "correction": max(sum(text.seconds for text in one.lineage[1:]) for one in texts),
         }
-        changed = chosen.answer.strip() != first.answer.strip()  # as evaluation.metrics counts it
-        self._count(asked, seconds, usage, changed)
+        self._count(asked, seconds, usage, ends[chosen].changed)
         if self.settings.serve.log_texts:
             shown = {
                 "request_id": request_id,
@@ -298,14 +299,18 @@ class Service:
             initial_answer=first.text,
             corrections=[text.text for text in corrections],
             answer=chosen.text,
-            changed=changed,
-            turns=[Turn(turn=text.turn, text=text.text) for text in (*chosen.lineage, *after)],
-            finish_reason=_finish_reason(chosen),
+            final_answer=ends[chosen].final_answer,
+            changed=ends[chosen].changed,
+            turns=[self._turn(text, given=text in asked.given) for text in (*chosen.lineage, *after)],
+            finish_reason=ends[chosen].finish_reason,
             model_version=version,
-            votes=[Vote(answer=text.text, votes=count) for text, count in votes]
+            votes=[
+                Vote(answer=text.text, final_answer=ends[text].final_answer, votes=count)
+                for text, count in votes
+            ]
             if request.samples > 1
             else None,
-            ends=[End(answer=text.text, finish_reason=_finish_reason(text)) for text in ends],
+            ends=list(ends.values()),
             usage=Usage(
                 prompt_tokens=usage[0],
                 completion_tokens=usage[1],
@@ -318,6 +323,25 @@ class Service:
                 correction=round(seconds["correction"] * 1000, 1),
                 total=round(total_s * 1000, 1),
             ),
+        )
+
+    def _end(self, request: CorrectRequest, text: Text) -> End:
+        first = next(one for one in text.lineage if one.turn in self.recipe.answers)
+        letter, final = final_answer(text.answer, request.choices, self.settings.prompts.answer_marker)
+        return End(
+            answer=text.text,
+            final_answer=letter or final,
+            changed=text.answer.strip() != first.answer.strip(),  # as evaluation.metrics counts it
+            finish_reason=_finish_reason(text),
+        )
+
+    def _turn(self, text: Text, *, given: bool) -> Turn:
+        verdict = text.turn in self.recipe.verdicts
+        return Turn(
+            turn=text.turn,
+            text=text.text,
+            finish_reason=None if given else _finish_reason(text),
+            says_right=self.recipe.says_right(self.settings.algorithm, text.answer) if verdict else None,
         )
 
     def _count(self, asked: Asked, seconds: dict[str, float], usage: tuple[int, int], changed: bool) -> None:
@@ -359,7 +383,7 @@ class _Asker(Asker):
         return await asyncio.to_thread(self.render, in_context(messages, self._context))
 
 
-def _finish_reason(text: Text) -> Literal["stop", "length"]:
+def _finish_reason(text: Text) -> Finish:
     return "length" if text.finish_reason == "length" else "stop"
 
 
