@@ -61,7 +61,7 @@ class ChatMessage(BaseModel):
         """It, as a message that a chat template knows: what a tool gave back is told by the user."""
         text = self.as_text()
         match self.role:
-            case role if role in SYSTEM:
+            case "system" | "developer":
                 return ContextMessage(role="system", content=text)
             case "tool" | "function":
                 what = f"Result of {self.name}" if self.name else "Result"

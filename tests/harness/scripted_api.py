@@ -7,7 +7,7 @@ from harness import served_runs
 
 from stasc_ray import store
 from stasc_ray.generation.engines import EngineDiedError
-from stasc_ray.generation.samples import Request, Sample
+from stasc_ray.generation.samples import Request, Sample, cut
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving import coordinator
@@ -37,6 +37,9 @@ class ScriptedEngine:
     def release(self) -> None:
         """Nothing to end."""
 
+    async def check(self, request) -> None:
+        """Everything can be done."""
+
     async def generate(self, token_ids, request, on_text=None) -> Sample:
         prompt = self.chat.tokenizer.decode(token_ids)
         self.asked.append((prompt, request))
@@ -49,7 +52,7 @@ class ScriptedEngine:
             self.aborted += 1
             raise
         self.finished += 1
-        text = "second" if "first" in prompt else "first"
+        text, _ = cut("second" if "first" in prompt else "first", request.final.stop)
         for letter in text if on_text else ():
             on_text(letter)
         return Sample(text, (1, 2, 3), "stop")

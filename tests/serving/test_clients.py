@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from harness.scripted_api import Api, ScriptedEngine
 
+from stasc_ray.generation.samples import NOTHING_MORE
+
 CLIENTS = json.loads(Path(__file__).with_name("clients.json").read_text(encoding="utf-8"))
 
 
@@ -49,8 +51,12 @@ def test_a_clients_request_is_answered_and_all_of_it_arrives(api, sent) -> None:
             while left and not (left[0][0] == role and text in left[0][1]):
                 left.pop(0)  # neighbours of one role are one message, so a turn may hold several texts
             assert left, f"{role}: {text!r} does not stand where it was said in {prompt!r}"
-    sampling = api.engine.asked[-1][1].sampling
-    assert {name: getattr(sampling, name) for name in sent["sampling"]} == sent["sampling"]
+    (_, hidden), (_, last) = api.engine.asked
+    assert {name: getattr(last.sampling, name) for name in sent["sampling"]} == sent["sampling"]
+    final = {"stop": list(last.final.stop), "top_logprobs": last.final.top_logprobs}
+    final["schema"] = last.final.schema and json.loads(last.final.schema)
+    assert {name: value for name, value in final.items() if value not in (None, [])} == sent.get("final", {})
+    assert hidden.final == NOTHING_MORE, "what is asked of the answer is not asked of the turns before it"
 
 
 def test_eight_clients_are_among_them_and_every_body_says_where_it_is_from() -> None:

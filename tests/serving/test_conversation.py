@@ -2,15 +2,18 @@
 
 import json
 import typing
+from dataclasses import replace
 
 import pytest
 from harness.scripted_api import Api, ScriptedEngine
-from openai.types.chat import completion_create_params
+from openai.types.chat import ChatCompletion, completion_create_params
 
+from stasc_ray.generation.samples import NOTHING_MORE, FinalTurn, RefusedError
+from stasc_ray.recipes.trace import TokenLogprob
 from stasc_ray.serving import conversation, openai
 from stasc_ray.serving.conversation import ChatMessage, in_context
 from stasc_ray.serving.errors import ApiError
-from stasc_ray.serving.schemas import ContextMessage
+from stasc_ray.serving.schemas import ContextMessage, JsonSchema, ResponseFormat
 
 
 def messages(*turns: tuple[str, object]) -> list[ChatMessage]:
@@ -146,14 +149,10 @@ VALUES = {
     "audio": {"format": "wav", "voice": "x"},
     "function_call": "auto",
     "functions": [{"name": "f"}],
-    "logit_bias": {"5": 1},
-    "logprobs": True,
     "modalities": ["audio"],
     "reasoning_effort": "low",
-    "response_format": {"type": "json_object"},
     "tool_choice": "required",
     "tools": [{"type": "function", "function": {"name": "f"}}],
-    "top_logprobs": 3,
     "verbosity": "low",
     "web_search_options": {},
 }
@@ -196,6 +195,98 @@ def test_sampling_values_reach_the_turn_they_are_for(tmp_path) -> None:
     api.engine.asked.clear()
     api.call("POST", "/v1/chat/completions", json={**body, "stasc": {"rounds": 0}})
     assert [request.sampling.max_tokens for _, request in api.engine.asked] == [9]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "asked", "rounds"),
+    [
+        ((), {}, [1]),
+        ((), {"rounds": 0}, [0]),
+        ((), {"rounds": 2}, [2]),
+        ((), {"rounds": 2, "policy": "until_unchanged"}, [1, 2]),
+        (("algorithm.recipe=verdict",), {}, [0, 1]),  # a verdict may end with the first answer
+    ],
+)
+def test_what_is_asked_of_the_answer_is_asked_of_each_turn_that_may_write_it(
+    tmp_path, overrides, asked, rounds
+) -> None:
+    api = Api(tmp_path, *overrides)
+    body = {**ASKED, "logit_bias": {"5": -100}, "stop": ["#"], "stasc": asked}
+    assert api.call("POST", "/v1/chat/completions", json=body).status_code == 200
+    final = FinalTurn(stop=("#",), logit_bias={5: -100.0})
+    finals = [request.final for _, request in api.engine.asked]
+    if overrides:
+        assert finals == [final, NOTHING_MORE, final], "a verdict is no answer"
+    else:
+        assert finals == [final if place in rounds else NOTHING_MORE for place in range(len(finals))]
+    assert len(finals) > max(rounds)
+
+
+class Refusing(ScriptedEngine):
+    """Knows no schema and no bias."""
+
+    async def check(self, request) -> None:
+        raise RefusedError("cannot be done")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("response_format", {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}),
+        ("logit_bias", {"99999": 1}),
+    ],
+)
+def test_what_the_engine_refuses_is_said_before_the_first_turn(tmp_path, name, value, stream) -> None:
+    api = Api(tmp_path, engine=Refusing())
+    for path, body in (("/v1/chat/completions", ASKED), ("/v1/correct", {"question": "Why?"})):
+        reply = api.call("POST", path, json={**body, name: value, "stream": stream})
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == name
+    assert not api.engine.asked
+
+
+def test_a_schema_has_bounds() -> None:
+    nested: dict = {}
+    for _ in range(5000):
+        nested = {"items": nested}
+    for schema in ({"const": "x" * 70_000}, nested):
+        asked = {"type": "json_schema", "json_schema": JsonSchema.model_construct(schema_=schema)}
+        with pytest.raises(ApiError, match="at most 65536 characters"):
+            ResponseFormat.model_construct(**asked).as_schema()
+
+
+class Likely(ScriptedEngine):
+    """Gives its texts' log-probabilities."""
+
+    async def generate(self, token_ids, request, on_text=None):
+        sample = await super().generate(token_ids, request, on_text)
+        k = request.final.top_logprobs
+        tokens = [TokenLogprob(one, -0.5, ((one, -0.5), ("é", -2.0))[:k]) for one in sample.text]
+        return sample if k is None else replace(sample, tokens=tuple(tokens))
+
+
+def test_log_probabilities_are_in_the_choice_or_its_last_chunk(tmp_path) -> None:
+    api = Api(tmp_path, engine=Likely())
+    body = {**ASKED, "n": 2, "logprobs": True, "top_logprobs": 2}
+    completion = ChatCompletion.model_validate(api.call("POST", "/v1/chat/completions", json=body).json())
+    for choice in completion.choices:
+        assert choice.logprobs and choice.logprobs.content
+        assert "".join(token.token for token in choice.logprobs.content) == "second"
+        likely = choice.logprobs.content[0].top_logprobs
+        assert [(one.token, one.logprob, one.bytes) for one in likely] == [
+            ("s", -0.5, [115]),
+            ("é", -2.0, [195, 169]),
+        ]
+    for n in (1, 2):
+        text = api.call("POST", "/v1/chat/completions", json={**body, "n": n, "stream": True}).text
+        lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line.startswith("data: {")]
+        choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+        assert len([choice for choice in choices if choice["finish_reason"]]) == n
+        for choice in choices:
+            assert (choice["logprobs"] is not None) == (choice["finish_reason"] is not None)
+    plain = api.call("POST", "/v1/chat/completions", json={**ASKED, "logprobs": True}).json()
+    assert plain["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
+    assert api.call("POST", "/v1/chat/completions", json=ASKED).json()["choices"][0]["logprobs"] is None
 
 
 def test_a_bound_on_tokens_above_ours_is_kept_by_ours(tmp_path) -> None:
