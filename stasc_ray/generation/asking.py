@@ -71,27 +71,31 @@ class Asker:
         if not n:
             return []
         token_ids = await self.rendered(messages)
-        sampling = self.sampling_of(turn)
         texts = [Text(turn, "", number, parent, self.writer) for number in range(n)]
         texts[0].prompt_tokens = len(token_ids)  # the samples share it
-        # Greedy texts are all the same: one is generated and stands for all.
-        seed = request_seed(*self.identity, place(turn, parent))
-        request = Request(sampling, n if sampling.temperature > 0 else 1, seed, logprob)
+        request = self.request(turn, parent, n, logprob)
         on_text, started = self.on_text, time.monotonic()
         on_piece = on_text and (lambda sample, piece: on_text(texts[sample], piece))
         samples = await self.generate(token_ids, request, on_piece)
         opened = self.chat.opens(token_ids)
         for text, sample in zip(texts, samples * (n // request.n), strict=True):
             text.text, text.token_ids = sample.text, sample.token_ids
-            text.answer_start = reasoning.answer_start(sample.text, opened=opened)
+            # what follows a schema has no reasoning in it
+            text.answer_start = (
+                0 if request.final.schema else reasoning.answer_start(sample.text, opened=opened)
+            )
             text.finish_reason = sample.finish_reason
-            text.logprob, text.seconds = sample.logprob, time.monotonic() - started
+            text.logprob, text.tokens = sample.logprob, sample.tokens
+            text.seconds = time.monotonic() - started
         self.texts += texts
         return texts
 
-    def sampling_of(self, turn: str) -> config.Sampling:
-        """What a turn is sampled with."""
-        return self.sampling.initial if turn == ANSWER else self.sampling.correction
+    def request(self, turn: str, parent: Text | None, n: int, logprob: bool) -> Request:
+        """What the engine is asked for a turn's texts."""
+        sampling = self.sampling.initial if turn == ANSWER else self.sampling.correction
+        seed = request_seed(*self.identity, place(turn, parent))
+        # Greedy texts are all the same: one is generated and stands for all.
+        return Request(sampling, n if sampling.temperature > 0 else 1, seed, logprob)
 
     async def rendered(self, messages: Sequence[Message]) -> list[int]:
         """`render`, where and when it suits."""

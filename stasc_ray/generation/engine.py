@@ -10,17 +10,19 @@ come, reads the log-probabilities of a text, and exchanges the weights.
 import contextlib
 import functools
 import itertools
+import json
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray.generation import vllm_calls
-from stasc_ray.generation.samples import Adapter, Request, Sample
+from stasc_ray.generation.samples import Adapter, FinalTurn, RefusedError, Request, Sample, cut
 from stasc_ray.generation.spec import EngineSpec
+from stasc_ray.recipes.trace import TokenLogprob
 from stasc_ray.runtime import model_folder
 from stasc_ray.tasks.chat import hidden_tokens
 
@@ -111,13 +113,24 @@ class Engine:
         `request.n = 1`.
 
         The future raises:
-            ValueError: the prompt leaves no room for an answer in the context, or vLLM refused the request.
+            ValueError: the prompt leaves no room for an answer in the context.
+            RefusedError: vLLM refused the request, or could not do what it asks.
             RuntimeError: the engine is closed or died.
         """
         params = functools.partial(
             vllm_calls.sampling_params, request, self._stop_token_ids, streaming=on_tokens is not None
         )
-        return self._put(prompt_token_ids, params, self._samples, adapter, on_tokens)
+        read = functools.partial(self._samples, request.final)
+        return self._put(prompt_token_ids, params, read, adapter, on_tokens)
+
+    def check(self, request: Request) -> None:
+        """Raise RefusedError if a request asks what cannot be done, such as a schema that does not compile.
+        It takes no turn of the engine's thread.
+        """
+        if request.final.schema and not self.tokenizer.is_fast:
+            raise RefusedError("a schema needs a tokenizer of the `tokenizers` library, this model's is none")
+        params = vllm_calls.sampling_params(request, self._stop_token_ids, streaming=False)
+        vllm_calls.check(self._llm, params)
 
     def logprobs(self, token_ids: Sequence[int], adapter: Adapter | None = None) -> "Future[list[float]]":
         """Log-probabilities (T - 1,) of token_ids[1:], each given all tokens before it, at temperature 1; as
@@ -202,6 +215,7 @@ class Engine:
         except Exception as error:  # whatever it is, the maker of this object waits for it and raises it
             started.set_exception(error)
             return
+        self._llm = llm
         started.set_result(None)
         vllm_calls.watch_core(llm, lambda: self._inbox.put(_CoreDied()))
         try:
@@ -238,13 +252,14 @@ class Engine:
             return
         try:
             prompt: Any = {"prompt_token_ids": submission.prompt_token_ids}
-            llm.add_request(
-                request_id,
-                prompt,
-                submission.params(),
-                lora_request=vllm_calls.lora_request(submission.adapter),
-            )
-        except ValueError as error:  # one refused prompt is that prompt's failure
+            with vllm_calls.refusing():
+                llm.add_request(
+                    request_id,
+                    prompt,
+                    submission.params(),
+                    lora_request=vllm_calls.lora_request(submission.adapter),
+                )
+        except RefusedError as error:  # one refused prompt is that prompt's failure
             _settle(submission.future, error)
         else:
             self._pending[request_id] = submission
@@ -262,20 +277,40 @@ class Engine:
             submission.on_tokens(output.outputs[0].token_ids)
         if output.finished:
             del self._pending[output.request_id]
-            _settle(submission.future, submission.read(output))
+            try:
+                result = submission.read(output)
+            except RefusedError as error:  # that request's failure
+                result = error
+            _settle(submission.future, result)
 
-    def _samples(self, output: "RequestOutput") -> list[Sample]:
-        return [self._sample(completion) for completion in output.outputs]
+    def _samples(self, final: FinalTurn, output: "RequestOutput") -> list[Sample]:
+        return [self._sample(completion, final) for completion in output.outputs]
 
-    def _sample(self, completion: "CompletionOutput") -> Sample:
+    def _sample(self, completion: "CompletionOutput", final: FinalTurn) -> Sample:
         shown = [token for token in completion.token_ids if token not in self.hidden]
-        text = self.tokenizer.decode(shown)
-        ids, why, logprob = (
-            tuple(completion.token_ids),
-            completion.finish_reason,
-            completion.cumulative_logprob,
-        )
-        return Sample(str(text), ids, why or "unknown", logprob)
+        text, stopped = cut(str(self.tokenizer.decode(shown)), final.stop)
+        why = "stop" if stopped else completion.finish_reason or "unknown"
+        if final.schema and not stopped and why != "length":
+            _check_json(text)
+        tokens = () if final.top_logprobs is None else tuple(self._tokens(completion, final, len(text)))
+        return Sample(text, tuple(completion.token_ids), why, completion.cumulative_logprob, tokens)
+
+    def _tokens(self, completion: "CompletionOutput", final: FinalTurn, end: int) -> Iterator[TokenLogprob]:
+        """The tokens of a text of `end` characters."""
+        assert completion.logprobs is not None, "they were asked for"
+        seen = 0
+        for token_id, found in zip(completion.token_ids, completion.logprobs, strict=True):
+            if found is None or token_id in self.hidden or seen >= end:
+                continue
+            # vLLM gives the sampled token and the likeliest; JSON knows no infinity
+            best = sorted(found.items(), key=lambda one: one[1].rank or 0)[: final.top_logprobs]
+            likeliest = [(self._text(one), max(value.logprob, -9999.0)) for one, value in best]
+            token = self._text(token_id)
+            seen += len(token)
+            yield TokenLogprob(token, max(found[token_id].logprob, -9999.0), tuple(likeliest))
+
+    def _text(self, token_id: int) -> str:
+        return str(self.tokenizer.decode([token_id]))
 
     def _fail_all(self, error: Exception) -> None:
         for submission in self._pending.values():
@@ -284,6 +319,16 @@ class Engine:
         while not self._inbox.empty():
             if isinstance(item := self._inbox.get_nowait(), _Submission | _Abort | _Command):
                 _settle(item.future, error)
+
+
+def _check_json(text: str) -> None:
+    """Raise RefusedError unless a text that ended by itself is JSON: a schema may lead nowhere, such as one
+    that names itself.
+    """
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        raise RefusedError("the schema could not be followed: no text can satisfy it") from None
 
 
 def _settle(future: "Future[Any]", result: Any) -> None:

@@ -6,11 +6,11 @@ next. Ray ends actors whose owner is gone: the run's pool (pool.py), or a replic
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray.generation.decoding import TextStream
-from stasc_ray.generation.samples import Adapter, Request, Sample
+from stasc_ray.generation.samples import Adapter, Request, Sample, cut
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.generation.unit_rollout import Job, UnitRollout
 from stasc_ray.tasks.chat import Chat
@@ -95,16 +95,23 @@ class EngineActor:
         with self._abortable(call):
             future = asyncio.wrap_future(self._engine.submit(token_ids, request, adapter, on_tokens=note))
             future.add_done_callback(lambda _: news.set())
-            text = TextStream(self._engine.tokenizer, self._engine.hidden)
+            text, stop, sent = TextStream(self._engine.tokenizer, self._engine.hidden), request.final.stop, 0
             while not future.done():
                 await news.wait()
                 news.clear()
-                if newest and not future.done() and (piece := text.next_piece(newest[0])):
-                    yield piece
+                if newest and not future.done() and text.next_piece(newest[0]):
+                    safe = before_stop(text.sent, stop)
+                    if safe > sent:
+                        yield text.sent[sent:safe]
+                        sent = safe
             (sample,) = await self._finished(future)
-            if rest := sample.text[len(text.sent) :]:
+            if rest := sample.text[sent:]:
                 yield rest
             yield sample
+
+    async def check(self, request: Request) -> None:
+        """Raise RefusedError if a request asks what cannot be done; see Engine.check."""
+        await asyncio.to_thread(self._engine.check, request)
 
     async def abort(self, call: str) -> None:
         """Stop working on a call."""
@@ -166,6 +173,14 @@ class _Abortable:
 
     def __exit__(self, *_: object) -> None:
         self._tasks.pop(self._call, None)
+
+
+def before_stop(text: str, stop: Sequence[str]) -> int:
+    """How much of a growing text can be shown: what comes before a stop string, or before what may become
+    one.
+    """
+    whole, stopped = cut(text, stop)
+    return len(whole) if stopped else max(0, len(text) - max((len(one) - 1 for one in stop), default=0))
 
 
 def last_line(error: BaseException) -> str:

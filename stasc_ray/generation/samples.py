@@ -1,9 +1,11 @@
 """What is asked of an engine and what comes back: plain values, which cross process boundaries."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from stasc_ray import config
 from stasc_ray.config import hashing
+from stasc_ray.recipes.trace import TokenLogprob
 
 SEED_SPACING = 1 << 12  # vLLM gives the children of `n` the seeds s, s + 1, ...
 
@@ -18,6 +20,31 @@ class Sample:
     """`stop` (end-of-turn token) or `length` (max_tokens or the context was full)."""
     logprob: float | None = None
     """Sum of its tokens' log-probabilities at temperature 1, if the request asked for it."""
+    tokens: tuple[TokenLogprob, ...] = ()
+    """Its tokens one by one, if the request asked for them."""
+
+
+class RefusedError(ValueError):
+    """vLLM does not do what a request asks."""
+
+
+@dataclass(frozen=True)
+class FinalTurn:
+    """What the endpoint may ask of the turn that writes the final answer. Stop strings and schemas need an
+    engine with a tokenizer (`EngineSpec.tokenizer`).
+    """
+
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these."""
+    schema: str | None = None
+    """A JSON schema, as JSON, that the whole text follows."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits, by token id."""
+    top_logprobs: int | None = None
+    """Gives the tokens one by one, each with so many of the likeliest at its place."""
+
+
+NOTHING_MORE = FinalTurn()
 
 
 @dataclass(frozen=True)
@@ -31,6 +58,7 @@ class Request:
     seed: int
     logprob: bool = False
     """Whether the samples come with their log-probability."""
+    final: FinalTurn = NOTHING_MORE
 
 
 @dataclass(frozen=True)
@@ -43,6 +71,12 @@ class Adapter:
     number: int
     """1 or more."""
     folder: str
+
+
+def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """`text` before the first stop string, and whether there was one."""
+    ends = [end for one in stop if (end := text.find(one)) >= 0]
+    return (text[: min(ends)], True) if ends else (text, False)
 
 
 def request_seed(*parts: object) -> int:

@@ -22,5 +22,7 @@ class EngineSpec:
     threads: int | None = None
     """Of an engine on CPUs; None: its share of its node's cores."""
     seed: int = 0
+    tokenizer: bool = False
+    """Whether vLLM has the tokenizer too: stop strings and schemas need it. Rollouts ask for neither."""
     sleeps: bool = False
     """Whether it gives its GPU's memory to a trainer between two passes."""

@@ -6,11 +6,11 @@ import contextlib
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import InvalidStateError
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray.generation.samples import Adapter, Request
+from stasc_ray.generation.samples import Adapter, RefusedError, Request
 from stasc_ray.generation.spec import OWNER, EngineSpec
 from stasc_ray.runtime import capacity, model_folder, ray_session
 
@@ -37,7 +37,7 @@ def make_llm(model: str, spec: EngineSpec) -> "LLMEngine":
         EngineArgs(
             model=model,
             revision=model_folder.revision(model, spec.model),
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=not spec.tokenizer,
             trust_remote_code=spec.model.trust_remote_code,
             seed=spec.seed,
             dtype=engine.dtype if engine.dtype != "auto" else "bfloat16" if on_cuda else "float32",
@@ -57,6 +57,7 @@ def make_llm(model: str, spec: EngineSpec) -> "LLMEngine":
             worker_extension_cls="stasc_ray.generation.vllm_worker.WorkerExtension",
             enable_sleep_mode=spec.sleeps and on_cuda,
             **lora_arguments(spec.lora_rank),
+            **(tokenizer_arguments(model, spec) if spec.tokenizer else {}),
         )
     )
 
@@ -109,9 +110,9 @@ def watch_core(llm: "LLMEngine", on_death: Callable[[], None]) -> None:
 def sampling_params(request: Request, stop_token_ids: list[int], streaming: bool) -> "SamplingParams":
     """What a request is for vLLM; token ids come back at every step where `streaming`, else once."""
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    sampling = request.sampling
+    sampling, final = request.sampling, request.final
     return SamplingParams(
         n=request.n,
         temperature=sampling.temperature,
@@ -123,13 +124,32 @@ def sampling_params(request: Request, stop_token_ids: list[int], streaming: bool
         frequency_penalty=sampling.frequency_penalty,
         max_tokens=sampling.max_tokens,
         seed=request.seed,
-        logprobs=0
-        if request.logprob
-        else None,  # of the sampled token alone; raw, so temperature plays no part
+        # 0: of the sampled token alone. Raw, so temperature plays no part
+        logprobs=0 if request.logprob and final.top_logprobs is None else final.top_logprobs,
+        logit_bias=dict(final.logit_bias) or None,
+        structured_outputs=StructuredOutputsParams(json=final.schema) if final.schema else None,
+        stop=list(final.stop),
         stop_token_ids=stop_token_ids,
-        detokenize=False,  # once, when the text is whole
+        detokenize=bool(final.stop),  # else once, when the text is whole
         output_kind=RequestOutputKind.CUMULATIVE if streaming else RequestOutputKind.FINAL_ONLY,
     )
+
+
+def check(llm: "LLMEngine", params: "SamplingParams") -> None:
+    """Raise RefusedError if vLLM refuses these values; it checks them again when the request comes."""
+    with refusing():
+        params.verify(llm.model_config, None, llm.vllm_config.structured_outputs_config, llm.tokenizer)
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Make vLLM's errors about a request a RefusedError; not all are ValueErrors."""
+    from vllm.exceptions import VLLMClientError
+
+    try:
+        yield
+    except (ValueError, VLLMClientError) as error:
+        raise RefusedError(str(error)) from error
 
 
 def lora_request(adapter: Adapter | None) -> Any:
@@ -147,6 +167,21 @@ def lora_arguments(rank: int | None) -> dict[str, Any]:
         return {}
     size = next(size for size in LORA_RANKS if size >= rank)
     return {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 8, "max_lora_rank": size}
+
+
+def tokenizer_arguments(model: str, spec: EngineSpec) -> dict[str, Any]:
+    """The tokenizer beside the model, and what follows schemas by it.
+
+    vLLM keeps to one backend for all requests. This one refuses what it can't do and what is too large, where
+    xgrammar passes over `not`, `uniqueItems` and more, and compiles an enum of 50,000 values for minutes.
+    Without whitespace, since a small model that may write it writes nothing else.
+    """
+    from vllm.config import StructuredOutputsConfig
+
+    return {
+        "tokenizer_revision": model_folder.revision(model, spec.model),
+        "structured_outputs_config": StructuredOutputsConfig(backend="guidance", disable_any_whitespace=True),
+    }
 
 
 def scoring_params() -> "SamplingParams":

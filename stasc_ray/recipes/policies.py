@@ -118,10 +118,15 @@ def ranked(ends: Sequence[Text], choices: Sequence[str], answer_marker: str) -> 
 
 
 def answer_key(answer: str, choices: Sequence[str], answer_marker: str) -> Any:
-    """By what answers count as the same: the chosen letter, else the normalized text after the answer marker,
-    if any.
+    """By what answers count as the same: the chosen letter, else `final_answer`, normalized."""
+    letter, final = final_answer(answer, choices, answer_marker)
+    return letter or matching.normalize(final) or answer.strip()
+
+
+def final_answer(answer: str, choices: Sequence[str], answer_marker: str) -> tuple[str | None, str]:
+    """What an answer comes to: the chosen letter, if it names one of `choices`; and what follows the answer
+    marker, all of the answer if it has none.
     """
-    if choices and (letter := choice_letter(answer, choices)):
-        return letter
+    letter = choice_letter(answer, choices) if choices else None
     final = rewards.after_marker(answer, answer_marker) if answer_marker.strip() else ""
-    return matching.normalize(final or answer) or answer.strip()
+    return letter or None, final or answer.strip()

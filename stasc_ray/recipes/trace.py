@@ -21,6 +21,17 @@ CUT_ADVICE = 0.1
 """Share of a turn's texts that were cut above which a person is advised to raise `max_tokens`."""
 
 
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token of a text and its log-probability; `likeliest` are the likeliest tokens at its place, with
+    theirs.
+    """
+
+    token: str
+    logprob: float
+    likeliest: tuple[tuple[str, float], ...] = ()
+
+
 @dataclass(eq=False)
 class Text:
     """One text that a model wrote; fields as in `store.rows.TEXT`."""
@@ -40,6 +51,8 @@ class Text:
     answer_start: int = 0
     seconds: float = field(default=0.0, repr=False)
     """How long its request took; not kept on disk."""
+    tokens: Sequence[TokenLogprob] = field(default=(), repr=False)
+    """If the request asked for them; not kept on disk."""
 
     @property
     def answer(self) -> str:

@@ -122,6 +122,7 @@ def engine_spec(endpoint: Endpoint) -> EngineSpec:
         lora_rank=settings.finetune.lora.rank if settings.finetune.method == "lora" else None,
         threads=capacity.replica_threads(settings.serve, ray_session.cores()),
         seed=settings.seed,
+        tokenizer=True,
     )
 
 

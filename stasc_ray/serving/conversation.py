@@ -1,7 +1,7 @@
 """A chat's messages as a question in its context, so that no message is dropped without a word.
 
-The last user message is the question. System texts and earlier turns stand before it in every prompt that the
-recipe asks; `in_context` puts them there.
+The last user message is the question. System texts and all other turns stand before it in every prompt that
+the recipe asks; `in_context` puts them there.
 """
 
 import json
@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from stasc_ray.serving.errors import invalid
 from stasc_ray.serving.schemas import ContextMessage
 from stasc_ray.tasks.chat import Message
+
+SYSTEM = ("system", "developer")
 
 
 class Part(BaseModel):
@@ -35,6 +37,8 @@ class ChatMessage(BaseModel):
     tool_calls: list[dict[str, Any]] | None = None
     function_call: dict[str, Any] | None = None
     refusal: str | None = None
+    prefix: bool | None = None
+    partial: bool | None = None
 
     def as_text(self) -> str:
         """What it says, as one text; calls of tools as JSON.
@@ -78,14 +82,18 @@ class Conversation:
 def read(messages: Sequence[ChatMessage], *, correct_last: bool) -> Conversation:
     """The question of a chat.
 
+    If the assistant or a tool has said something after the last user message, that message stands in the
+    context too, where it was said, and is asked again: the reply is the assistant's next message.
+
     Args:
         correct_last: the assistant's last answer is to be corrected: its question is the user message before
             it. A user message after it, which asks for the check, is left out: the recipe's own words ask.
 
     Raises:
-        ApiError: 400, there is no such question; or the last message is the assistant's, and nobody asked
-            to correct it.
+        ApiError: 400, there is no such question; or a message is to be continued.
     """
+    if any(message.prefix or message.partial for message in messages):
+        raise invalid("messages", "expected whole messages, found a `prefix`: no text is continued here")
     roles = [message.role for message in messages]
     if correct_last:
         end = len(roles) - 1 if roles[-1:] == ["user"] else len(roles)
@@ -98,22 +106,23 @@ def read(messages: Sequence[ChatMessage], *, correct_last: bool) -> Conversation
             )
         context = [message.as_context() for message in messages[: end - 2]]
         return Conversation(asked, context, messages[end - 1].as_text())
-    if roles[-1:] != ["user"] or not messages[-1].as_text().strip():
-        raise invalid(
-            "messages",
-            f"expected a user message with text at the end, found {roles[-1] if roles else 'none'}; to have "
-            "the assistant's last answer corrected say `stasc.correct_last = true`",
-        )
-    return Conversation(messages[-1].as_text(), [message.as_context() for message in messages[:-1]])
+    last = max((place for place, role in enumerate(roles) if role == "user"), default=None)
+    if last is None or not messages[last].as_text().strip():
+        found = "none" if last is None else "an empty one"
+        raise invalid("messages", f"expected a last user message with text, found {found}")
+    answered = any(one.as_text().strip() for one in messages[last + 1 :] if one.role not in SYSTEM)
+    others = messages if answered else [*messages[:last], *messages[last + 1 :]]
+    return Conversation(messages[last].as_text(), [message.as_context() for message in others])
 
 
 def in_context(messages: Sequence[Message], context: Sequence[ContextMessage]) -> list[dict[str, Any]]:
     """A recipe's messages with a conversation's context: system texts joined, earlier turns before its first.
 
-    Templates want roles that take turns, so neighbours of one role become one message.
+    Templates want roles that take turns, so neighbours of one role become one message; a message without text
+    says nothing and is left out.
     """
     own_system = [one for one in messages[:1] if one["role"] == "system"]
-    said = [{"role": one.role, "content": one.content} for one in context]
+    said = [{"role": one.role, "content": one.content} for one in context if one.content.strip()]
     systems = [one for one in said if one["role"] == "system"]
     earlier = [one for one in said if one["role"] != "system"]
     joined: list[dict[str, Any]] = []

@@ -98,6 +98,10 @@ class EngineHandle:
             self._actor.abort.remote(call)
             raise
 
+    async def check(self, request: Request) -> None:
+        """Raise RefusedError if a request asks what the engine cannot do."""
+        await self._result(self._actor.check.remote(request))
+
     def shares_with(self, other: "EngineHandle") -> bool:
         """Whether both are handles of one engine."""
         return self._handles is other._handles

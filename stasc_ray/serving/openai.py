@@ -12,7 +12,18 @@ from stasc_ray.serving import conversation
 from stasc_ray.serving.conversation import ChatMessage
 from stasc_ray.serving.errors import ApiError, invalid
 from stasc_ray.serving.published import LATEST
-from stasc_ray.serving.schemas import CorrectRequest, CorrectResponse, End, Text, Usage
+from stasc_ray.serving.schemas import (
+    CorrectRequest,
+    CorrectResponse,
+    Finish,
+    LogitBias,
+    ResponseFormat,
+    StopString,
+    StopStrings,
+    Text,
+    Token,
+    Usage,
+)
 
 HARMLESS = (
     "metadata",
@@ -31,13 +42,9 @@ HARMLESS = (
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": (None, "none"),
     "functions": (None, []),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
     "modalities": (None, ["text"]),
-    "response_format": (None, {"type": "text"}),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
-    "top_logprobs": (None, 0),
 }
 """Values by which a field asks for nothing. Every other value, and every other field, is refused."""
 
@@ -92,15 +99,23 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1, description="Of the final answer's turn")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int | None = Field(None, ge=1, description="Answers; stasc.samples votes over several")
-    stop: str | list[str] | None = Field(
-        None, description="The answer ends before the first of these; streams in one piece then"
+    stop: StopString | StopStrings | None = Field(
+        None, description="The final answer ends before the first of these"
     )
+    response_format: ResponseFormat | None = Field(None, description="Of the final answer")
+    logit_bias: LogitBias | None = Field(None, description="Of the final answer")
+    logprobs: bool | None = Field(None, description="Of the final answer's tokens")
+    top_logprobs: int | None = Field(None, ge=0, le=20)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     stasc: Correction = Field(default_factory=lambda: Correction.model_validate({}))
 
-    def as_correct_request(self) -> CorrectRequest:
+    def as_correct_request(self, most_tokens: int) -> CorrectRequest:
         """The same question for `Service.correct`.
+
+        Args:
+            most_tokens: that an answer may have here. A client's bound above it, such as the 4096 of
+                Continue, is kept by this one; `finish_reason` says if it cut the answer.
 
         Raises:
             ApiError: 400, something that this endpoint cannot do.
@@ -113,6 +128,7 @@ class ChatRequest(BaseModel):
             raise invalid("n", "expected n answers, or one by a vote over stasc.samples, found both")
         asked = conversation.read(self.messages, correct_last=self.stasc.correct_last)
         given = asked.initial_answer if self.stasc.initial_answer is None else self.stasc.initial_answer
+        asked_tokens = self.max_completion_tokens or self.max_tokens
         return CorrectRequest(
             question=asked.question,
             context=asked.context,
@@ -131,16 +147,15 @@ class ChatRequest(BaseModel):
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
             max_tokens=None,
-            max_answer_tokens=self.max_completion_tokens or self.max_tokens,
+            max_answer_tokens=asked_tokens and min(asked_tokens, most_tokens),
+            stop=[self.stop] if isinstance(self.stop, str) else self.stop or [],
+            response_format=self.response_format,
+            logit_bias=self.logit_bias or {},
+            logprobs=self.logprobs or False,
+            top_logprobs=self.top_logprobs or 0,
             seed=None if self.seed is None else self.seed % 2**63,
             version=self.model,
         )
-
-    def cut(self, text: str) -> tuple[str, bool]:
-        """`text` up to the first stop string, and whether there was one."""
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        ends = [end for stop in stops if stop and (end := text.find(stop)) >= 0]
-        return (text[: min(ends)], True) if ends else (text, False)
 
 
 class AssistantMessage(BaseModel):
@@ -152,13 +167,20 @@ class AssistantMessage(BaseModel):
     refusal: None = None
 
 
+class Logprobs(BaseModel):
+    """Of a choice's tokens."""
+
+    content: list[Token]
+    refusal: None = None
+
+
 class Choice(BaseModel):
-    """The only one."""
+    """One answer."""
 
     index: int = 0
     message: AssistantMessage
-    finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    finish_reason: Finish
+    logprobs: Logprobs | None = None
 
 
 class ChatResponse(BaseModel):
@@ -170,9 +192,7 @@ class ChatResponse(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
-    stasc: dict[str, Any] = Field(
-        description="initial_answer, corrections, changed, model_version, votes, timings_ms"
-    )
+    stasc: dict[str, Any] = Field(description="Of the reply of /v1/correct what is in no other field")
 
 
 def known_model(model: str, versions: list[str]) -> None:
@@ -197,23 +217,22 @@ def chat_response(request: ChatRequest, answered: CorrectResponse) -> ChatRespon
 def _choices(request: ChatRequest, answered: CorrectResponse) -> list[Choice]:
     """`n` answers, or the one that was chosen."""
     alone = (request.n or 1) == 1
-    ends = [End(answer=answered.answer, finish_reason=answered.finish_reason)] if alone else answered.ends
+    chosen = next(end for end in answered.ends if end.answer == answered.answer)
     hidden = "\n\n".join(turn.text for turn in answered.turns if turn.text != answered.answer) or None
-    found = []
-    for index, end in enumerate(ends):
-        answer, stopped = request.cut(end.answer)
-        message = AssistantMessage(content=answer, reasoning_content=hidden if alone else None)
-        found.append(
-            Choice(index=index, message=message, finish_reason="stop" if stopped else end.finish_reason)
+    return [
+        Choice(
+            index=index,
+            message=AssistantMessage(content=end.answer, reasoning_content=hidden if alone else None),
+            finish_reason=end.finish_reason,
+            logprobs=None if end.logprobs is None else Logprobs(content=end.logprobs),
         )
-    return found
+        for index, end in enumerate([chosen] if alone else answered.ends)
+    ]
 
 
 def extra(answered: CorrectResponse) -> dict[str, Any]:
     """What OpenAI's protocol has no place for."""
-    return answered.model_dump(
-        include={"initial_answer", "corrections", "changed", "model_version", "votes", "timings_ms"}
-    )
+    return answered.model_dump(exclude={"id", "question", "answer", "finish_reason", "usage"})
 
 
 class Chunks:
@@ -225,27 +244,26 @@ class Chunks:
         self._request = request
         self._head = {"id": _id(request_id), "object": "chat.completion.chunk", "created": int(time.time())}
         self._model = request.model
-        self._last_round, self._answers, self._said = last_round, answers, False
+        self._last_round, self._answers = last_round, answers
+        self._begun = self._said = False
         self._hidden: tuple[str, int] | None = None
-        # Which sample wins, and where a stop string cuts, is known at the end only.
-        self._live = not request.stop and last_round is not None
 
-    def from_event(self, event: str, data: dict[str, Any]) -> dict[str, Any] | None:
-        """The chunk for an event of `Service.correct`; None for what a chat does not show."""
+    def from_event(self, event: str, data: dict[str, Any]) -> list[dict[str, Any]]:
+        """The chunks for an event of `Service.correct`; none for what a chat does not show."""
         if event == "start":
-            self._model = data["model_version"]
-            return self._chunk({"role": "assistant", "content": ""})
-        if event != "token" or self._last_round is None:
-            return None
+            again, self._model = self._begun, data["model_version"]  # on the next engine, if one died
+            self._begun = True
+            indexes = range(0 if again else self._request.n or 1)
+            return [self._chunk({"role": "assistant", "content": ""}, index=index) for index in indexes]
+        if event != "token" or self._last_round is None:  # which text is the answer is known at the end only
+            return []
         if data["round"] == self._last_round and data["turn"] in self._answers:
-            if not self._live:
-                return None
             self._said = True
-            return self._chunk({"content": data["text"]})
+            return [self._chunk({"content": data["text"]})]
         turn = data["turn"], data["round"]  # a turn on the way: chat pages show it as the model's thinking
         seam = "\n\n" if self._hidden not in (None, turn) else ""
         self._hidden = turn
-        return self._chunk({"reasoning_content": seam + data["text"]})
+        return [self._chunk({"reasoning_content": seam + data["text"]})]
 
     def end(self, answered: CorrectResponse) -> list[dict[str, Any]]:
         """The chunks after the last token."""
@@ -253,7 +271,8 @@ class Chunks:
         for choice in _choices(self._request, answered):
             if not self._said:
                 chunks.append(self._chunk({"content": choice.message.content}, index=choice.index))
-            chunks.append(self._chunk({}, choice.finish_reason, choice.index))
+            logprobs = choice.logprobs and choice.logprobs.model_dump()
+            chunks.append(self._chunk({}, choice.finish_reason, choice.index, logprobs))
         chunks[-1] |= {"stasc": extra(answered)}
         if self._request.stream_options and self._request.stream_options.include_usage:
             chunks.append(
@@ -262,9 +281,9 @@ class Chunks:
         return chunks
 
     def _chunk(
-        self, delta: dict[str, Any], finish_reason: str | None = None, index: int = 0
+        self, delta: dict[str, Any], finish_reason: str | None = None, index: int = 0, logprobs: Any = None
     ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
         return {**self._head, "model": self._model, "choices": [choice]}
 
 

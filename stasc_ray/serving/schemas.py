@@ -2,12 +2,21 @@
 openai.py.
 """
 
-from typing import Annotated, Any, Literal
+import contextlib
+import json
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, computed_field, model_validator
+
+from stasc_ray.serving.errors import invalid
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+StopString = Annotated[str, StringConstraints(max_length=256)]
+StopStrings = Annotated[list[StopString], Field(max_length=16)]
+LogitBias = dict[int, Annotated[float, Field(ge=-100, le=100)]]
+MAX_SCHEMA = 1 << 16
+"""Characters of a JSON schema."""
 
 
 class ContextMessage(BaseModel):
@@ -16,6 +25,42 @@ class ContextMessage(BaseModel):
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "user", "assistant"]
     content: str
+
+
+class JsonSchema(BaseModel):
+    """A schema, as OpenAI's protocol has it; it is always followed strictly."""
+
+    model_config = ConfigDict(extra="ignore", serialize_by_alias=True)
+    schema_: dict[str, Any] = Field(alias="schema", description="JSON schema of the whole text")
+
+
+class ResponseFormat(BaseModel):
+    """How the final answer is to be written."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("expected json_schema with type json_schema, and with no other type")
+        return self
+
+    def as_schema(self) -> str | None:
+        """The schema that the text follows, as JSON; None of plain text.
+
+        Raises:
+            ApiError: 400, it is too large.
+        """
+        if self.type == "text":
+            return None
+        schema = self.json_schema.schema_ if self.json_schema else {"type": "object"}
+        with contextlib.suppress(RecursionError):  # nested deeper than Python writes
+            if len(text := json.dumps(schema)) <= MAX_SCHEMA:
+                return text
+        message = f"expected a schema of at most {MAX_SCHEMA} characters that is not nested deeply"
+        raise invalid("response_format", message)
 
 
 class CorrectRequest(BaseModel):
@@ -64,6 +109,11 @@ class CorrectRequest(BaseModel):
     max_answer_tokens: int | None = Field(
         None, ge=1, description="The same for the turn that writes the final answer alone"
     )
+    stop: StopStrings = Field([], description="The final answer ends before the first of these")
+    response_format: ResponseFormat | None = Field(None, description="Of the final answer, as OpenAI's")
+    logit_bias: LogitBias = Field({}, max_length=1024, description="Of the final answer, by token id")
+    logprobs: bool = Field(False, description="Whether `ends` have their tokens' log-probabilities")
+    top_logprobs: int = Field(0, ge=0, le=20, description="Likeliest tokens beside each; needs logprobs")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same version: same answers")
     version: VersionName | None = Field(
         None, description="A loaded version, else 409; default: the active one"
@@ -95,18 +145,50 @@ class Timings(BaseModel):
     total: float
 
 
+Finish = Literal["stop", "length"]
+"""`length`: it was cut off at max_tokens."""
+FINAL = (
+    "What the answer comes to: the letter of a choice, else what follows the answer marker, else all of it"
+)
+
+
 class Vote(BaseModel):
     """How many samples ended in this answer, compared without case, punctuation and articles."""
 
     answer: str
+    final_answer: str = Field(description=FINAL)
     votes: int
+
+
+class LikelyToken(BaseModel):
+    """A token that could stand at a place, as OpenAI's protocol has it."""
+
+    token: str
+    logprob: float
+
+    @computed_field
+    @property
+    def bytes(self) -> list[int]:
+        """The token in UTF-8."""
+        return list(self.token.encode())
+
+
+class Token(LikelyToken):
+    """A token that was written; `top_logprobs` are the likeliest at its place."""
+
+    top_logprobs: list[LikelyToken]
 
 
 class End(BaseModel):
     """The answer in which a sample ended."""
 
     answer: str
-    finish_reason: Literal["stop", "length"]
+    final_answer: str = Field(description=FINAL)
+    changed: bool = Field(description="Whether it differs from the sample's initial answer")
+    finish_reason: Finish
+    logprobs: list[Token] | None = Field(
+        None, description="Of its tokens at temperature 1, before logit_bias and response_format"
+    )
 
 
 class Turn(BaseModel):
@@ -114,6 +196,10 @@ class Turn(BaseModel):
 
     turn: str
     text: str
+    finish_reason: Finish | None = Field(description="None of an answer that was given")
+    says_right: bool | None = Field(
+        description="Of a verdict: whether it calls the answer before it right; None if it can't be read"
+    )
 
 
 class CorrectResponse(BaseModel):
@@ -124,11 +210,10 @@ class CorrectResponse(BaseModel):
     initial_answer: str = Field(description="First answer (Y1), or the one that was given")
     corrections: list[str] = Field(description="One text per round (Y2, ...)")
     answer: str = Field(description="The last correction, or the initial answer where rounds = 0")
+    final_answer: str = Field(description=FINAL)
     turns: list[Turn] = Field(description="All texts that led to the answer, in order")
     changed: bool = Field(description="Whether the answer differs from the initial answer")
-    finish_reason: Literal["stop", "length"] = Field(
-        description="`length`: the answer was cut off at max_tokens"
-    )
+    finish_reason: Finish = Field(description="`length`: the answer was cut off at max_tokens")
     model_version: str = Field(description="The version that wrote all of it")
     ends: list[End] = Field(description="The answer in which each sample ended")
     votes: list[Vote] | None = Field(None, description="With samples > 1: the answers, most votes first")

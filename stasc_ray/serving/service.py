@@ -9,18 +9,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import TemplateError
 
 from stasc_ray import config, store
 from stasc_ray.generation.asking import Asker, OnPiece, PromptTooLongError
 from stasc_ray.generation.engines import EngineDiedError
-from stasc_ray.generation.samples import SEED_SPACING, Request, Sample
+from stasc_ray.generation.samples import (
+    NOTHING_MORE,
+    SEED_SPACING,
+    FinalTurn,
+    RefusedError,
+    Request,
+    Sample,
+)
 from stasc_ray.recipes import recipe_of
-from stasc_ray.recipes.policies import answer, policies, ranked
+from stasc_ray.recipes.policies import POLICIES, answer, final_answer, policies, ranked
 from stasc_ray.recipes.recipe import Plan, Question, gather
-from stasc_ray.recipes.trace import ANSWER, Text, depth, finals, roots
+from stasc_ray.recipes.trace import ANSWER, Text, TokenLogprob, depth, finals, roots
 from stasc_ray.serving.conversation import in_context
 from stasc_ray.serving.doors import Admission
 from stasc_ray.serving.errors import ApiError, invalid
@@ -31,7 +38,10 @@ from stasc_ray.serving.schemas import (
     CorrectRequest,
     CorrectResponse,
     End,
+    Finish,
+    LikelyToken,
     Timings,
+    Token,
     Turn,
     Usage,
     Vote,
@@ -57,6 +67,9 @@ class Asked:
     sampling: config.SamplingPerTurn
     seed: int
     max_prompt_tokens: int
+    final: FinalTurn
+    final_rounds: range
+    """Rounds whose text may be the final answer, 0 for the first answer."""
 
     def most_tokens(self, samples: int) -> int:
         """That the answer, its corrections and what leads to them may have."""
@@ -112,9 +125,14 @@ class Service:
 
     def last_round(self, request: CorrectRequest) -> int | None:
         """The round whose text is the answer, if that is known before it is written."""
-        asked = self._asked(request)
-        fixed = asked.policy == "recipe" and not self.recipe.verdicts and request.samples == 1
-        return min(asked.plan.rounds, asked.plan.rounds * asked.plan.n_corrections) if fixed else None
+        rounds = self._asked(request).final_rounds
+        return rounds[0] if len(rounds) == 1 and request.samples == 1 else None
+
+    def _final_rounds(self, policy: str, plan: Plan) -> range:
+        last = plan.rounds if plan.n_corrections else 0
+        if policy not in POLICIES or self.recipe.verdicts:  # it may end with any answer
+            return range(last + 1)
+        return range(min(1, last) if policy == "until_unchanged" else last, last + 1)
 
     async def _answer(
         self,
@@ -143,7 +161,8 @@ class Service:
                 started = {"id": request_id, "question": request.question, "model_version": loaded.version}
                 ask = _Asker(
                     request,
-                    [ANSWER] if not asked.plan.rounds else [t for t in self.recipe.answers if t != ANSWER],
+                    asked,
+                    self.recipe.answers,
                     loaded.engine.chat,
                     _generate(loaded, emit and partial(emit, "start", started)),
                     sampling=asked.sampling,
@@ -155,13 +174,7 @@ class Service:
                 )
                 broken_off = False
                 try:
-                    await answer(
-                        asked.policy, self.recipe, asked.question, ask, asked.plan, asked.given or None
-                    )
-                except PromptTooLongError as error:
-                    raise invalid("question", str(error), code="context_length_exceeded") from None
-                except TemplateError as error:
-                    raise invalid("messages", f"the chat template refuses these turns: {error}") from None
+                    await self._ask(asked, ask, loaded)
                 except EngineDiedError as error:
                     self.versions.report_dead(loaded, str(error))
                     if sent or last_attempt:
@@ -183,6 +196,24 @@ class Service:
         raise ApiError(
             503, "unavailable_error", "the engine died; another is starting, try again", headers=headers
         )
+
+    async def _ask(self, asked: Asked, ask: Asker, loaded: Loaded) -> None:
+        """All turns; the texts are in `ask`.
+
+        Raises:
+            ApiError: 400, the model cannot be asked this.
+        """
+        try:
+            if asked.final != NOTHING_MORE:  # before the first turn, which would be for nothing
+                await loaded.engine.check(Request(asked.sampling.correction, 1, 0, final=asked.final))
+            await answer(asked.policy, self.recipe, asked.question, ask, asked.plan, asked.given or None)
+        except RefusedError as error:
+            param = "response_format" if asked.final.schema else "logit_bias"
+            raise invalid(param, str(error)) from None
+        except PromptTooLongError as error:
+            raise invalid("question", str(error), code="context_length_exceeded") from None
+        except TemplateError as error:
+            raise invalid("messages", f"the chat template refuses these turns: {error}") from None
 
     def _asked(self, request: CorrectRequest) -> Asked:
         serve, evaluation = self.settings.serve, self.settings.evaluation
@@ -210,6 +241,8 @@ class Service:
                 "rounds",
                 f"expected at least 1 with an initial_answer, found {what}: nothing would be left to do",
             )
+        if request.top_logprobs and not request.logprobs:
+            raise invalid("top_logprobs", "expected logprobs = true with it")
         if len(request.choices) == 1:
             raise invalid("choices", "expected at least 2 choices or none, found 1")
         sampling = self._sampling(request)
@@ -223,6 +256,14 @@ class Service:
         start = reasoning.answer_start(said or "")
         given = () if said is None else (Text(ANSWER, said, writer="user", answer_start=start),)
         longest = self.settings.engine.max_model_len_tokens - 1
+        plan = Plan(
+            prompts=self.settings.prompts,
+            section=self.settings.algorithm,
+            n_initial=request.samples,
+            n_corrections=(request.samples if given else 1) if corrects else 0,
+            rounds=rounds,
+        )
+        policy = request.policy or evaluation.policy or self.recipe.policy
         return Asked(
             question={
                 "question": request.question,
@@ -230,19 +271,20 @@ class Service:
                 "choices": request.choices,
             },
             given=given,
-            plan=Plan(
-                prompts=self.settings.prompts,
-                section=self.settings.algorithm,
-                n_initial=request.samples,
-                n_corrections=(request.samples if given else 1) if corrects else 0,
-                rounds=rounds,
-            ),
-            policy=request.policy or evaluation.policy or self.recipe.policy,
+            plan=plan,
+            policy=policy,
             sampling=sampling,
             seed=secrets.randbits(62) // SEED_SPACING * SEED_SPACING
             if request.seed is None
             else request.seed,
             max_prompt_tokens=min(serve.max_prompt_tokens or longest, longest),
+            final=FinalTurn(
+                stop=tuple(filter(None, request.stop)),  # an empty one stops nothing
+                schema=request.response_format and request.response_format.as_schema(),
+                logit_bias=request.logit_bias,
+                top_logprobs=request.top_logprobs if request.logprobs else None,
+            ),
+            final_rounds=self._final_rounds(policy, plan),
         )
 
     def _sampling(self, request: CorrectRequest) -> config.SamplingPerTurn:
@@ -268,8 +310,9 @@ class Service:
         total_s: float,
     ) -> CorrectResponse:
         answers = self.recipe.answers
-        ends = [text for root in roots(texts) for text in finals(texts, root, answers)]
-        votes = ranked(ends, request.choices, self.settings.prompts.answer_marker)
+        finished = [text for root in roots(texts) for text in finals(texts, root, answers)]
+        votes = ranked(finished, request.choices, self.settings.prompts.answer_marker)
+        ends = {text: self._end(request, text) for text in finished}
         chosen = votes[0][0]
         first, *corrections = (text for text in chosen.lineage if text.turn in answers)
         written = [text for text in texts if text not in asked.given]
@@ -279,8 +322,7 @@ class Service:
             "initial": max(text.root.seconds for text in texts),
             "correction": max(sum(text.seconds for text in one.lineage[1:]) for one in texts),
         }
-        changed = chosen.answer.strip() != first.answer.strip()  # as evaluation.metrics counts it
-        self._count(asked, seconds, usage, changed)
+        self._count(asked, seconds, usage, ends[chosen].changed)
         if self.settings.serve.log_texts:
             shown = {
                 "request_id": request_id,
@@ -298,14 +340,18 @@ class Service:
             initial_answer=first.text,
             corrections=[text.text for text in corrections],
             answer=chosen.text,
-            changed=changed,
-            turns=[Turn(turn=text.turn, text=text.text) for text in (*chosen.lineage, *after)],
-            finish_reason=_finish_reason(chosen),
+            final_answer=ends[chosen].final_answer,
+            changed=ends[chosen].changed,
+            turns=[self._turn(text, given=text in asked.given) for text in (*chosen.lineage, *after)],
+            finish_reason=ends[chosen].finish_reason,
             model_version=version,
-            votes=[Vote(answer=text.text, votes=count) for text, count in votes]
+            votes=[
+                Vote(answer=text.text, final_answer=ends[text].final_answer, votes=count)
+                for text, count in votes
+            ]
             if request.samples > 1
             else None,
-            ends=[End(answer=text.text, finish_reason=_finish_reason(text)) for text in ends],
+            ends=list(ends.values()),
             usage=Usage(
                 prompt_tokens=usage[0],
                 completion_tokens=usage[1],
@@ -318,6 +364,26 @@ class Service:
                 correction=round(seconds["correction"] * 1000, 1),
                 total=round(total_s * 1000, 1),
             ),
+        )
+
+    def _end(self, request: CorrectRequest, text: Text) -> End:
+        first = next(one for one in text.lineage if one.turn in self.recipe.answers)
+        letter, final = final_answer(text.answer, request.choices, self.settings.prompts.answer_marker)
+        return End(
+            answer=text.text,
+            final_answer=letter or final,
+            changed=text.answer.strip() != first.answer.strip(),  # as evaluation.metrics counts it
+            finish_reason=_finish_reason(text),
+            logprobs=[_token(token) for token in text.tokens] if request.logprobs else None,
+        )
+
+    def _turn(self, text: Text, *, given: bool) -> Turn:
+        verdict = text.turn in self.recipe.verdicts
+        return Turn(
+            turn=text.turn,
+            text=text.text,
+            finish_reason=None if given else _finish_reason(text),
+            says_right=self.recipe.says_right(self.settings.algorithm, text.answer) if verdict else None,
         )
 
     def _count(self, asked: Asked, seconds: dict[str, float], usage: tuple[int, int], changed: bool) -> None:
@@ -342,25 +408,36 @@ class Service:
 
 
 class _Asker(Asker):
-    """Asks in the context of a conversation; `last` are the turns that may write the final answer."""
+    """Asks in the context of a conversation."""
 
-    def __init__(self, request: CorrectRequest, last: Sequence[str], *arguments: Any, **more: Any) -> None:
+    def __init__(
+        self, asked_for: CorrectRequest, asked: Asked, answers: Sequence[str], *arguments: Any, **more: Any
+    ) -> None:
         super().__init__(*arguments, **more)
-        self._context, self._last, self._most = request.context, last, request.max_answer_tokens
+        self._context, self._most = asked_for.context, asked_for.max_answer_tokens
+        self._final, self._rounds, self._answers = asked.final, asked.final_rounds, answers
 
-    def sampling_of(self, turn: str) -> config.Sampling:
-        """As the request says for the turn that writes the final answer."""
-        found = super().sampling_of(turn)
-        bounded = self._most is not None and turn in self._last
-        return found.model_copy(update={"max_tokens": self._most}) if bounded else found
+    def request(self, turn: str, parent: Text | None, n: int, logprob: bool) -> Request:
+        """With what is asked of the final answer, if this turn may write it."""
+        found = super().request(turn, parent, n, logprob)
+        before = sum(text.turn in self._answers for text in (parent.lineage if parent else ()))
+        if turn not in self._answers or before not in self._rounds:
+            return found
+        bound = {"max_tokens": self._most or found.sampling.max_tokens}
+        return replace(found, sampling=found.sampling.model_copy(update=bound), final=self._final)
 
     async def rendered(self, messages: Sequence[Message]) -> list[int]:
         """In a thread: a long prompt holds nobody else up."""
         return await asyncio.to_thread(self.render, in_context(messages, self._context))
 
 
-def _finish_reason(text: Text) -> Literal["stop", "length"]:
+def _finish_reason(text: Text) -> Finish:
     return "length" if text.finish_reason == "length" else "stop"
+
+
+def _token(token: TokenLogprob) -> Token:
+    likeliest = [LikelyToken(token=one, logprob=logprob) for one, logprob in token.likeliest]
+    return Token(token=token.token, logprob=token.logprob, top_logprobs=likeliest)
 
 
 def _generate(loaded: Loaded, start: Callable[[], None] | None) -> Any:

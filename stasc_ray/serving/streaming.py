@@ -23,21 +23,24 @@ Write = Callable[[str, Any], Iterable[bytes]]
 async def answer_stream(answer: Callable[[Emit], Awaitable[CorrectResponse]], write: Write) -> Response:
     """Answer with what `write` makes of the events of `answer`.
 
+    The response begins with the first event, or after `KEEP_ALIVE_S` without one. `answer` holds a place in
+    the queue and a version, so its task ends with the client's connection.
+
     Raises:
-        ApiError: `answer` raised it before its first event.
+        ApiError: `answer` raised it before the response began; later it is an `error` event.
     """
+    events: asyncio.Queue[bytes | None] = asyncio.Queue()
+    begun = False
 
-    async def work(send: Callable[[bytes], None]) -> None:
-        begun = False
+    def emit(event: str, data: Any) -> None:
+        nonlocal begun
+        begun = True
+        for one in write(event, data):
+            events.put_nowait(one)
 
-        def emit(event: str, data: Any) -> None:
-            nonlocal begun
-            begun = True
-            for one in write(event, data):
-                send(one)
-
+    async def work() -> None:
         try:
-            answered = await answer(emit)
+            emit("result", await answer(emit))
         except Exception as error:
             if not begun:
                 raise
@@ -45,16 +48,40 @@ async def answer_stream(answer: Callable[[Emit], Awaitable[CorrectResponse]], wr
                 LOG.error(f"unexpected {type(error).__name__}", exc_info=error, extra={"event": "bug"})
                 error = ApiError(500, "server_error", "unexpected error; the log says which")
             emit("error", error.body)
-        else:
-            emit("result", answered)
+        finally:
+            events.put_nowait(None)
 
-    return await event_stream(work)
+    task = asyncio.ensure_future(work())
+    try:
+        first = await _next(events)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if task.done() and not begun:
+        task.result()  # raises what ended it
+    begun = True
+    return StreamingResponse(
+        _body(first, events, task),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
 
 
 def sse(data: Any, event: str | None = None) -> bytes:
     """One server-sent event; `data` is JSON unless it is text."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
     return ((f"event: {event}\n" if event else "") + f"data: {text}\n\n").encode()
+
+
+async def _body(
+    event: bytes | None, events: "asyncio.Queue[bytes | None]", task: "asyncio.Task[None]"
+) -> AsyncIterator[bytes]:
+    try:
+        while event is not None:
+            yield event
+            event = await _next(events)
+    finally:
+        task.cancel()
 
 
 async def _next(events: "asyncio.Queue[bytes | None]") -> bytes | None:
@@ -64,37 +91,3 @@ async def _next(events: "asyncio.Queue[bytes | None]") -> bytes | None:
             return await events.get()
     except TimeoutError:
         return b": keep-alive\n\n"
-
-
-async def event_stream(work: Callable[[Callable[[bytes], None]], Awaitable[None]]) -> Response:
-    """Answer with what `work` sends. Waits for its first event: what fails before is answered with its
-    status.
-
-    `work` holds a place in the queue and a version, so its task ends with the client's connection.
-    """
-    events: asyncio.Queue[bytes | None] = asyncio.Queue()
-    task = asyncio.ensure_future(work(events.put_nowait))
-    task.add_done_callback(lambda _: events.put_nowait(None))
-    try:
-        first = await events.get()
-    except asyncio.CancelledError:
-        task.cancel()
-        raise
-    if first is None:
-        task.result()  # raises what ended it
-        return Response(status_code=204)
-
-    async def body() -> AsyncIterator[bytes]:
-        try:
-            event: bytes | None = first
-            while event is not None:
-                yield event
-                event = await _next(events)
-        finally:
-            task.cancel()
-
-    return StreamingResponse(
-        body(),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )

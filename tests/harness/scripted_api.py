@@ -7,7 +7,7 @@ from harness import served_runs
 
 from stasc_ray import store
 from stasc_ray.generation.engines import EngineDiedError
-from stasc_ray.generation.samples import Sample
+from stasc_ray.generation.samples import Request, Sample, cut
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
 from stasc_ray.serving import coordinator
@@ -22,11 +22,14 @@ from stasc_ray.tasks.chat import Chat
 
 
 class ScriptedEngine:
-    """Answers `first`, then `second`; a question may ask it to be slow, or to die."""
+    """Answers `first`, then `second`; a question may ask it to be slow, or to die. `asked` are the prompts and
+    requests that it got.
+    """
 
     def __init__(self, deaths: int = 0) -> None:
         self.chat = Chat(model_folder.load_tokenizer(str(sandbox.model_path())))
         self.deaths, self.finished, self.aborted = deaths, 0, 0
+        self.asked: list[tuple[str, Request]] = []
 
     def shares_with(self, other) -> bool:
         return self is other
@@ -34,8 +37,12 @@ class ScriptedEngine:
     def release(self) -> None:
         """Nothing to end."""
 
+    async def check(self, request) -> None:
+        """Everything can be done."""
+
     async def generate(self, token_ids, request, on_text=None) -> Sample:
         prompt = self.chat.tokenizer.decode(token_ids)
+        self.asked.append((prompt, request))
         if self.deaths:
             self.deaths -= 1
             raise EngineDiedError("killed")
@@ -45,7 +52,7 @@ class ScriptedEngine:
             self.aborted += 1
             raise
         self.finished += 1
-        text = "second" if "first" in prompt else "first"
+        text, _ = cut("second" if "first" in prompt else "first", request.final.stop)
         for letter in text if on_text else ():
             on_text(letter)
         return Sample(text, (1, 2, 3), "stop")

@@ -9,6 +9,7 @@ from harness.scripted_api import Api, ScriptedEngine
 
 from stasc_ray.generation.samples import Sample
 from stasc_ray.recipes.verdict import Verdict
+from stasc_ray.serving import streaming
 from stasc_ray.serving.keys import KeyRing, add_key
 
 
@@ -18,7 +19,7 @@ def api(tmp_path_factory):
 
 
 def events(reply: httpx.Response) -> list[tuple[str, dict]]:
-    pairs = [event.split("\n") for event in reply.text.strip().split("\n\n")]
+    pairs = [event.split("\n") for event in reply.text.strip().split("\n\n") if event[0] != ":"]
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in pairs]
 
 
@@ -43,13 +44,40 @@ def test_a_stream_tells_both_turns_token_by_token_and_ends_with_the_whole_object
 
 def test_samples_are_voted_on(api):
     body = api.call("POST", "/v1/correct", json={"question": "Why?", "samples": 3}).json()
-    assert body["votes"] == [{"answer": "second", "votes": 3}]
+    assert body["votes"] == [{"answer": "second", "final_answer": "second", "votes": 3}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "text", "final"),
+    [
+        ({}, "It is 4.\nFinal answer: 4", "4"),
+        ({}, "Just 4", "Just 4"),
+        ({"choices": ["four", "five"]}, "Final answer: (B)", "B"),
+    ],
+)
+def test_the_final_answer_is_what_the_text_comes_to(tmp_path, asked, text, final):
+    api = Api(tmp_path, "prompts.answer_marker=Final answer:", engine=Saying(text))
+    body = api.call("POST", "/v1/correct", json={"question": "Why?", "samples": 3, **asked}).json()
+    assert body["answer"] == text and body["final_answer"] == final
+    assert [(vote["final_answer"], vote["votes"]) for vote in body["votes"]] == [(final, 3)]
+    assert [(end["final_answer"], end["changed"]) for end in body["ends"]] == [(final, False)] * 3
+
+
+class Saying(ScriptedEngine):
+    """Says always the same, until it is cut off."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    async def generate(self, token_ids, request, on_text=None) -> Sample:
+        return Sample(self.text, (1,), "length")
 
 
 def test_samples_of_a_given_answer_are_chains_that_do_not_branch(api):
     asked = {"question": "Why?", "initial_answer": "no", "samples": 3, "rounds": 2}
     body = api.call("POST", "/v1/correct", json=asked).json()
-    assert body["votes"] == [{"answer": "second", "votes": 3}] and body["corrections"] == ["first", "second"]
+    assert body["votes"][0]["votes"] == 3 and body["corrections"] == ["first", "second"]
     assert body["usage"]["completion_tokens"] == 6 * 3
     found = events(api.call("POST", "/v1/correct", json={**asked, "stream": True}))
     assert {data["sample"] for name, data in found if name == "token"} == {0, 1, 2}
@@ -95,8 +123,11 @@ def test_a_verdict_is_among_the_turns_and_decides_about_the_correction(tmp_path,
     asked = {"question": "Why?", "stream": True, **({"initial_answer": "first"} if given else {})}
     found = events(api.call("POST", "/v1/correct", json=asked))
     result = found[-1][1]
-    assert result["turns"][:2] == [{"turn": "answer", "text": "first"}, {"turn": "verdict", "text": verdict}]
     assert [turn["turn"] for turn in result["turns"]] == turns
+    assert [turn["text"] for turn in result["turns"][:2]] == ["first", verdict]
+    reads = {"My answer is right.": True, "My answer is wrong.": False}
+    assert [turn["says_right"] for turn in result["turns"][:2]] == [None, reads.get(verdict)]
+    assert [turn["finish_reason"] for turn in result["turns"][:2]] == [None if given else "stop", "stop"]
     corrected = "correction" in turns
     assert (result["corrections"], result["answer"]) == (
         (["second"], "second") if corrected else ([], "first")
@@ -219,6 +250,34 @@ def test_with_keys_asking_needs_a_key_and_activating_an_admin_key(tmp_path):
         assert api.call("GET", open_path).status_code == 200
 
 
+def test_a_stream_that_waits_begins_with_a_comment_and_then_tells_errors_as_events(tmp_path, monkeypatch):
+    api = Api(tmp_path, "serve.max_in_flight=1", "serve.request_timeout_s=0.5")
+    chat = {"messages": [{"role": "user", "content": "Why?"}], "stream": True}
+    correct = {"question": "Why?", "stream": True}
+
+    async def ask(path: str, body: dict, busy_s: float) -> httpx.Response:
+        """While the only place is taken for some seconds."""
+        async with api.client() as client:
+            async with api.service.admission.place(1):
+                asking = asyncio.create_task(client.post(path, json=body))
+                await asyncio.sleep(busy_s)
+            return await asking
+
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.05)
+    waited = asyncio.run(ask("/v1/correct", correct, 0.2))
+    assert waited.status_code == 200 and waited.text.startswith(": keep-alive\n\n")
+    assert events(waited)[-1][1]["answer"] == "second"
+    for path, body, error in (
+        ("/v1/correct", correct, 'event: error\ndata: {"error": {"type": "timeout_error"'),
+        ("/v1/chat/completions", chat, 'data: {"error": {"type": "timeout_error"'),
+    ):
+        late = asyncio.run(ask(path, body, 0.7))
+        assert late.status_code == 200 and late.text.startswith(": keep-alive\n\n")
+        assert error in late.text
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 9)
+    assert asyncio.run(ask("/v1/correct", correct, 0.7)).status_code == 504
+
+
 def test_chat_answers_with_the_correction(api):
     messages = [
         {"role": "system", "content": "x"},
@@ -259,7 +318,14 @@ def test_chat_stops_at_a_stop_string(api):
     [
         ({"model": "gpt-4"}, 404),
         ({"n": 2, "stasc": {"samples": 2}}, 400),
-        ({"logprobs": True}, 400),
+        ({"top_logprobs": 2}, 400),
+        ({"logprobs": True, "top_logprobs": 21}, 400),
+        ({"logit_bias": {"a": 1}}, 400),
+        ({"logit_bias": {"5": 101}}, 400),
+        ({"stop": ["x" * 300]}, 400),
+        ({"response_format": {"type": "yaml"}}, 400),
+        ({"response_format": {"type": "json_schema"}}, 400),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": []}}}, 400),
         ({"tools": [{}]}, 400),
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400),

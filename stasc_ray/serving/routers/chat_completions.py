@@ -18,7 +18,7 @@ router = APIRouter(dependencies=[Depends(key_needed)])
 async def chat_completions(body: openai.ChatRequest, here: Here, request_id: RequestId, key: TheKey) -> Any:
     """OpenAI's chat completions: the last user message is the question, the answer is the corrected one."""
     openai.known_model(body.model, list(here.service.versions.published.snapshot.manifests))
-    question = body.as_correct_request()
+    question = body.as_correct_request(here.service.settings.serve.max_output_tokens)
     answer = functools.partial(here.service.correct, question, request_id, here.charge(key))
     if not body.stream:
         return openai.chat_response(body, await answer())
@@ -36,5 +36,5 @@ def _as_chunks(chunks: openai.Chunks, event: str, data: Any) -> Iterator[bytes]:
     elif event == "error":
         yield sse(data)
         yield sse("[DONE]")
-    elif chunk := chunks.from_event(event, data):
-        yield sse(chunk)
+    else:
+        yield from map(sse, chunks.from_event(event, data))

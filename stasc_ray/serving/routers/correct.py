@@ -9,7 +9,8 @@ With `"stream": true` it answers with server-sent events, each `event: NAME` and
     result  the object that comes without streaming    the last event
     error   {"error": {"type", "message", "param", "code"}}  the last event, instead of `result`
 
-What fails before the first event is answered with its own status and an error body, as without streaming.
+What fails before the first event, and within 15 s, is answered with its own status and an error body, as
+without streaming. Then the stream begins with a comment (`: keep-alive`), as it sends every 15 s in silence.
 """
 
 import functools
