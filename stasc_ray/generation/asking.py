@@ -72,14 +72,15 @@ class Asker:
             return []
         token_ids = await self.rendered(messages)
         sampling = self.sampling_of(turn)
-        texts = [Text(turn, "", number, parent, self.writer) for number in range(n)]
+        writer, generate = self.writer_of(parent)
+        texts = [Text(turn, "", number, parent, writer) for number in range(n)]
         texts[0].prompt_tokens = len(token_ids)  # the samples share it
         # Greedy texts are all the same: one is generated and stands for all.
         seed = request_seed(*self.identity, place(turn, parent))
         request = Request(sampling, n if sampling.temperature > 0 else 1, seed, logprob)
         on_text, started = self.on_text, time.monotonic()
         on_piece = on_text and (lambda sample, piece: on_text(texts[sample], piece))
-        samples = await self.generate(token_ids, request, on_piece)
+        samples = await generate(token_ids, request, on_piece)
         opened = self.chat.opens(token_ids)
         for text, sample in zip(texts, samples * (n // request.n), strict=True):
             text.text, text.token_ids = sample.text, sample.token_ids
@@ -88,6 +89,10 @@ class Asker:
             text.logprob, text.seconds = sample.logprob, time.monotonic() - started
         self.texts += texts
         return texts
+
+    def writer_of(self, parent: Text | None) -> tuple[str, Generate]:
+        """Who writes what follows `parent` (None: a first answer): the model's name, and its engine."""
+        return self.writer, self.generate
 
     def sampling_of(self, turn: str) -> config.Sampling:
         """What a turn is sampled with."""

@@ -171,11 +171,11 @@ class ChatResponse(BaseModel):
     choices: list[Choice]
     usage: Usage
     stasc: dict[str, Any] = Field(
-        description="initial_answer, corrections, changed, model_version, votes, timings_ms"
+        description="initial_answer, initial_version, corrections, changed, model_version, votes, timings_ms"
     )
 
 
-def known_model(model: str, versions: list[str]) -> None:
+def known_model(model: str, versions: Collection[str]) -> None:
     """Raises ApiError 404, as OpenAI does, for a model that was never published."""
     if model != LATEST and model not in versions:
         message = f"expected `latest` or a published version, found {model!r}; GET /v1/models lists them"
@@ -212,7 +212,15 @@ def _choices(request: ChatRequest, answered: CorrectResponse) -> list[Choice]:
 def extra(answered: CorrectResponse) -> dict[str, Any]:
     """What OpenAI's protocol has no place for."""
     return answered.model_dump(
-        include={"initial_answer", "corrections", "changed", "model_version", "votes", "timings_ms"}
+        include={
+            "initial_answer",
+            "initial_version",
+            "corrections",
+            "changed",
+            "model_version",
+            "votes",
+            "timings_ms",
+        }
     )
 
 

@@ -8,13 +8,13 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 from jinja2 import TemplateError
 
 from stasc_ray import config, store
-from stasc_ray.generation.asking import Asker, OnPiece, PromptTooLongError
+from stasc_ray.generation.asking import Asker, Generate, OnPiece, PromptTooLongError
 from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.samples import SEED_SPACING, Request, Sample
 from stasc_ray.recipes import recipe_of
@@ -141,11 +141,14 @@ class Service:
         for last_attempt in (False, True):
             async with self.versions.hold(request.version) as loaded:
                 started = {"id": request_id, "question": request.question, "model_version": loaded.version}
+                start = cache(partial(emit, "start", started)) if emit else None  # once
+                first = self.versions.writes_first(loaded)
                 ask = _Asker(
                     request,
                     [ANSWER] if not asked.plan.rounds else [t for t in self.recipe.answers if t != ANSWER],
+                    (first.version, self._generate(first, start)),
                     loaded.engine.chat,
-                    _generate(loaded, emit and partial(emit, "start", started)),
+                    self._generate(loaded, start),
                     sampling=asked.sampling,
                     identity=(asked.seed,),
                     writer=loaded.version,
@@ -162,8 +165,7 @@ class Service:
                     raise invalid("question", str(error), code="context_length_exceeded") from None
                 except TemplateError as error:
                     raise invalid("messages", f"the chat template refuses these turns: {error}") from None
-                except EngineDiedError as error:
-                    self.versions.report_dead(loaded, str(error))
+                except EngineDiedError:
                     if sent or last_attempt:
                         break
                     self.monitor.retries.inc()
@@ -183,6 +185,29 @@ class Service:
         raise ApiError(
             503, "unavailable_error", "the engine died; another is starting, try again", headers=headers
         )
+
+    def _generate(self, loaded: Loaded, start: Callable[[], None] | None) -> Generate:
+        """`Asker`'s way to a version's engine, which writes one sample a call; `start` is called before."""
+
+        async def generate(token_ids: list[int], request: Request, on_piece: OnPiece | None) -> list[Sample]:
+            if start:
+                start()
+            # vLLM gives the samples of one request the seeds s, s + 1, ...: so do these.
+            samples = (
+                loaded.engine.generate(
+                    token_ids,
+                    replace(request, n=1, seed=request.seed + number),
+                    on_piece and partial(on_piece, number),
+                )
+                for number in range(request.n)
+            )
+            try:
+                return await gather(samples)
+            except EngineDiedError as error:
+                self.versions.report_dead(loaded, str(error))
+                raise
+
+        return generate
 
     def _asked(self, request: CorrectRequest) -> Asked:
         serve, evaluation = self.settings.serve, self.settings.evaluation
@@ -302,6 +327,7 @@ class Service:
             turns=[Turn(turn=text.turn, text=text.text) for text in (*chosen.lineage, *after)],
             finish_reason=_finish_reason(chosen),
             model_version=version,
+            initial_version=None if asked.given else first.writer,
             votes=[Vote(answer=text.text, votes=count) for text, count in votes]
             if request.samples > 1
             else None,
@@ -342,11 +368,25 @@ class Service:
 
 
 class _Asker(Asker):
-    """Asks in the context of a conversation; `last` are the turns that may write the final answer."""
+    """Asks in the context of a conversation; `last` are the turns that may write the final answer, `first`
+    writes the first answers (a version's name, and its engine).
+    """
 
-    def __init__(self, request: CorrectRequest, last: Sequence[str], *arguments: Any, **more: Any) -> None:
+    def __init__(
+        self,
+        request: CorrectRequest,
+        last: Sequence[str],
+        first: tuple[str, Generate],
+        *arguments: Any,
+        **more: Any,
+    ) -> None:
         super().__init__(*arguments, **more)
         self._context, self._last, self._most = request.context, last, request.max_answer_tokens
+        self._first = first
+
+    def writer_of(self, parent: Text | None) -> tuple[str, Generate]:
+        """The version, of what follows a first answer."""
+        return super().writer_of(parent) if parent else self._first
 
     def sampling_of(self, turn: str) -> config.Sampling:
         """As the request says for the turn that writes the final answer."""
@@ -361,27 +401,3 @@ class _Asker(Asker):
 
 def _finish_reason(text: Text) -> Literal["stop", "length"]:
     return "length" if text.finish_reason == "length" else "stop"
-
-
-def _generate(loaded: Loaded, start: Callable[[], None] | None) -> Any:
-    """`Asker`'s way to a version's engine, which writes one sample a call; `start` is called before the first
-    one.
-    """
-    begun = False
-
-    async def generate(token_ids: list[int], request: Request, on_piece: OnPiece | None) -> list[Sample]:
-        nonlocal begun
-        if start and not begun:
-            begun = True
-            start()
-        # vLLM gives the samples of one request the seeds s, s + 1, ...: so do these.
-        return await gather(
-            loaded.engine.generate(
-                token_ids,
-                replace(request, n=1, seed=request.seed + number),
-                on_piece and partial(on_piece, number),
-            )
-            for number in range(request.n)
-        )
-
-    return generate

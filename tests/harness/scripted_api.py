@@ -34,6 +34,9 @@ class ScriptedEngine:
     def release(self) -> None:
         """Nothing to end."""
 
+    async def load_adapter(self) -> None:
+        """It has none."""
+
     async def generate(self, token_ids, request, on_text=None) -> Sample:
         prompt = self.chat.tokenizer.decode(token_ids)
         if self.deaths:
