@@ -319,7 +319,7 @@ def publish(run: Run, iteration: int) -> None:
             "iteration": iteration,
             "model": str(model.relative_to(folder.path)) if iteration or model.is_dir() else run.model(0),
             "recipe": run.settings.algorithm.recipe,
-            # Who wrote what was measured and chosen by; the endpoint asks the version itself for both.
+            # Who wrote what was measured and chosen by; the endpoint asks the same (serving/placement.py).
             "answers": iteration_name(0 if fixed else iteration),
             "corrections": iteration_name(iteration),
             "config_fingerprint": config.fingerprint(run.settings),

@@ -549,6 +549,13 @@ class Serve(Section):
     """`beside`: a new version gets an engine of its own, the old one answers until it is up. `in_place`: one
     engine; requests wait while its weights are exchanged, or, where the canary finds that this went wrong,
     while a new engine starts."""
+    keep_warm: Annotated[int, Field(ge=0, le=6)] = 0
+    """Previous versions that stay loaded, so that a way back to them starts no engine. Costs the memory of an
+    engine each, with LoRA next to nothing; not with `in_place` and full weights."""
+    initial_answers_from: Literal["base", "current"] | None = None
+    """Who writes the initial answers: M0, or the version that corrects them; None: as it was trained
+    (`algorithm.initial_answers_from`). M0 needs an engine of its own unless the versions are adapters on
+    it."""
     poll_s: Annotated[PositiveFloat, Field(le=20)] = 2.0
     """Seconds between two looks at LATEST."""
     canary_tolerance: PositiveFloat | None = None

@@ -71,12 +71,13 @@ class Asker:
         if not n:
             return []
         token_ids = await self.rendered(messages)
-        texts = [Text(turn, "", number, parent, self.writer) for number in range(n)]
+        writer, generate = self.writer_of(parent)
+        texts = [Text(turn, "", number, parent, writer) for number in range(n)]
         texts[0].prompt_tokens = len(token_ids)  # the samples share it
         request = self.request(turn, parent, n, logprob)
         on_text, started = self.on_text, time.monotonic()
         on_piece = on_text and (lambda sample, piece: on_text(texts[sample], piece))
-        samples = await self.generate(token_ids, request, on_piece)
+        samples = await generate(token_ids, request, on_piece)
         opened = self.chat.opens(token_ids)
         for text, sample in zip(texts, samples * (n // request.n), strict=True):
             text.text, text.token_ids = sample.text, sample.token_ids
@@ -89,6 +90,10 @@ class Asker:
             text.seconds = time.monotonic() - started
         self.texts += texts
         return texts
+
+    def writer_of(self, parent: Text | None) -> tuple[str, Generate]:
+        """Who writes what follows `parent` (None: a first answer): the model's name, and its engine."""
+        return self.writer, self.generate
 
     def request(self, turn: str, parent: Text | None, n: int, logprob: bool) -> Request:
         """What the engine is asked for a turn's texts."""

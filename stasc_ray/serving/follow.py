@@ -17,7 +17,7 @@ from stasc_ray import config, store
 from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.recipes import chosen_by
-from stasc_ray.serving import coordinator
+from stasc_ray.serving import coordinator, placement
 from stasc_ray.serving.decide import Refusal, decide, refusal
 from stasc_ray.serving.errors import ApiError
 from stasc_ray.serving.loading import Loaded, Loader
@@ -49,9 +49,13 @@ class Versions:
         self.settings, self.link, self.observe = settings, link, observe
         self.published = Published(run.path)
         self.active: Loaded | None = None
+        self.warm: list[Loaded] = []
+        """Versions that answered before and stay loaded, the last one first; M0, if it writes initial
+        answers."""
         self.retiring: list[Loaded] = []
         self.refused: dict[str, Refusal] = {}
         self._measures = chosen_by(settings.algorithm)
+        self.base_answers = placement.base_answers(settings)
         self._loader = Loader(self.published, settings, spec, observe)
         self._last: str | None = None  # version that answered last
         self._moves: dict[str, asyncio.Task[None]] = {}
@@ -59,14 +63,14 @@ class Versions:
         self._draining = False  # for an exchange: the replica answers nothing, and keeps its turn
         self._exchanging = self._closed = False
         self._failed_starts = 0
-        self._looking = asyncio.Lock()
+        self._looking, self._loading_base = asyncio.Lock(), asyncio.Lock()
         self._changed, self._wake = asyncio.Event(), asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def loaded(self) -> list[Loaded]:
         """Versions that answer now, the active one first."""
-        return ([self.active] if self.active else []) + self.retiring
+        return ([self.active] if self.active else []) + self.warm + self.retiring
 
     @property
     def loading(self) -> str | None:
@@ -96,7 +100,12 @@ class Versions:
             for one in self.loaded
             if seen.files.get(one.version, one.files) != one.files
         }
-        return {**missing, **seen.unreadable, **refused, **changed}
+        gone = {
+            one.version: "its manifest has gone from versions/; it goes on from memory"
+            for one in self.loaded
+            if one.version not in {*seen.manifests, *seen.unreadable}
+        }
+        return {**missing, **seen.unreadable, **refused, **changed, **gone}
 
     def why_not_ready(self) -> str | None:
         """What a replica without an engine waits for; None if it has one."""
@@ -115,7 +124,7 @@ class Versions:
             ApiError: 409, that version is not loaded; the message names those that are. 503, no version is,
                 and none is being prepared.
         """
-        while self.active is None:
+        while self.active is None or self._lacks_base(self.active):
             if not self._moves:
                 message = f"no version answers: {self.why_not_ready()}"
                 raise ApiError(503, "unavailable_error", message, headers={"Retry-After": "5"})
@@ -131,17 +140,25 @@ class Versions:
         with found.held():
             yield found
 
+    def writes_first(self, loaded: Loaded) -> Loaded:
+        """Who writes the initial answers that a held version corrects: M0, or the version itself."""
+        if loaded.is_base or not self.base_answers:
+            return loaded
+        assert self._base, "`hold` waits for it"
+        return self._base
+
     def report_dead(self, dead: Loaded, why: str) -> None:
         """Take the versions out whose engine died; another is started."""
-        for one in [dead, *self.loaded]:
-            if one.engine.shares_with(dead.engine):
-                one.engine.release()
-                if one in self.retiring:
-                    self.retiring.remove(one)
-        if self.active and self.active.engine.shares_with(dead.engine):
-            self._event("engine_died", version=self.active.version, reason=why)
+        died = [one for one in self.loaded if one.engine.shares_with(dead.engine)]
+        for one in [dead, *died]:
+            one.engine.release()
+        for group in (self.warm, self.retiring):
+            group[:] = [one for one in group if one not in died]
+        if died:
+            self._event("engine_died", version=died[0].version, reason=why)
+        if self.active in died:
             self.active, self._failed_starts = None, 0
-            self._move()
+        self._move()
 
     def look_now(self) -> None:
         """Do not wait for the next poll."""
@@ -266,10 +283,21 @@ class Versions:
         follows = self.link.pinned is None and wanted is not None and wanted == seen.latest
         return follows and version in self._were_latest and newer_than < version < (wanted or "")
 
+    @property
+    def _base(self) -> Loaded | None:
+        """M0, where it is there to stay."""
+        return next((one for one in (self.active, *self.warm) if one and one.is_base), None)
+
+    def _lacks_base(self, loaded: Loaded) -> bool:
+        return self.base_answers and not loaded.is_base and self._base is None
+
     def _move(self) -> None:
         """Begin what the decision asks for; end what it no longer does."""
         if self._exchanging or self._closed:  # what follows is decided at its end
             return
+        if self.active and self._lacks_base(self.active):  # it waits, loaded, until M0 is up again
+            self.warm.insert(0, self.active)
+            self.active = None
         active = self.active.version if self.active else None
         goals = {self._wanted()} - {active, None}
         beside = self.settings.serve.swap == "beside"
@@ -303,27 +331,35 @@ class Versions:
         manifest, started = self.published.snapshot.manifests[version], time.monotonic()
         files = await asyncio.to_thread(self.published.state_of, manifest)
         try:
-            moved = await self._swap(manifest)
+            moved = await self._swap(manifest, files)
         except Exception as error:  # whatever it is: remembered, so it is not tried again at once
             self._failed_starts += self.active is None and isinstance(error, EngineDiedError)
             self._refuse(version, refusal(error, files, self.refused.get(version), time.monotonic()))
             return
         if moved:
-            moved.files = files
+            moved.files = moved.files or files
             self.refused.pop(version, None)
             self.observe("swap", time.monotonic() - started)
             duration_s = round(time.monotonic() - started, 3)
             self._event("activated", version=version, duration_s=duration_s)
 
-    async def _swap(self, manifest: dict[str, Any]) -> Loaded | None:
+    async def _swap(self, manifest: dict[str, Any], files: str | None) -> Loaded | None:
         """The version, which answers from now on; None if it is no longer wanted."""
+        await self._load_base(manifest)
+        if warm := await self._still_warm(manifest, files):
+            await self._look_again()
+            return self._activate(warm) if warm in self.warm and self._may_answer(warm.version) else None
+        # an engine that holds this version as its files were before is no help
+        version = manifest["version"]
+        loaded = [one for one in self.loaded if one.version != version or one.files == files]
         in_place = self.settings.serve.swap == "in_place"
-        in_place = in_place and not await self._loader.running(manifest, self.loaded)
-        if in_place and self.active and self.active.engine.alone:
+        in_place = in_place and not await self._loader.running(manifest, loaded)
+        writes_on = self.base_answers and self.active is self._base
+        if in_place and self.active and self.active.engine.alone and not writes_on:
             exchanged = await self._exchange(self.active, manifest)
-            if exchanged or self.active or not self._may_answer(manifest["version"]):
+            if exchanged or self.active or not self._may_answer(version):
                 return exchanged
-        fresh = await self._loader.prepare(manifest, self.loaded)
+        fresh = await self._loader.prepare(manifest, loaded)
         try:
             await self._look_again()
             if self._may_answer(fresh.version):
@@ -332,6 +368,40 @@ class Versions:
             fresh.engine.release()
             raise
         fresh.engine.release()
+        return None
+
+    async def _load_base(self, manifest: dict[str, Any]) -> None:
+        """Load M0 too, if this version corrects its answers.
+
+        Raises:
+            EngineDiedError, OSError: it cannot be loaded now.
+        """
+        async with self._loading_base:
+            if not manifest["iteration"] or not self.base_answers or self._base:
+                return
+            base = self.published.snapshot.base
+            if base is None:
+                raise FileNotFoundError("it corrects the answers of M0, which has no manifest in versions/")
+            files = await asyncio.to_thread(self.published.state_of, base)
+            try:
+                loaded = await self._loader.prepare(base, self.loaded)
+            except ValueError as error:  # no fault of this version: it is tried again, whatever its own files
+                raise OSError(f"it corrects the answers of M0, which cannot be served: {error}") from error
+            loaded.files = files
+            self.warm.append(loaded)
+
+    async def _still_warm(self, manifest: dict[str, Any], files: str | None) -> Loaded | None:
+        """The version if it is loaded still, and its files are as they were, or have gone."""
+        found = next((one for one in self.warm if one.version == manifest["version"]), None)
+        if found is None:
+            return None
+        with contextlib.suppress(EngineDiedError, OSError, ValueError, TimeoutError):
+            unchanged = found.is_base or files in (None, found.files)
+            if unchanged or await asyncio.to_thread(self.published.has_gone, manifest):
+                async with asyncio.timeout(SIGN_OF_LIFE_S):
+                    await found.engine.load_adapter()  # which vLLM may have dropped for others
+                return found
+        self._retire(found)
         return None
 
     async def _exchange(self, old: Loaded, manifest: dict[str, Any]) -> Loaded | None:
@@ -376,10 +446,13 @@ class Versions:
                 await self._safely(self.look)
 
     def _activate(self, fresh: Loaded) -> Loaded:
-        old = self.active
+        """The version answers from now on, and the one before is kept warm, or retires the oldest that is."""
+        before = [one for one in (self.active, *self.warm) if one and one is not fresh]
+        self.warm = before
         self._answer_with(fresh)
-        if old:
-            self._retire(old)
+        versions = [one for one in before if not (self.base_answers and one.is_base)]
+        for one in versions[self.settings.serve.keep_warm :]:
+            self._retire(one)
         return fresh
 
     def _answer_with(self, loaded: Loaded) -> None:
@@ -388,6 +461,7 @@ class Versions:
 
     def _retire(self, old: Loaded) -> None:
         """End an engine when its last request has."""
+        self.warm = [one for one in self.warm if one is not old]
         self.retiring.append(old)
         self._begin(self._end_when_idle(old))
 

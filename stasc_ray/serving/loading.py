@@ -40,6 +40,11 @@ class Loaded:
         """v0003 and the like."""
         return self.manifest["version"]
 
+    @property
+    def is_base(self) -> bool:
+        """Whether it is M0."""
+        return self.manifest["iteration"] == 0
+
     @contextlib.contextmanager
     def held(self) -> Iterator["Loaded"]:
         """Keep the engine for the length of the block."""
@@ -160,8 +165,7 @@ class Loader:
 
     def _base_model(self) -> str | None:
         """Folder or Hub id of M0; None if it has gone since."""
-        manifests = self._published.snapshot.manifests.values()
-        base = next((manifest for manifest in manifests if manifest["iteration"] == 0), None)
+        base = self._published.snapshot.base
         with contextlib.suppress(OSError):
             if base:
                 model = published.model_path(self._run_folder, base)

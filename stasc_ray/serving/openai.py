@@ -195,7 +195,7 @@ class ChatResponse(BaseModel):
     stasc: dict[str, Any] = Field(description="Of the reply of /v1/correct what is in no other field")
 
 
-def known_model(model: str, versions: list[str]) -> None:
+def known_model(model: str, versions: Collection[str]) -> None:
     """Raises ApiError 404, as OpenAI does, for a model that was never published."""
     if model != LATEST and model not in versions:
         message = f"expected `latest` or a published version, found {model!r}; GET /v1/models lists them"

@@ -21,15 +21,46 @@ def engine_gpus(settings: config.Config, *, on_cuda: bool) -> float:
     return (given or parallel) if on_cuda or settings.engine.reserve_gpus else 0.0
 
 
+def base_answers(settings: config.Config) -> bool:
+    """Whether M0 writes the initial answers, and the served version corrects them.
+
+    Raises:
+        ValueError: it should, and nothing would be left for the version to write.
+    """
+    section, asked = settings.algorithm, settings.serve.initial_answers_from
+    if asked == "base" and not section.n_corrections:
+        raise ValueError(
+            "serve.initial_answers_from: expected current, since M0 would write all that recipe "
+            f"{section.recipe!r}, which corrects nothing, is asked for; found base"
+        )
+    return bool(section.n_corrections) and (asked or section.initial_answers_from) == "base"
+
+
+def engines(settings: config.Config) -> int:
+    """That a replica runs at once: of the version that answers, of the next one with `beside`, of previous
+    ones, and of M0; adapters share one.
+
+    Raises:
+        ValueError: previous versions should stay loaded where each takes the engine of the one before.
+    """
+    serve, base = settings.serve, base_answers(settings)
+    if settings.finetune.method == "lora":
+        return 1
+    if serve.swap == "in_place" and serve.keep_warm:
+        raise ValueError(
+            "serve.keep_warm: expected 0 with serve.swap=in_place, which exchanges the weights of one "
+            f"engine, found {serve.keep_warm}; take serve.swap=beside, or leave it out"
+        )
+    return 1 + (serve.swap == "beside") + serve.keep_warm + base
+
+
 def bundles(settings: config.Config, *, on_cuda: bool) -> list[dict[str, float]]:
     """A replica's placement group: its own process, then an engine each, all on one node. The engine of a
     next version has its place from the start, so that no other replica takes it.
     """
-    # versions that are adapters share one engine
-    engines = 1 if settings.serve.swap == "in_place" or settings.finetune.method == "lora" else 2
-    gpus = engine_gpus(settings, on_cuda=on_cuda)
+    count, gpus = engines(settings), engine_gpus(settings, on_cuda=on_cuda)
     own = {"CPU": max(settings.serve.cpus_per_replica, 0.001)}  # a bundle has to hold something
-    return [own, *([{"GPU": gpus}] * engines if gpus else [])]
+    return [own, *([{"GPU": gpus}] * count if gpus else [])]
 
 
 def check_room(bundles: list[dict[str, float]], nodes: Sequence[Mapping[str, float]]) -> None:
@@ -44,6 +75,17 @@ def check_room(bundles: list[dict[str, float]], nodes: Sequence[Mapping[str, flo
         most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in needs}
         raise ValueError(
             f"a replica needs a node with {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs, found at most "
-            f"{most['CPU']:g} and {most['GPU']:g}; on one GPU say serve.swap=in_place, or "
-            "serve.gpus_per_engine=0.5 engine.gpu_memory_utilization=0.45"
+            f"{most['CPU']:g} and {most['GPU']:g}{_fewer(len(bundles) - 1)}"
         )
+
+
+def _fewer(engines: int) -> str:
+    """What to do about too little room for them."""
+    if engines < 2:
+        return ""
+    return (
+        f"; for fewer than its {engines} engines say serve.swap=in_place, lower serve.keep_warm, or, where "
+        "M0 writes the initial answers, serve.initial_answers_from=current; on one GPU say "
+        f"serve.gpus_per_engine={100 // engines / 100:g} "
+        f"engine.gpu_memory_utilization={90 // engines / 100:g}"
+    )

@@ -45,6 +45,11 @@ class Snapshot:
     problem: str | None = None
     """Why the folder could not be read; then the rest is what it said before."""
 
+    @property
+    def base(self) -> dict[str, Any] | None:
+        """The manifest of M0."""
+        return next((one for one in self.manifests.values() if one["iteration"] == 0), None)
+
 
 class Published:
     """Reads a run folder again and again; a manifest that did not change is not read again.
@@ -82,6 +87,10 @@ class Published:
             return state_of_files(self.run_folder, manifest)
         except OSError:
             return None
+
+    def has_gone(self, manifest: dict[str, Any]) -> bool:
+        """Whether the version's folder is not there."""
+        return not Path(model_path(self.run_folder, manifest)).exists()
 
     def _manifest(self, file: Path) -> dict[str, Any] | str:
         """The manifest, or why it cannot be read: one that is broken hides no other."""

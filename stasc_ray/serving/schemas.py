@@ -214,7 +214,11 @@ class CorrectResponse(BaseModel):
     turns: list[Turn] = Field(description="All texts that led to the answer, in order")
     changed: bool = Field(description="Whether the answer differs from the initial answer")
     finish_reason: Finish = Field(description="`length`: the answer was cut off at max_tokens")
-    model_version: str = Field(description="The version that wrote all of it")
+    model_version: str = Field(description="The version that wrote all but what `initial_version` says")
+    initial_version: str | None = Field(
+        description="The version that wrote the initial answer, the base model's where it is trained to "
+        "correct that; null: the answer was given"
+    )
     ends: list[End] = Field(description="The answer in which each sample ended")
     votes: list[Vote] | None = Field(None, description="With samples > 1: the answers, most votes first")
     usage: Usage
@@ -239,7 +243,9 @@ class ModelList(BaseModel):
 
 
 class RunVersion(BaseModel):
-    """A version and what it scored: mean reward of initial answers (r_y1) and corrections (r_y2)."""
+    """A version and what it scored: mean reward of initial answers (r_y1) and corrections (r_y2); of the base
+    model's answers where it writes them here.
+    """
 
     version: str
     iteration: int
@@ -261,6 +267,9 @@ class RunSummary(BaseModel):
     policies: list[str] = Field(description="What `policy` may be")
     model: str
     preset: str = Field(description="prompts.preset: what kind of question it was trained on")
+    initial_answers_from: Literal["base", "current"] = Field(
+        description="Who writes the initial answers: the base model, or the version that corrects them"
+    )
     active: str | None
     latest: str | None
     pinned: str | None
@@ -294,6 +303,10 @@ class Health(BaseModel):
     pinned: str | None
     loading: str | None = Field(description="Version that is being prepared")
     loaded: list[str]
+    warm: list[str] = Field(
+        description="Of these, previous versions that stay loaded (serve.keep_warm), and the base model's "
+        "where it writes the initial answers"
+    )
     refused: dict[str, str] = Field(description="Versions that are not served, and why")
     in_flight: int
     queued: int

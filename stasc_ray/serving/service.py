@@ -6,15 +6,15 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 
 from stasc_ray import config, store
-from stasc_ray.generation.asking import Asker, OnPiece, PromptTooLongError
+from stasc_ray.generation.asking import Asker, Generate, OnPiece, PromptTooLongError
 from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.samples import (
     NOTHING_MORE,
@@ -50,6 +50,7 @@ from stasc_ray.tasks import reasoning
 from stasc_ray.tasks.chat import Message
 
 LOG = logging.getLogger("ray.serve")
+T = TypeVar("T")
 Charge = Callable[[int], Callable[[int], None]]
 """Gets the most tokens that a request may write, returns what gets those it wrote (`KeyRing.charge`)."""
 Emit = Callable[[str, dict[str, Any]], None]
@@ -159,12 +160,15 @@ class Service:
         for last_attempt in (False, True):
             async with self.versions.hold(request.version) as loaded:
                 started = {"id": request_id, "question": request.question, "model_version": loaded.version}
+                start = cache(partial(emit, "start", started)) if emit else None  # once
+                first = self.versions.writes_first(loaded)
                 ask = _Asker(
                     request,
                     asked,
                     self.recipe.answers,
+                    (first.version, self._generate(first, start)),
                     loaded.engine.chat,
-                    _generate(loaded, emit and partial(emit, "start", started)),
+                    self._generate(loaded, start),
                     sampling=asked.sampling,
                     identity=(asked.seed,),
                     writer=loaded.version,
@@ -175,8 +179,7 @@ class Service:
                 broken_off = False
                 try:
                     await self._ask(asked, ask, loaded)
-                except EngineDiedError as error:
-                    self.versions.report_dead(loaded, str(error))
+                except EngineDiedError:
                     if sent or last_attempt:
                         break
                     self.monitor.retries.inc()
@@ -205,7 +208,9 @@ class Service:
         """
         try:
             if asked.final != NOTHING_MORE:  # before the first turn, which would be for nothing
-                await loaded.engine.check(Request(asked.sampling.correction, 1, 0, final=asked.final))
+                await self._reported(
+                    loaded, loaded.engine.check(Request(asked.sampling.correction, 1, 0, final=asked.final))
+                )
             await answer(asked.policy, self.recipe, asked.question, ask, asked.plan, asked.given or None)
         except RefusedError as error:
             param = "response_format" if asked.final.schema else "logit_bias"
@@ -214,6 +219,33 @@ class Service:
             raise invalid("question", str(error), code="context_length_exceeded") from None
         except TemplateError as error:
             raise invalid("messages", f"the chat template refuses these turns: {error}") from None
+
+    def _generate(self, loaded: Loaded, start: Callable[[], None] | None) -> Generate:
+        """`Asker`'s way to a version's engine, which writes one sample a call; `start` is called before."""
+
+        async def generate(token_ids: list[int], request: Request, on_piece: OnPiece | None) -> list[Sample]:
+            if start:
+                start()
+            # vLLM gives the samples of one request the seeds s, s + 1, ...: so do these.
+            samples = (
+                loaded.engine.generate(
+                    token_ids,
+                    replace(request, n=1, seed=request.seed + number),
+                    on_piece and partial(on_piece, number),
+                )
+                for number in range(request.n)
+            )
+            return await self._reported(loaded, gather(samples))
+
+        return generate
+
+    async def _reported(self, loaded: Loaded, work: Awaitable[T]) -> T:
+        """What an engine gives; its death is told to whoever replaces it."""
+        try:
+            return await work
+        except EngineDiedError as error:
+            self.versions.report_dead(loaded, str(error))
+            raise
 
     def _asked(self, request: CorrectRequest) -> Asked:
         serve, evaluation = self.settings.serve, self.settings.evaluation
@@ -345,6 +377,7 @@ class Service:
             turns=[self._turn(text, given=text in asked.given) for text in (*chosen.lineage, *after)],
             finish_reason=ends[chosen].finish_reason,
             model_version=version,
+            initial_version=None if asked.given else first.writer,
             votes=[
                 Vote(answer=text.text, final_answer=ends[text].final_answer, votes=count)
                 for text, count in votes
@@ -408,14 +441,27 @@ class Service:
 
 
 class _Asker(Asker):
-    """Asks in the context of a conversation."""
+    """Asks in the context of a conversation; `first` writes the first answers: a version's name, and its
+    engine.
+    """
 
     def __init__(
-        self, asked_for: CorrectRequest, asked: Asked, answers: Sequence[str], *arguments: Any, **more: Any
+        self,
+        asked_for: CorrectRequest,
+        asked: Asked,
+        answers: Sequence[str],
+        first: tuple[str, Generate],
+        *arguments: Any,
+        **more: Any,
     ) -> None:
         super().__init__(*arguments, **more)
         self._context, self._most = asked_for.context, asked_for.max_answer_tokens
         self._final, self._rounds, self._answers = asked.final, asked.final_rounds, answers
+        self._first = first
+
+    def writer_of(self, parent: Text | None) -> tuple[str, Generate]:
+        """The version, of what follows a first answer."""
+        return super().writer_of(parent) if parent else self._first
 
     def request(self, turn: str, parent: Text | None, n: int, logprob: bool) -> Request:
         """With what is asked of the final answer, if this turn may write it."""
@@ -438,27 +484,3 @@ def _finish_reason(text: Text) -> Finish:
 def _token(token: TokenLogprob) -> Token:
     likeliest = [LikelyToken(token=one, logprob=logprob) for one, logprob in token.likeliest]
     return Token(token=token.token, logprob=token.logprob, top_logprobs=likeliest)
-
-
-def _generate(loaded: Loaded, start: Callable[[], None] | None) -> Any:
-    """`Asker`'s way to a version's engine, which writes one sample a call; `start` is called before the first
-    one.
-    """
-    begun = False
-
-    async def generate(token_ids: list[int], request: Request, on_piece: OnPiece | None) -> list[Sample]:
-        nonlocal begun
-        if start and not begun:
-            begun = True
-            start()
-        # vLLM gives the samples of one request the seeds s, s + 1, ...: so do these.
-        return await gather(
-            loaded.engine.generate(
-                token_ids,
-                replace(request, n=1, seed=request.seed + number),
-                on_piece and partial(on_piece, number),
-            )
-            for number in range(request.n)
-        )
-
-    return generate

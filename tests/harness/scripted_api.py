@@ -40,6 +40,9 @@ class ScriptedEngine:
     async def check(self, request) -> None:
         """Everything can be done."""
 
+    async def load_adapter(self) -> None:
+        """It has none."""
+
     async def generate(self, token_ids, request, on_text=None) -> Sample:
         prompt = self.chat.tokenizer.decode(token_ids)
         self.asked.append((prompt, request))

@@ -40,6 +40,10 @@ class Engine:
             await asyncio.sleep(0.01)
         self.pulse = Pulse()
 
+    async def load_adapter(self) -> None:
+        if self.dead:
+            raise self.dead
+
     def shares_with(self, other: "Engine") -> bool:
         return self is other
 

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 from harness import served_runs
@@ -125,30 +125,33 @@ _greedy_answers: dict[tuple[str, str], tuple[str, str]] = {}
 
 def greedy(run: store.RunFolder, version: str, question: str) -> tuple[str, str]:
     """Initial answer and correction by transformers, which knows nothing of the engine."""
+    (manifest,) = [manifest for manifest in run.versions() if manifest["version"] == version]
+    canary = run.path / manifest["model"] / "canary.json"  # another one for other weights
+    key = canary.read_text() if canary.exists() else version, question
+    if key not in _greedy_answers:
+        messages = prompts.initial_messages({"question": question}, config.Prompts(preset="sandbox"))
+        initial = _greedy_text(run, version, messages)
+        _greedy_answers[key] = initial, greedy_correction(run, version, question, initial)
+    return _greedy_answers[key]
+
+
+def greedy_correction(run: store.RunFolder, version: str, question: str, initial: str) -> str:
+    """The correction of a given answer, likewise."""
+    texts = config.Prompts(preset="sandbox")
+    return _greedy_text(run, version, prompts.correction_messages({"question": question}, initial, texts))
+
+
+def _greedy_text(run: store.RunFolder, version: str, messages) -> str:
     import torch
     from transformers import AutoModelForCausalLM
 
     (manifest,) = [manifest for manifest in run.versions() if manifest["version"] == version]
     path = str(run.path / manifest["model"])
-    canary = run.path / manifest["model"] / "canary.json"  # another one for other weights
-    key = (canary.read_text() if canary.exists() else version, question)
-    if key not in _greedy_answers:
-        tokenizer, texts = model_folder.load_tokenizer(path), config.Prompts(preset="sandbox")
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-
-        def write(messages) -> str:
-            ids = torch.tensor([chat.Chat(tokenizer).render(messages, add_generation_prompt=True)])
-            found = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False
-            )
-            return tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
-
-        initial = write(prompts.initial_messages({"question": question}, texts))
-        _greedy_answers[key] = (
-            initial,
-            write(prompts.correction_messages({"question": question}, initial, texts)),
-        )
-    return _greedy_answers[key]
+    tokenizer = model_folder.load_tokenizer(path)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    ids = torch.tensor([chat.Chat(tokenizer).render(messages, add_generation_prompt=True)])
+    found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False)
+    return str(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
 
 
 class Reply(NamedTuple):

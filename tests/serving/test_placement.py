@@ -28,6 +28,19 @@ def settings(*overrides: str) -> config.Config:
         (["serve.swap=in_place", "engine.tensor_parallel_size=4"], True, [{"CPU": 1}, {"GPU": 4}]),
         (["finetune.method=lora"], True, [{"CPU": 1}, {"GPU": 1}]),
         (["serve.gpus_per_engine=0.5"], True, [{"CPU": 1}, {"GPU": 0.5}, {"GPU": 0.5}]),
+        (["serve.keep_warm=2"], True, [{"CPU": 1}, *[{"GPU": 1}] * 4]),
+        (["algorithm.variant=FIE", "serve.swap=in_place"], True, [{"CPU": 1}, {"GPU": 1}, {"GPU": 1}]),
+        (["algorithm.variant=FIE", "serve.keep_warm=1"], True, [{"CPU": 1}, *[{"GPU": 1}] * 4]),
+        (
+            ["algorithm.variant=FIE", "serve.initial_answers_from=current", "serve.swap=in_place"],
+            True,
+            [{"CPU": 1}, {"GPU": 1}],
+        ),
+        (
+            ["algorithm.variant=FIE", "serve.keep_warm=3", "finetune.method=lora", "serve.swap=in_place"],
+            True,
+            [{"CPU": 1}, {"GPU": 1}],
+        ),
         (["engine.reserve_gpus=true", "serve.swap=in_place"], False, [{"CPU": 1}, {"GPU": 1}]),
     ],
 )
@@ -46,6 +59,22 @@ def test_a_replicas_engines_have_their_places_beside_it(overrides, on_cuda, expe
 def test_a_share_that_an_engine_could_not_use_is_refused(overrides) -> None:
     with pytest.raises(ValueError, match=r"serve.gpus_per_engine: expected engine.tensor_parallel_size"):
         placement.engine_gpus(settings(*overrides), on_cuda=True)
+
+
+def test_previous_versions_do_not_stay_where_one_engine_takes_all_weights() -> None:
+    with pytest.raises(ValueError, match=r"serve.keep_warm: expected 0 with serve.swap=in_place, .*found 2"):
+        placement.bundles(settings("serve.keep_warm=2", "serve.swap=in_place"), on_cuda=False)
+
+
+def test_what_m0_and_previous_versions_need_is_said_in_numbers(monkeypatch) -> None:
+    monkeypatch.setattr(placement.ray_session, "may_grow", lambda: False)
+    needed = placement.bundles(settings("algorithm.variant=FIE", "serve.keep_warm=1"), on_cuda=True)
+    expected = (
+        r"1 CPUs and 4 GPUs, found at most 16 and 1; for fewer than its 4 engines .*serve.keep_warm.*"
+        r"initial_answers_from=current; .*gpus_per_engine=0.25 engine.gpu_memory_utilization=0.22$"
+    )
+    with pytest.raises(ValueError, match=expected):
+        placement.check_room(needed, [{"CPU": 16, "GPU": 1}])
 
 
 def test_a_replica_that_no_node_has_room_for_is_refused(monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """A replica follows its run, on scripted engines: what it serves while versions, pins and engines change."""
 
 import asyncio
+import contextlib
 import os
 import random
 import stat
@@ -15,6 +16,7 @@ from harness.scripted_loader import ScriptedLoader, answers, following, publish,
 from stasc_ray import store
 from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.serving import decide, follow, published
+from stasc_ray.serving.errors import ApiError
 from stasc_ray.serving.follow import Versions
 
 
@@ -210,6 +212,21 @@ def test_a_version_whose_files_change_while_it_answers_goes_on_and_is_reported(r
     following(versions, scenario)
 
 
+def test_a_version_whose_manifest_is_deleted_while_it_answers_goes_on_and_is_reported(run) -> None:
+    versions = scripted_loader.versions(run, ScriptedLoader())
+
+    async def scenario() -> None:
+        await until(answers(versions, "v0001"))
+        (run.path / "versions" / "v0001.json").unlink()
+        await until(lambda: "manifest has gone" in versions.reasons().get("v0001", ""))
+        await asyncio.sleep(0.1)
+        assert answers(versions, "v0001")() and versions.engine_starts == 1
+        await until(answers(versions, publish(run, 2)))
+        await until(lambda: versions.reasons() == {})
+
+    following(versions, scenario)
+
+
 def test_an_engine_that_hangs_is_asked_for_a_token_and_then_replaced(run, monkeypatch) -> None:
     monkeypatch.setattr(follow, "PROBE_S", 0.1)
     versions = scripted_loader.versions(run, ScriptedLoader(), "serve.request_timeout_s=0.3")
@@ -381,11 +398,11 @@ def test_a_folder_that_cannot_be_read_leaves_what_was_seen(run) -> None:
 class Storm:
     """Publishes, breaks, pins and kills at random; and how each version came to answer."""
 
-    def __init__(self, run: store.RunFolder, seed: int, swap: str) -> None:
+    def __init__(self, run: store.RunFolder, seed: int, *how: str) -> None:
         self.run, self.draw, self.number = run, random.Random(seed), 1
         self.broken: set[str] = set()
         self.loader = ScriptedLoader(self.slowly)
-        self.versions = scripted_loader.versions(run, self.loader, f"serve.swap={swap}")
+        self.versions = scripted_loader.versions(run, self.loader, *how)
         self._activate = self.versions._answer_with
         self.versions._answer_with = self.check  # type: ignore[method-assign]
         self.checked = 0
@@ -433,21 +450,49 @@ class Storm:
         await asyncio.sleep(self.draw.random() * 0.03)
 
 
-@pytest.mark.parametrize("swap", ["beside", "in_place"])
-@pytest.mark.parametrize("seed", range(5))
+BASE = "serve.initial_answers_from=base"
+
+
+@pytest.mark.parametrize(
+    ("how", "seed"),
+    [
+        *((how, seed) for how in ("serve.swap=beside", "serve.swap=in_place") for seed in range(5)),
+        *(
+            (how, seed)
+            for how in ("serve.keep_warm=2", BASE, f"{BASE} serve.swap=in_place")
+            for seed in (0, 1)
+        ),
+    ],
+)
 def test_in_a_storm_nothing_unwanted_begins_to_answer_and_at_last_the_wanted_version_does(
-    run, swap, seed, monkeypatch
+    run, how, seed, monkeypatch
 ) -> None:
     monkeypatch.setattr(decide, "RETRY_S", 0.005)
-    storm = Storm(run, seed, swap)
+    storm = Storm(run, seed, *how.split())
+    versions, asked = storm.versions, 0
+
+    async def ask() -> None:
+        nonlocal asked
+        while True:
+            with contextlib.suppress(ApiError):
+                async with versions.hold(None) as held:
+                    first = versions.writes_first(held)
+                    assert first.version == ("v0000" if BASE in how else held.version)
+                    assert {first.engine, held.engine} <= storm.loader.up
+                    asked += 1
+            await asyncio.sleep(0.001)
 
     async def scenario() -> None:
+        asking = asyncio.create_task(ask())
         for _ in range(40):
             await storm.one()
-        await storm.versions.pin(wanted := storm.draw.choice([None, "v0000"]))
+        await versions.pin(wanted := storm.draw.choice([None, "v0000"]))
         final = storm.publish() if wanted is None else wanted
-        await until(answers(storm.versions, final))
-        await until(lambda: len(storm.loader.up) == 1)
+        await until(answers(versions, final))
+        await until(lambda: len(storm.loader.up) == len(versions.loaded) and not versions.retiring)
+        assert len(versions.warm) <= (2 if "keep_warm" in how else 1 if BASE in how else 0)
+        assert not asking.done(), asking.exception()
+        asking.cancel()
 
-    following(storm.versions, scenario)
-    assert storm.checked > 3 and not storm.loader.up
+    following(versions, scenario)
+    assert storm.checked > 3 and asked > 10 and not storm.loader.up

@@ -17,7 +17,9 @@ router = APIRouter(dependencies=[Depends(key_needed)])
 @router.post("/v1/chat/completions", responses={200: STREAM, **ASKING}, response_model=openai.ChatResponse)
 async def chat_completions(body: openai.ChatRequest, here: Here, request_id: RequestId, key: TheKey) -> Any:
     """OpenAI's chat completions: the last user message is the question, the answer is the corrected one."""
-    openai.known_model(body.model, list(here.service.versions.published.snapshot.manifests))
+    versions = here.service.versions
+    loaded = (one.version for one in versions.loaded)  # perhaps from memory alone
+    openai.known_model(body.model, {*versions.published.snapshot.manifests, *loaded})
     question = body.as_correct_request(here.service.settings.serve.max_output_tokens)
     answer = functools.partial(here.service.correct, question, request_id, here.charge(key))
     if not body.stream:

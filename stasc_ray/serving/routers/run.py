@@ -32,6 +32,7 @@ def summary(service: Service) -> RunSummary:
         policies=list(policies(service.recipe)),
         model=settings.model.path,
         preset=settings.prompts.preset,
+        initial_answers_from="base" if versions.base_answers else "current",
         active=active,
         latest=seen.latest,
         pinned=versions.link.pinned,
@@ -40,8 +41,8 @@ def summary(service: Service) -> RunSummary:
                 version=(name := manifest["version"]),
                 iteration=manifest["iteration"],
                 created=manifest["created"],
-                dev=_scores(manifest, "dev"),
-                test=_scores(manifest, "test"),
+                dev=_scores(manifest, "dev", base_answers=versions.base_answers),
+                test=_scores(manifest, "test", base_answers=versions.base_answers),
                 loaded=name in loaded,
                 active=name == active,
                 latest=name == seen.latest,
@@ -69,6 +70,8 @@ def summary(service: Service) -> RunSummary:
     )
 
 
-def _scores(manifest: dict[str, Any], split: str) -> dict[str, float]:
-    found = {name: manifest.get("metrics", {}).get(f"evaluation/{split}/{name}") for name in ("r_y1", "r_y2")}
+def _scores(manifest: dict[str, Any], split: str, *, base_answers: bool) -> dict[str, float]:
+    metrics = manifest.get("metrics", {})
+    of = f"evaluation/{split}/base/" if base_answers and manifest["iteration"] else f"evaluation/{split}/"
+    found = {name: metrics.get(f"{of}{name}") for name in ("r_y1", "r_y2")}
     return {name: value for name, value in found.items() if value is not None}
