@@ -49,6 +49,8 @@ ENGINES_PER_NODE = 16
 class NoChat:
     """Renders every conversation as nothing, in no time."""
 
+    longest_token = 1
+
     def render(self, *_: Any, **__: Any) -> list[int]:
         """No tokens."""
         return []

@@ -25,6 +25,7 @@ from benchmarks import (
     gpu,
     gpu_watch,
     gpu_work,
+    simulate_scale,
     speed,
     speed_table,
     study,
@@ -36,6 +37,8 @@ from benchmarks import (
 )
 from stasc_ray import config, store
 from stasc_ray.generation import vllm_calls
+from stasc_ray.generation.asking import Asker
+from stasc_ray.generation.samples import Sample
 from stasc_ray.recipes import section_of, trace
 from stasc_ray.runtime import model_folder
 from stasc_ray.store.rows import trace_schema
@@ -545,3 +548,20 @@ def test_a_run_that_answers_often_enough_votes(tmp_path: Path) -> None:
     one = next(one for one in study.cells("baselines", 1) if one.label == "consistency")
     (at,) = study.harvest(finished_run(tmp_path / "run", one))
     assert set(at["votes"]) == {"1", "3", "5", "9"} and at["corrected_vote_tokens"] == 4
+
+
+def test_the_simulation_of_scale_renders_what_an_engine_is_asked():
+    async def generate(token_ids, request, _):
+        return [Sample("said", (1,), "stop")] * request.n
+
+    sampling = config.SamplingPerTurn()
+    ask = Asker(
+        simulate_scale.NoChat(),
+        generate,
+        sampling=sampling,
+        identity=(0,),
+        writer="v0000",
+        max_prompt_tokens=99,
+    )
+    (text,) = asyncio.run(ask("answer", [{"role": "user", "content": "Why?"}]))
+    assert text.text == "said"
