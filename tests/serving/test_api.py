@@ -1,7 +1,10 @@
 """The routes around an engine that is scripted, on no cluster: shapes, limits and errors."""
 
 import asyncio
+import base64
+import hashlib
 import json
+import re
 
 import httpx
 import pytest
@@ -303,6 +306,27 @@ def test_openapi_documents_every_error_with_the_one_shape(api):
                 if status >= "400" and path != "/readyz":
                     schema = response["content"]["application/json"]["schema"]
                     assert schema == {"$ref": "#/components/schemas/ErrorBody"}, (path, status)
+
+
+def test_the_documentation_names_every_route_and_object_and_loads_nothing(api):
+    """At 05a8cae /docs and /redoc loaded scripts from elsewhere, on the origin where the page keeps a key."""
+    reply, document = api.call("GET", "/docs"), api.call("GET", "/openapi.json").json()
+    assert reply.headers["content-security-policy"].startswith("default-src 'none'; ")
+    assert "script-src" not in reply.headers["content-security-policy"]
+    assert not re.search(r"<script|src=|https?://|@import", reply.text)
+    for path, operations in document["paths"].items():
+        for method in operations:
+            assert f"{method.upper()} {path}</code>" in reply.text
+    ids, links = (set(re.findall(pattern, reply.text)) for pattern in (r'id="(\w+)"', r'href="#(\w+)"'))
+    assert document["components"]["schemas"].keys() <= ids and links <= ids
+    assert api.call("GET", "/redoc").status_code == 404
+
+
+def test_on_the_page_no_script_runs_but_its_own(api):
+    reply = api.call("GET", "/")
+    (policy,) = re.findall(r"script-src ([^;]*);", reply.headers["content-security-policy"])
+    (script,) = re.findall(r"<script[^>]*>(.*)</script>", reply.text, re.DOTALL)
+    assert policy == f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def test_no_text_of_a_request_is_logged(api, caplog):
