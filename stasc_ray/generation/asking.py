@@ -86,6 +86,7 @@ class Asker:
             text.answer_start = reasoning.answer_start(sample.text, opened=opened)
             text.finish_reason = sample.finish_reason
             text.logprob, text.seconds = sample.logprob, time.monotonic() - started
+            text.first_token_s, text.token_s = sample.first_token_s, sample.token_s
         self.texts += texts
         return texts
 

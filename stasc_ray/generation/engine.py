@@ -12,14 +12,15 @@ import functools
 import itertools
 import queue
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray.generation import vllm_calls
-from stasc_ray.generation.samples import Adapter, Request, Sample
+from stasc_ray.generation.samples import Adapter, Load, Request, Sample
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.runtime import model_folder
 from stasc_ray.tasks.chat import hidden_tokens
@@ -39,6 +40,8 @@ class _Submission:
     future: "Future[Any]"
     adapter: Adapter | None = None
     on_tokens: Callable[[Sequence[int]], None] | None = None
+    arrived: float = field(default_factory=time.time)
+    """By the clock that vLLM measures latencies with."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._pending: dict[str, _Submission] = {}
         self._failure: Exception | None = None
+        self._watch: Any = None
         started: Future[None] = Future()
         make = functools.partial(vllm_calls.make_llm, model, spec)
         self._thread = threading.Thread(
@@ -97,6 +101,12 @@ class Engine:
     def alive(self) -> bool:
         """Whether requests are still answered."""
         return self._failure is None and self._thread.is_alive()
+
+    @property
+    def load(self) -> Load:
+        """How busy it is; zeros where it is not watched (`EngineSpec.watched`)."""
+        # after an abort vLLM makes no step, and no figures, until the next request
+        return vllm_calls.load(self._watch) if self._pending else Load()
 
     def submit(
         self,
@@ -202,6 +212,7 @@ class Engine:
         except Exception as error:  # whatever it is, the maker of this object waits for it and raises it
             started.set_exception(error)
             return
+        self._watch = llm.logger_manager
         started.set_result(None)
         vllm_calls.watch_core(llm, lambda: self._inbox.put(_CoreDied()))
         try:
@@ -242,6 +253,7 @@ class Engine:
                 request_id,
                 prompt,
                 submission.params(),
+                arrival_time=submission.arrived,
                 lora_request=vllm_calls.lora_request(submission.adapter),
             )
         except ValueError as error:  # one refused prompt is that prompt's failure
@@ -265,9 +277,10 @@ class Engine:
             _settle(submission.future, submission.read(output))
 
     def _samples(self, output: "RequestOutput") -> list[Sample]:
-        return [self._sample(completion) for completion in output.outputs]
+        times = vllm_calls.times(output)
+        return [self._sample(completion, times) for completion in output.outputs]
 
-    def _sample(self, completion: "CompletionOutput") -> Sample:
+    def _sample(self, completion: "CompletionOutput", times: dict[str, float]) -> Sample:
         shown = [token for token in completion.token_ids if token not in self.hidden]
         text = self.tokenizer.decode(shown)
         ids, why, logprob = (
@@ -275,7 +288,7 @@ class Engine:
             completion.finish_reason,
             completion.cumulative_logprob,
         )
-        return Sample(str(text), ids, why or "unknown", logprob)
+        return Sample(str(text), ids, why or "unknown", logprob, **times)
 
     def _fail_all(self, error: Exception) -> None:
         for submission in self._pending.values():

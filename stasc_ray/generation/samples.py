@@ -1,6 +1,6 @@
 """What is asked of an engine and what comes back: plain values, which cross process boundaries."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stasc_ray import config
 from stasc_ray.config import hashing
@@ -18,6 +18,22 @@ class Sample:
     """`stop` (end-of-turn token) or `length` (max_tokens or the context was full)."""
     logprob: float | None = None
     """Sum of its tokens' log-probabilities at temperature 1, if the request asked for it."""
+    first_token_s: float | None = field(default=None, compare=False)
+    """Seconds from its request to its first token, if the engine is watched."""
+    token_s: float | None = field(default=None, compare=False)
+    """Mean seconds between two of its tokens, if the engine is watched and there are two."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy an engine is."""
+
+    running: int = 0
+    """Sequences in its batch."""
+    waiting: int = 0
+    """Sequences that wait for room in it."""
+    kv_cache_usage: float = 0.0
+    """Share of the KV cache's blocks that sequences hold, 0 to 1."""
 
 
 @dataclass(frozen=True)

@@ -24,3 +24,5 @@ class EngineSpec:
     seed: int = 0
     sleeps: bool = False
     """Whether it gives its GPU's memory to a trainer between two passes."""
+    watched: bool = False
+    """Whether it keeps times and its load, for a monitor; that costs a little at each step."""

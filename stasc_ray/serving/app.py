@@ -17,7 +17,7 @@ from stasc_ray import config, store
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import capacity, preflight, ray_session
-from stasc_ray.serving import coordinator, placement
+from stasc_ray.serving import coordinator, monitor, placement
 from stasc_ray.serving.doors import LOOPBACK_HOSTS
 from stasc_ray.serving.proxy import CONTROLLER_OPTIONS, ONE_LOOP
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from prometheus_client.metrics_core import Metric
     from ray.serve import Application
+
+    from stasc_ray.serving.keys import KeyRing
 
 APP = "stasc"
 DEPLOYMENT = "Corrector"
@@ -50,18 +52,18 @@ class Corrector:
         from ray import serve
 
         from stasc_ray.serving.follow import Versions
-        from stasc_ray.serving.monitor import Monitor
         from stasc_ray.serving.service import Service
 
         settings = endpoint.settings
         self._endpoint = endpoint
+        self._keys: KeyRing | None = None
         self._handle: Any = None
         self._tasks: list[asyncio.Task[None]] = []
         self._replica = serve.get_replica_context().replica_tag
-        run, monitor = store.RunFolder(Path(endpoint.run_folder)), Monitor()
+        run, counts = store.RunFolder(Path(endpoint.run_folder)), monitor.Monitor()
         link = coordinator.of_deployment(self._replica)
-        self._versions = Versions(run, settings, engine_spec(endpoint), link, monitor.observe)
-        self._service = Service(run, settings, self._versions, monitor)
+        self._versions = Versions(run, settings, engine_spec(endpoint), link, counts.observe)
+        self._service = Service(run, settings, self._versions, counts)
         await self._versions.start()
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
@@ -88,7 +90,7 @@ class Corrector:
 
     async def metrics(self) -> "list[Metric]":
         """This replica's metrics."""
-        self._service.refresh_gauges()
+        await self._service.refresh_gauges(self._keys)
         return self._service.monitor.families(self._replica)
 
     async def _all_metrics(self) -> "list[list[Metric]]":
@@ -96,10 +98,13 @@ class Corrector:
 
         if self._handle is None:
             self._handle = serve.get_deployment_handle(DEPLOYMENT, serve.get_replica_context().app_name)
-        try:
-            return await self._handle.broadcast("metrics").results_async(timeout_s=10)
-        except Exception:  # a replica that starts, hangs or died: this one's own are better than none
-            return [await self.metrics()]
+        calls: list[Any] = []
+        with contextlib.suppress(Exception):  # Serve knows no replica yet, or any more
+            async with asyncio.timeout(monitor.PATIENCE_S):
+                # `results_async` gives all results or none
+                calls = await self._handle.broadcast("metrics")._fetch_replica_results_async()
+        found, silent = await monitor.in_time(call.get_async() for call in calls)
+        return [*(found or [await self.metrics()]), [monitor.silence(silent)]]
 
     def check_health(self) -> None:
         """Serve replaces a replica for which this raises."""
@@ -122,6 +127,7 @@ def engine_spec(endpoint: Endpoint) -> EngineSpec:
         lora_rank=settings.finetune.lora.rank if settings.finetune.method == "lora" else None,
         threads=capacity.replica_threads(settings.serve, ray_session.cores()),
         seed=settings.seed,
+        watched=True,
     )
 
 

@@ -12,6 +12,7 @@ from harness.scripted_api import Api, ScriptedEngine
 
 from stasc_ray.generation.samples import Sample
 from stasc_ray.recipes.verdict import Verdict
+from stasc_ray.serving import monitor, service
 from stasc_ray.serving.keys import KeyRing, add_key
 
 
@@ -202,7 +203,8 @@ def test_without_keys_nobody_is_admin(api):
 def test_with_keys_asking_needs_a_key_and_activating_an_admin_key(tmp_path):
     file = tmp_path / "keys.json"
     plain, admin = (add_key(file, name, admin=name == "admin") for name in ("plain", "admin"))
-    api = Api(tmp_path, keys=KeyRing(file), loopback_only=False)
+    ring = KeyRing(file)
+    api = Api(tmp_path, keys=ring, loopback_only=False)
     send = {"json": {"question": "Why?"}}
     assert api.call("POST", "/v1/correct", **send).status_code == 401
     assert (
@@ -220,6 +222,11 @@ def test_with_keys_asking_needs_a_key_and_activating_an_admin_key(tmp_path):
     assert api.versions.link.pinned is None
     for open_path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/"):
         assert api.call("GET", open_path).status_code == 200
+    unreadable = 'stasc_keys_unreadable{replica="r1"} '
+    assert f"{unreadable}0.0" in api.call("GET", "/metrics").text
+    file.unlink()
+    ring.look()
+    assert f"{unreadable}1.0" in api.call("GET", "/metrics").text
 
 
 def test_chat_answers_with_the_correction(api):
@@ -296,6 +303,40 @@ def test_metrics_of_all_replicas_are_one_page(api):
     assert text.count("# TYPE stasc_requests_total counter") == 1
     assert 'stasc_active_version{replica="r1",version="v0000"} 1.0' in text
     assert 'replica="r2"' in text
+
+
+def test_metrics_tell_each_turns_times_and_what_the_engine_says_of_itself(tmp_path, monkeypatch):
+    api = Api(tmp_path)
+    api.call("POST", "/v1/correct", json={"question": "Why?", "rounds": 2})
+
+    def lines() -> list[str]:
+        return [line for line in api.call("GET", "/metrics").text.splitlines() if 'replica="r1"' in line]
+
+    assert 'stasc_first_token_seconds_bucket{le="0.25",replica="r1",turn="answer"} 1.0' in lines()
+    assert 'stasc_token_seconds_bucket{le="0.02",replica="r1",turn="correction"} 2.0' in lines()
+    assert 'stasc_turn_seconds_count{replica="r1",turn="correction"} 2.0' in lines()
+    assert 'stasc_engine_running{replica="r1",version="v0000"} 3.0' in lines()
+    assert 'stasc_engine_waiting{replica="r1",version="v0000"} 2.0' in lines()
+    assert 'stasc_kv_cache_usage{replica="r1",version="v0000"} 0.25' in lines()
+    assert any('stasc_swap_seconds_bucket{le="600.0"' in line for line in lines())
+    monkeypatch.setattr(service, "LOAD_S", 0.05)
+    api.engine.silent = True
+    assert not [line for line in lines() if "kv_cache" in line], "no old figure of an engine that is silent"
+
+
+def test_the_page_of_metrics_lacks_a_silent_replica_and_says_so(monkeypatch):
+    """At 05a8cae one silent replica turned /metrics into an error 500, or hid all others."""
+    monkeypatch.setattr(monitor, "PATIENCE_S", 0.05)
+
+    async def answers() -> list:
+        return monitor.Monitor().families("r1")
+
+    async def dies() -> list:
+        raise RuntimeError("the actor died")
+
+    found, silent = asyncio.run(monitor.in_time([answers(), asyncio.sleep(60, []), dies()]))
+    page = monitor.as_page([*found, [monitor.silence(silent)]]).decode()
+    assert 'stasc_in_flight{replica="r1"} 0.0' in page and "stasc_silent_replicas 2.0" in page
 
 
 def test_openapi_documents_every_error_with_the_one_shape(api):
