@@ -19,7 +19,7 @@ from stasc_ray.recipes import section_of
 from stasc_ray.runtime import capacity, preflight, ray_session
 from stasc_ray.serving import coordinator, monitor, placement
 from stasc_ray.serving.doors import LOOPBACK_HOSTS
-from stasc_ray.serving.proxy import CONTROLLER_OPTIONS, ONE_LOOP
+from stasc_ray.serving.proxy import ONE_LOOP, controller_options
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -220,7 +220,7 @@ def serving(
     serve.start(
         proxy_location=ProxyLocation.HeadOnly if host in LOOPBACK_HOSTS else ProxyLocation.EveryNode,
         http_options=HTTPOptions(host=host, port=port, request_timeout_s=limit_s),
-        controller_options=CONTROLLER_OPTIONS,
+        controller_options=controller_options(settings.serve),
     )
     cuda = _on_cuda(settings)
     placement.check_room(placement.bundles(settings, on_cuda=cuda), ray_session.nodes())
