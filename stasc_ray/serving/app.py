@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 APP = "stasc"
 DEPLOYMENT = "Corrector"
+TURNED_AWAY = 1000
+"""Requests that a replica may have at once besides those in flight and in its queue."""
 WORKER_NICENESS = 0
 """Of a local Ray's workers. With Ray's 15, an engine on CPUs waits for everything else this machine does."""
 
@@ -147,13 +149,13 @@ def endpoint(
     """
     import ray
     from ray import serve
-    from ray.serve.config import AutoscalingConfig, DeploymentActorConfig
+    from ray.serve.config import AutoscalingConfig, BackpressureConfig, DeploymentActorConfig
     from ray.serve.schema import LoggingConfig
 
     options = settings.serve
-    # Our own queue answers 429 in the one error shape; Serve's own bound lies above it, for health and
-    # metrics.
-    ongoing = options.max_in_flight + options.max_queue + 64
+    # Our own queue answers 429 and says when to come back; Serve's own bound lies above it, for health,
+    # metrics and all that is turned away.
+    ongoing = options.max_in_flight + options.max_queue + TURNED_AWAY
     scaling: dict[str, Any] = {"num_replicas": options.replicas}
     if options.max_replicas:
         scaling = {
@@ -167,6 +169,7 @@ def endpoint(
         name=DEPLOYMENT,
         max_ongoing_requests=ongoing,
         max_queued_requests=ongoing,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=5),
         graceful_shutdown_timeout_s=options.grace,
         graceful_shutdown_wait_loop_s=0.5,
         max_surge_percent=100,

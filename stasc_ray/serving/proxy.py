@@ -51,12 +51,32 @@ def middlewares() -> list[Middleware]:
     names = {"max_body_kb": MAX_BODY_KB, "body_timeout_s": BODY_TIMEOUT_S}
     found = {field: os.environ[name] for field, name in names.items() if name in os.environ}
     limits = config.Serve.model_validate(found, strict=False)
-    return [Middleware(OneErrorBody), Middleware(NoOrders), Middleware(WholeBody, limits=limits)]
+    first = [Middleware(OnlyRequests), Middleware(OneErrorBody), Middleware(NoOrders)]
+    return [*first, Middleware(WholeBody, limits=limits)]
+
+
+class OnlyRequests:
+    """ASGI middleware that refuses what is no request: websockets, for which Serve would keep a place in a
+    replica, and paths that are none, for which it would say that no replica is there.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        elif scope["type"] == "http" and not scope["path"].startswith("/"):
+            message = f"expected a path that begins with /, found {scope['path']!r}"
+            await error_response(ApiError(404, "not_found_error", message))(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 class NoOrders:
     """ASGI middleware that drops what a client would tell Serve itself by headers: its time limit, its
-    routing. It marks what went through it.
+    routing; and values that Serve could not read. It marks what went through it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -65,7 +85,7 @@ class NoOrders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] == "http":
-            kept = [(name, value) for name, value in scope["headers"] if not _is_order(name)]
+            kept = [one for one in scope["headers"] if one[1].isascii() and not _is_order(one[0])]
             scope = {**scope, "headers": [*kept, (GUARDED, b"1")]}
         await self.app(scope, receive, send)
 

@@ -14,7 +14,7 @@ from stasc_ray.serving.proxy import middlewares
 
 def answered(response: ASGIApp) -> httpx.Response:
     """What a client gets where Serve sends `response`."""
-    middleware, *_ = middlewares()
+    _, middleware, *_ = middlewares()
 
     async def get() -> httpx.Response:
         transport = httpx.ASGITransport(middleware.cls(response, *middleware.args, **middleware.kwargs))
@@ -51,6 +51,29 @@ def test_what_a_replica_answers_is_left_alone() -> None:
         answered(StreamingResponse(iter(["event: start\n", "data: {}\n\n"]))).text
         == "event: start\ndata: {}\n\n"
     )
+
+
+def test_a_path_that_is_none_is_not_found() -> None:
+    """At 05a8cae `POST *` was answered with 503, as if there were no replica."""
+    only, *_ = middlewares()
+    statuses: list[int] = []
+
+    async def send(message) -> None:
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    asyncio.run(only.cls(None)({"type": "http", "path": "*", "headers": []}, None, send))
+    assert statuses == [404]
+
+
+def test_a_websocket_is_refused_and_takes_no_place() -> None:
+    only, *_ = middlewares()
+    sent: list[str] = []
+
+    async def send(message) -> None:
+        sent.append(message["type"])
+
+    asyncio.run(only.cls(None)({"type": "websocket", "path": "/v1/run"}, None, send))
+    assert sent == ["websocket.close"]
 
 
 def test_no_answer_at_all_is_a_replica_that_died() -> None:
@@ -113,7 +136,7 @@ def test_headers_that_steer_serve_do_not_reach_it() -> None:
         seen.append({name.decode(): value.decode() for name, value in scope["headers"]})
         await JSONResponse({})(scope, receive, send)
 
-    _, guard, _ = middlewares()
+    *_, guard, _ = middlewares()
     orders = {
         "X-Request-Timeout-Seconds": "0",
         "x_request_disconnect_disabled": "?1",
@@ -122,6 +145,7 @@ def test_headers_that_steer_serve_do_not_reach_it() -> None:
         "X-Session-Id": "x",
         "x-serve-router-y": "x",
         "x-stasc-guarded": "forged",
+        "x-request-id": b"\xff",
         "authorization": "Bearer x",
     }
 
