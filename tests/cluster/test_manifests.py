@@ -36,9 +36,19 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 def lock_version(device: str, package: str = "ray") -> str:
     [version] = re.findall(
-        rf"^{package}==(\S+)$", (ROOT / "requirements" / f"{device}.txt").read_text(), re.MULTILINE
+        rf"^{package}==(\S+)(?: \\)?$", (ROOT / "requirements" / f"{device}.txt").read_text(), re.MULTILINE
     )
     return version
+
+
+def test_every_file_that_the_image_for_gpus_installs_is_known_by_its_hash() -> None:
+    text = (ROOT / "requirements" / "cuda.txt").read_text()
+    requirements = re.split(r"\n(?=\S)", text)
+    assert len(requirements) > 200
+    for requirement in requirements:
+        assert re.fullmatch(r"\S+==\S+.* \\(\n    --hash=sha256:[0-9a-f]{64}(?: \\)?)+\n?", requirement)
+    install = DOCKERFILE.read_text()
+    assert 'cuda) index="--require-hashes"' in install and "--no-deps ${index} -r" in install
 
 
 def ray_requirement() -> str:
