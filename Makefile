@@ -67,11 +67,13 @@ $(STAMP):
 	$(INSTALL) -e .
 	@rm -f .venv/installed-* && touch $@
 
+# The CUDA lock has hashes, so pip refuses any other file. The CPU one has none: pip wants all or none, and where torch's CPU build comes from
+# a folder (PIP_FIND_LINKS), uv would know the hash of that folder's one file alone.
 lock: setup  ## Compile both locks again (uv finds torch's CPU build where pip does, or on PyTorch's index)
 	$(INSTALL) uv
 	UV_FIND_LINKS="$${PIP_FIND_LINKS:-https://download.pytorch.org/whl/cpu/torch/}" $(BIN)/uv pip compile pyproject.toml --quiet --no-annotate --no-header \
 	  --extra cpu --extra dev --override requirements/overrides-cpu.txt --universal --python-version 3.11 -o requirements/cpu.txt
-	$(BIN)/uv pip compile pyproject.toml --quiet --no-annotate --no-header --extra cuda --extra dev \
+	$(BIN)/uv pip compile pyproject.toml --quiet --no-annotate --no-header --generate-hashes --extra cuda --extra dev \
 	  --universal --python-version 3.11 -o requirements/cuda.txt
 
 clean:

@@ -88,6 +88,7 @@ class Asker:
             text.finish_reason = sample.finish_reason
             text.logprob, text.tokens = sample.logprob, sample.tokens
             text.seconds = time.monotonic() - started
+            text.first_token_s, text.token_s = sample.first_token_s, sample.token_s
         self.texts += texts
         return texts
 

@@ -13,14 +13,15 @@ import itertools
 import json
 import queue
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray.generation import vllm_calls
-from stasc_ray.generation.samples import Adapter, FinalTurn, RefusedError, Request, Sample, cut
+from stasc_ray.generation.samples import Adapter, FinalTurn, Load, RefusedError, Request, Sample, cut
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.recipes.trace import TokenLogprob
 from stasc_ray.runtime import model_folder
@@ -41,6 +42,8 @@ class _Submission:
     future: "Future[Any]"
     adapter: Adapter | None = None
     on_tokens: Callable[[Sequence[int]], None] | None = None
+    arrived: float = field(default_factory=time.time)
+    """By the clock that vLLM measures latencies with."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._pending: dict[str, _Submission] = {}
         self._failure: Exception | None = None
+        self._watch: Any = None
         started: Future[None] = Future()
         make = functools.partial(vllm_calls.make_llm, model, spec)
         self._thread = threading.Thread(
@@ -99,6 +103,12 @@ class Engine:
     def alive(self) -> bool:
         """Whether requests are still answered."""
         return self._failure is None and self._thread.is_alive()
+
+    @property
+    def load(self) -> Load:
+        """How busy it is; zeros where it is not watched (`EngineSpec.watched`)."""
+        # after an abort vLLM makes no step, and no figures, until the next request
+        return vllm_calls.load(self._watch) if self._pending else Load()
 
     def submit(
         self,
@@ -216,6 +226,7 @@ class Engine:
             started.set_exception(error)
             return
         self._llm = llm
+        self._watch = llm.logger_manager
         started.set_result(None)
         vllm_calls.watch_core(llm, lambda: self._inbox.put(_CoreDied()))
         try:
@@ -257,6 +268,7 @@ class Engine:
                     request_id,
                     prompt,
                     submission.params(),
+                    arrival_time=submission.arrived,
                     lora_request=vllm_calls.lora_request(submission.adapter),
                 )
         except RefusedError as error:  # one refused prompt is that prompt's failure
@@ -284,16 +296,17 @@ class Engine:
             _settle(submission.future, result)
 
     def _samples(self, final: FinalTurn, output: "RequestOutput") -> list[Sample]:
-        return [self._sample(completion, final) for completion in output.outputs]
+        times = vllm_calls.times(output)
+        return [self._sample(completion, final, times) for completion in output.outputs]
 
-    def _sample(self, completion: "CompletionOutput", final: FinalTurn) -> Sample:
+    def _sample(self, completion: "CompletionOutput", final: FinalTurn, times: dict[str, float]) -> Sample:
         shown = [token for token in completion.token_ids if token not in self.hidden]
         text, stopped = cut(str(self.tokenizer.decode(shown)), final.stop)
         why = "stop" if stopped else completion.finish_reason or "unknown"
         if final.schema and not stopped and why != "length":
             _check_json(text)
         tokens = () if final.top_logprobs is None else tuple(self._tokens(completion, final, len(text)))
-        return Sample(text, tuple(completion.token_ids), why, completion.cumulative_logprob, tokens)
+        return Sample(text, tuple(completion.token_ids), why, completion.cumulative_logprob, tokens, **times)
 
     def _tokens(self, completion: "CompletionOutput", final: FinalTurn, end: int) -> Iterator[TokenLogprob]:
         """The tokens of a text of `end` characters."""

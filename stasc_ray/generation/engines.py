@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stasc_ray.generation.decoding import TextStream
-from stasc_ray.generation.samples import Adapter, Request, Sample, cut
+from stasc_ray.generation.samples import Adapter, Load, Request, Sample, cut
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.generation.unit_rollout import Job, UnitRollout
 from stasc_ray.tasks.chat import Chat
@@ -42,6 +42,10 @@ class EngineActor:
         """Process id; answers only while the engine is alive."""
         self._check()
         return os.getpid()
+
+    async def load(self) -> Load:
+        """How busy the engine is."""
+        return self._engine.load
 
     async def begin(self, job: Job) -> str:
         """Get ready for a pass over questions with the model that the engine holds; returns its node."""

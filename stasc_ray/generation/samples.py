@@ -22,6 +22,10 @@ class Sample:
     """Sum of its tokens' log-probabilities at temperature 1, if the request asked for it."""
     tokens: tuple[TokenLogprob, ...] = ()
     """Its tokens one by one, if the request asked for them."""
+    first_token_s: float | None = field(default=None, compare=False)
+    """Seconds from its request to its first token, if the engine is watched."""
+    token_s: float | None = field(default=None, compare=False)
+    """Mean seconds between two of its tokens, if the engine is watched and there are two."""
 
 
 class RefusedError(ValueError):
@@ -45,6 +49,18 @@ class FinalTurn:
 
 
 NOTHING_MORE = FinalTurn()
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy an engine is."""
+
+    running: int = 0
+    """Sequences in its batch."""
+    waiting: int = 0
+    """Sequences that wait for room in it."""
+    kv_cache_usage: float = 0.0
+    """Share of the KV cache's blocks that sequences hold, 0 to 1."""
 
 
 @dataclass(frozen=True)

@@ -26,3 +26,5 @@ class EngineSpec:
     """Whether vLLM has the tokenizer too: stop strings and schemas need it. Rollouts ask for neither."""
     sleeps: bool = False
     """Whether it gives its GPU's memory to a trainer between two passes."""
+    watched: bool = False
+    """Whether it keeps times and its load, for a monitor; that costs a little at each step."""

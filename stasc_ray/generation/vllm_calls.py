@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import InvalidStateError
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray.generation.samples import Adapter, RefusedError, Request
+from stasc_ray.generation.samples import Adapter, Load, RefusedError, Request
 from stasc_ray.generation.spec import OWNER, EngineSpec
 from stasc_ray.runtime import capacity, model_folder, ray_session
 
@@ -58,7 +58,8 @@ def make_llm(model: str, spec: EngineSpec) -> "LLMEngine":
             enable_sleep_mode=spec.sleeps and on_cuda,
             **lora_arguments(spec.lora_rank),
             **(tokenizer_arguments(model, spec) if spec.tokenizer else {}),
-        )
+        ),
+        watched=spec.watched,
     )
 
 
@@ -203,6 +204,28 @@ def prompt_logprobs(output: "RequestOutput") -> list[float]:
     assert output.prompt_token_ids is not None and output.prompt_logprobs is not None, "they were asked for"
     pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
     return [place[token_id].logprob for token_id, place in pairs if place is not None]
+
+
+def times(output: "RequestOutput") -> dict[str, float]:
+    """`Sample.first_token_s` and `Sample.token_s` of a finished request; nothing of an engine that is not
+    watched.
+    """
+    stats: Any = output.metrics
+    if stats is None or not stats.num_generation_tokens:
+        return {}
+    found = {"first_token_s": max(0.0, stats.first_token_latency)}  # between two looks at the wall clock
+    if (gaps := stats.num_generation_tokens - 1) > 0:
+        found["token_s"] = (stats.last_token_ts - stats.first_token_ts) / gaps
+    return found
+
+
+def load(watch: Any) -> Load:
+    """What a `vllm_config.Watch` saw last; zeros where there is none."""
+    if watch is None:
+        return Load()
+    newest = watch.newest
+    waiting = newest.num_waiting_reqs + newest.num_skipped_waiting_reqs
+    return Load(newest.num_running_reqs, waiting, newest.kv_cache_usage)
 
 
 def reload_weights(llm: "LLMEngine", model: str) -> None:

@@ -50,9 +50,12 @@ class Text:
     logprob: float | None = None
     answer_start: int = 0
     seconds: float = field(default=0.0, repr=False)
-    """How long its request took; not kept on disk."""
+    """How long its request took; not kept on disk, as all below."""
     tokens: Sequence[TokenLogprob] = field(default=(), repr=False)
-    """If the request asked for them; not kept on disk."""
+    """If the request asked for them."""
+    first_token_s: float | None = field(default=None, repr=False)
+    token_s: float | None = field(default=None, repr=False)
+    """As of the engine's sample."""
 
     @property
     def answer(self) -> str:

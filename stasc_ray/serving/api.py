@@ -33,6 +33,9 @@ def make_api(
         version=service.settings.name,
         lifespan=lifespan,
         responses=responses(400, 408, 413, 500, 503, 504),
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere; ours are in routers/page.py
+        redoc_url=None,
+        redirect_slashes=False,  # to wherever the Host header says
     )
     app.state.replica = replica
     for resource in RESOURCES:

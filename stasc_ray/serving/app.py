@@ -17,17 +17,21 @@ from stasc_ray import config, store
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import capacity, preflight, ray_session
-from stasc_ray.serving import coordinator, placement
+from stasc_ray.serving import coordinator, monitor, placement
 from stasc_ray.serving.doors import LOOPBACK_HOSTS
-from stasc_ray.serving.proxy import CONTROLLER_OPTIONS, ONE_LOOP
+from stasc_ray.serving.proxy import ONE_LOOP, controller_options
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from prometheus_client.metrics_core import Metric
     from ray.serve import Application
 
+    from stasc_ray.serving.keys import KeyRing
+
 APP = "stasc"
 DEPLOYMENT = "Corrector"
+TURNED_AWAY = 1000
+"""Requests that a replica may have at once besides those in flight and in its queue."""
 WORKER_NICENESS = 0
 """Of a local Ray's workers. With Ray's 15, an engine on CPUs waits for everything else this machine does."""
 
@@ -50,18 +54,18 @@ class Corrector:
         from ray import serve
 
         from stasc_ray.serving.follow import Versions
-        from stasc_ray.serving.monitor import Monitor
         from stasc_ray.serving.service import Service
 
         settings = endpoint.settings
         self._endpoint = endpoint
+        self._keys: KeyRing | None = None
         self._handle: Any = None
         self._tasks: list[asyncio.Task[None]] = []
         self._replica = serve.get_replica_context().replica_tag
-        run, monitor = store.RunFolder(Path(endpoint.run_folder)), Monitor()
+        run, counts = store.RunFolder(Path(endpoint.run_folder)), monitor.Monitor()
         link = coordinator.of_deployment(self._replica)
-        self._versions = Versions(run, settings, engine_spec(endpoint), link, monitor.observe)
-        self._service = Service(run, settings, self._versions, monitor)
+        self._versions = Versions(run, settings, engine_spec(endpoint), link, counts.observe)
+        self._service = Service(run, settings, self._versions, counts)
         await self._versions.start()
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
@@ -88,7 +92,7 @@ class Corrector:
 
     async def metrics(self) -> "list[Metric]":
         """This replica's metrics."""
-        self._service.refresh_gauges()
+        await self._service.refresh_gauges(self._keys)
         return self._service.monitor.families(self._replica)
 
     async def _all_metrics(self) -> "list[list[Metric]]":
@@ -96,10 +100,13 @@ class Corrector:
 
         if self._handle is None:
             self._handle = serve.get_deployment_handle(DEPLOYMENT, serve.get_replica_context().app_name)
-        try:
-            return await self._handle.broadcast("metrics").results_async(timeout_s=10)
-        except Exception:  # a replica that starts, hangs or died: this one's own are better than none
-            return [await self.metrics()]
+        calls: list[Any] = []
+        with contextlib.suppress(Exception):  # Serve knows no replica yet, or any more
+            async with asyncio.timeout(monitor.PATIENCE_S):
+                # `results_async` gives all results or none
+                calls = await self._handle.broadcast("metrics")._fetch_replica_results_async()
+        found, silent = await monitor.in_time(call.get_async() for call in calls)
+        return [*(found or [await self.metrics()]), [monitor.silence(silent)]]
 
     def check_health(self) -> None:
         """Serve replaces a replica for which this raises."""
@@ -123,6 +130,7 @@ def engine_spec(endpoint: Endpoint) -> EngineSpec:
         threads=capacity.replica_threads(settings.serve, ray_session.cores()),
         seed=settings.seed,
         tokenizer=True,
+        watched=True,
     )
 
 
@@ -142,13 +150,13 @@ def endpoint(
     """
     import ray
     from ray import serve
-    from ray.serve.config import AutoscalingConfig, DeploymentActorConfig
+    from ray.serve.config import AutoscalingConfig, BackpressureConfig, DeploymentActorConfig
     from ray.serve.schema import LoggingConfig
 
     options = settings.serve
-    # Our own queue answers 429 in the one error shape; Serve's own bound lies above it, for health and
-    # metrics.
-    ongoing = options.max_in_flight + options.max_queue + 64
+    # Our own queue answers 429 and says when to come back; Serve's own bound lies above it, for health,
+    # metrics and all that is turned away.
+    ongoing = options.max_in_flight + options.max_queue + TURNED_AWAY
     scaling: dict[str, Any] = {"num_replicas": options.replicas}
     if options.max_replicas:
         scaling = {
@@ -162,6 +170,7 @@ def endpoint(
         name=DEPLOYMENT,
         max_ongoing_requests=ongoing,
         max_queued_requests=ongoing,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=5),
         graceful_shutdown_timeout_s=options.grace,
         graceful_shutdown_wait_loop_s=0.5,
         max_surge_percent=100,
@@ -215,7 +224,7 @@ def serving(
     serve.start(
         proxy_location=ProxyLocation.HeadOnly if host in LOOPBACK_HOSTS else ProxyLocation.EveryNode,
         http_options=HTTPOptions(host=host, port=port, request_timeout_s=limit_s),
-        controller_options=CONTROLLER_OPTIONS,
+        controller_options=controller_options(settings.serve),
     )
     cuda = _on_cuda(settings)
     placement.check_room(placement.bundles(settings, on_cuda=cuda), ray_session.nodes())

@@ -15,7 +15,7 @@ from typing import Any
 from stasc_ray import config
 from stasc_ray.generation import canary
 from stasc_ray.generation.engines import EngineActor, EngineDiedError, last_line
-from stasc_ray.generation.samples import Adapter, Request, Sample
+from stasc_ray.generation.samples import Adapter, Load, Request, Sample
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.tasks.chat import Chat
 
@@ -101,6 +101,10 @@ class EngineHandle:
     async def check(self, request: Request) -> None:
         """Raise RefusedError if a request asks what the engine cannot do."""
         await self._result(self._actor.check.remote(request))
+
+    async def load(self) -> Load:
+        """How busy the engine is, for all its handles together."""
+        return await self._result(self._actor.load.remote())
 
     def shares_with(self, other: "EngineHandle") -> bool:
         """Whether both are handles of one engine."""

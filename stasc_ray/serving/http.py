@@ -5,6 +5,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
@@ -62,7 +63,8 @@ class Door:
             state["key"] = self._check_key(path, headers)
             # other routes read none: what a client sends to them, or does not, holds nothing up
             asks = path.startswith("/v1/") and scope["method"] == "POST"
-            receive = _replayed(await self._body(headers, receive) if asks else b"", receive)
+            body = await whole_body(headers, receive, self.serve) if asks else b""
+            receive = replayed(body, receive)
         except ApiError as error:
             await error_response(error)(scope, receive, send_and_note)
         else:
@@ -86,36 +88,6 @@ class Door:
             return None
         return self.keys.check(headers.get("authorization"), admin=path.startswith("/v1/admin/"))
 
-    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
-        """The whole body, read up to the limits.
-
-        Raises:
-            ApiError: 413, too large; 408, too slow.
-        """
-        limit = self.serve.max_body_kb * 1024
-        too_large = invalid(
-            None, f"expected a body of at most serve.max_body_kb = {self.serve.max_body_kb} KiB", status=413
-        )
-        stated = headers.get("content-length", "")
-        if stated.isdigit() and int(stated) > limit:
-            raise too_large
-        body, more = bytearray(), True
-        try:
-            async with asyncio.timeout(self.serve.body_timeout_s):
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        break
-                    body += message.get("body", b"")
-                    more = message.get("more_body", False)
-                    if len(body) > limit:
-                        raise too_large
-        except TimeoutError:
-            limit_s = self.serve.body_timeout_s
-            text = f"expected the whole body within serve.body_timeout_s = {limit_s:g} s"
-            raise ApiError(408, "invalid_request_error", text, headers={"Connection": "close"}) from None
-        return bytes(body)
-
     def _note(self, scope: Scope, request_id: str, status: int, duration_s: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self.monitor.requests.labels(route, str(status)).inc()
@@ -136,7 +108,47 @@ class Door:
         )
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
+async def whole_body(
+    headers: Mapping[str, str],
+    receive: Receive,
+    serve: config.Serve,
+    room: Callable[[int], None] = lambda _: None,
+) -> bytes:
+    """The body, read up to the limits.
+
+    Args:
+        room: gets the size of each piece that comes; what it raises ends the reading.
+
+    Raises:
+        ApiError: 413, too large; 408, too slow.
+    """
+    limit = serve.max_body_kb * 1024
+    too_large = invalid(
+        None, f"expected a body of at most serve.max_body_kb = {serve.max_body_kb} KiB", status=413
+    )
+    stated = headers.get("content-length", "")
+    if stated.isdigit() and int(stated) > limit:
+        raise too_large
+    body, more = bytearray(), True
+    try:
+        async with asyncio.timeout(serve.body_timeout_s):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    break
+                piece: bytes = message.get("body", b"")
+                room(len(piece))
+                body += piece
+                more = message.get("more_body", False)
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        text = f"expected the whole body within serve.body_timeout_s = {serve.body_timeout_s:g} s"
+        raise ApiError(408, "invalid_request_error", text, headers={"Connection": "close"}) from None
+    return bytes(body)
+
+
+def replayed(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives a body which was read before."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -1,28 +1,28 @@
 """Ray Serve's processes: how they run, and what its HTTP proxy answers if no replica does.
 
 Serve answers nothing for a replica that died, 404 while there is none, 408 after its time limit. Clients get
-the endpoint's error body instead. The proxy loads `middlewares` because it inherits the controller's
-environment, CONTROLLER_OPTIONS.
+the endpoint's error body instead. A request gets a place in a replica only with its whole body: some 500
+that are sent slowly would take all places, also those of /healthz. The proxy loads `middlewares` because it
+inherits the controller's environment, `controller_options`.
 """
+
+import os
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stasc_ray import config
 from stasc_ray.serving.errors import ApiError
-from stasc_ray.serving.http import error_response
+from stasc_ray.serving.http import error_response, replayed, whole_body
 
 ONE_LOOP = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 """One event loop in proxy and replica: a second thread for each message costs more than what runs here."""
-CONTROLLER_OPTIONS = {
-    "runtime_env": {
-        "env_vars": {
-            **ONE_LOOP,
-            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "stasc_ray.serving.proxy.middlewares",
-        }
-    }
-}
-"""`controller_options` of serve.start and of a Serve config file."""
+MAX_BODY_KB, BODY_TIMEOUT_S = "STASC_MAX_BODY_KB", "STASC_BODY_TIMEOUT_S"
+"""Environment variables with serve.max_body_kb and serve.body_timeout_s; default: the config's defaults."""
+HELD_BYTES = 256 * 2**20
+"""Of bodies that are not yet whole, over all requests; more is turned away."""
 ORDERS = (
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
@@ -35,14 +35,48 @@ GUARDED = b"x-stasc-guarded"
 RETRY_AFTER = {"Retry-After": "5"}
 
 
+def controller_options(serve: config.Serve) -> dict[str, Any]:
+    """`controller_options` of serve.start and of a Serve config file."""
+    env_vars = {
+        **ONE_LOOP,
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "stasc_ray.serving.proxy.middlewares",
+        MAX_BODY_KB: str(serve.max_body_kb),
+        BODY_TIMEOUT_S: str(serve.body_timeout_s),
+    }
+    return {"runtime_env": {"env_vars": env_vars}}
+
+
 def middlewares() -> list[Middleware]:
     """What the proxy puts around Serve; it calls this once."""
-    return [Middleware(OneErrorBody), Middleware(NoOrders)]
+    names = {"max_body_kb": MAX_BODY_KB, "body_timeout_s": BODY_TIMEOUT_S}
+    found = {field: os.environ[name] for field, name in names.items() if name in os.environ}
+    limits = config.Serve.model_validate(found, strict=False)
+    first = [Middleware(OnlyRequests), Middleware(OneErrorBody), Middleware(NoOrders)]
+    return [*first, Middleware(WholeBody, limits=limits)]
+
+
+class OnlyRequests:
+    """ASGI middleware that refuses what is no request: websockets, for which Serve would keep a place in a
+    replica, and paths that are none, for which it would say that no replica is there.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        elif scope["type"] == "http" and not scope["path"].startswith("/"):
+            message = f"expected a path that begins with /, found {scope['path']!r}"
+            await error_response(ApiError(404, "not_found_error", message))(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 class NoOrders:
     """ASGI middleware that drops what a client would tell Serve itself by headers: its time limit, its
-    routing. It marks what went through it.
+    routing; and values that Serve could not read. It marks what went through it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -51,7 +85,7 @@ class NoOrders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] == "http":
-            kept = [(name, value) for name, value in scope["headers"] if not _is_order(name)]
+            kept = [one for one in scope["headers"] if one[1].isascii() and not _is_order(one[0])]
             scope = {**scope, "headers": [*kept, (GUARDED, b"1")]}
         await self.app(scope, receive, send)
 
@@ -59,6 +93,37 @@ class NoOrders:
 def _is_order(name: bytes) -> bool:
     plain = name.lower().replace(b"_", b"-")
     return plain in ORDERS or plain.startswith(b"x-serve-router-") or plain == GUARDED
+
+
+class WholeBody:
+    """ASGI middleware that reads the body of a POST within the limits, and then passes the request on."""
+
+    def __init__(self, app: ASGIApp, limits: config.Serve) -> None:
+        self.app, self.limits, self.held = app, limits, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "http" and scope["method"] == "POST":  # what else has a body is answered unread
+            try:
+                receive = replayed(await self._read(Headers(scope=scope), receive), receive)
+            except ApiError as error:
+                await error_response(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        mine = 0
+
+        def room(size: int) -> None:
+            nonlocal mine
+            mine, self.held = mine + size, self.held + size
+            if self.held > HELD_BYTES:
+                raise our_error(429)
+
+        try:
+            return await whole_body(headers, receive, self.limits, room)
+        finally:
+            self.held -= mine
 
 
 class OneErrorBody:

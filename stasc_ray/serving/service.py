@@ -3,6 +3,7 @@ HTTP.
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -20,6 +21,7 @@ from stasc_ray.generation.samples import (
     NOTHING_MORE,
     SEED_SPACING,
     FinalTurn,
+    Load,
     RefusedError,
     Request,
     Sample,
@@ -32,6 +34,7 @@ from stasc_ray.serving.conversation import in_context
 from stasc_ray.serving.doors import Admission
 from stasc_ray.serving.errors import ApiError, invalid
 from stasc_ray.serving.follow import Loaded, Versions
+from stasc_ray.serving.keys import KeyRing
 from stasc_ray.serving.monitor import Monitor
 from stasc_ray.serving.schemas import (
     CompletionDetails,
@@ -51,6 +54,8 @@ from stasc_ray.tasks.chat import Message
 
 LOG = logging.getLogger("ray.serve")
 T = TypeVar("T")
+LOAD_S = 1.0
+"""For an engine to say how busy it is."""
 Charge = Callable[[int], Callable[[int], None]]
 """Gets the most tokens that a request may write, returns what gets those it wrote (`KeyRing.charge`)."""
 Emit = Callable[[str, dict[str, Any]], None]
@@ -354,7 +359,7 @@ class Service:
             "initial": max(text.root.seconds for text in texts),
             "correction": max(sum(text.seconds for text in one.lineage[1:]) for one in texts),
         }
-        self._count(asked, seconds, usage, ends[chosen].changed)
+        self._count(asked, written, usage, ends[chosen].changed)
         if self.settings.serve.log_texts:
             shown = {
                 "request_id": request_id,
@@ -419,22 +424,40 @@ class Service:
             says_right=self.recipe.says_right(self.settings.algorithm, text.answer) if verdict else None,
         )
 
-    def _count(self, asked: Asked, seconds: dict[str, float], usage: tuple[int, int], changed: bool) -> None:
+    def _count(self, asked: Asked, written: Sequence[Text], usage: tuple[int, int], changed: bool) -> None:
         monitor = self.monitor
-        if not asked.given:
-            monitor.turns.labels("initial").observe(seconds["initial"])
+        for text in written:
+            monitor.turns.labels(text.turn).observe(text.seconds)
+            if text.first_token_s is not None:
+                monitor.first_token_s.labels(text.turn).observe(text.first_token_s)
+            if text.token_s is not None:
+                monitor.token_s.labels(text.turn).observe(text.token_s)
         if asked.plan.rounds and asked.plan.n_corrections:
-            monitor.turns.labels("correction").observe(seconds["correction"] / asked.plan.rounds)
             monitor.corrected.labels(str(changed).lower()).inc()
         for kind, count in zip(("prompt", "completion"), usage, strict=True):
             monitor.tokens.labels(kind).inc(count)
 
-    def refresh_gauges(self) -> None:
+    async def refresh_gauges(self, keys: KeyRing | None) -> None:
         """Bring the gauges up to date, before they are read."""
         monitor, versions = self.monitor, self.versions
+        loaded = versions.loaded  # of versions that share an engine the newest stands for it
+        engines = [
+            one
+            for number, one in enumerate(loaded)
+            if not any(one.engine.shares_with(before.engine) for before in loaded[:number])
+        ]
+        loads = await asyncio.gather(*map(_load, engines))
+        for gauge in (monitor.engine_running, monitor.engine_waiting, monitor.kv_cache):
+            gauge.clear()
+        for one, load in zip(engines, loads, strict=True):
+            if load:
+                monitor.engine_running.labels(one.version).set(load.running)
+                monitor.engine_waiting.labels(one.version).set(load.waiting)
+                monitor.kv_cache.labels(one.version).set(load.kv_cache_usage)
         monitor.in_flight.set(self.admission.in_flight)
         monitor.queued.set(self.admission.queued)
         monitor.engine_starts.set(versions.engine_starts)
+        monitor.keys_unreadable.set(bool(keys and keys.problem))
         monitor.version.clear()
         if versions.active:
             monitor.version.labels(versions.active.version).set(1)
@@ -484,3 +507,10 @@ def _finish_reason(text: Text) -> Finish:
 def _token(token: TokenLogprob) -> Token:
     likeliest = [LikelyToken(token=one, logprob=logprob) for one, logprob in token.likeliest]
     return Token(token=token.token, logprob=token.logprob, top_logprobs=likeliest)
+
+
+async def _load(loaded: Loaded) -> Load | None:
+    """How busy a version's engine is; None if it does not say."""
+    with contextlib.suppress(EngineDiedError, TimeoutError):
+        async with asyncio.timeout(LOAD_S):
+            return await loaded.engine.load()

@@ -13,6 +13,7 @@ from stasc_ray.store.files import read_json, write_atomically
 
 LEASE_TIMEOUT_S = 30.0
 LEASE_RENEWAL_S = 5.0
+TAKEN_OVER_BY = "taken_over_by"
 
 
 class Lease:
@@ -34,16 +35,29 @@ class Lease:
     @property
     def lost(self) -> bool:
         """Whether another driver has taken over."""
-        return _newest_attempt(self.folder) != self.number
+        return self._successor() is not None
 
     def check(self) -> None:
         """Raises RuntimeError when another driver has taken over."""
-        if self.lost:
+        if (successor := self._successor()) is not None:
             raise RuntimeError(
-                f"run folder {self.folder.parent}: attempt {_newest_attempt(self.folder)} has taken this run "
+                f"run folder {self.folder.parent}: attempt {successor} has taken this run "
                 f"over from attempt "
                 f"{self.number}; this one stops without writing"
             )
+
+    def _successor(self) -> int | None:
+        """The attempt that took over.
+
+        NFS may show a listing that is a minute old, but an existing file is asked for anew when it is opened:
+        hence the mark that a successor leaves in this attempt's file.
+        """
+        if (newest := _newest_attempt(self.folder)) != self.number:
+            return newest
+        try:
+            return read_json(self.file).get(TAKEN_OVER_BY)
+        except (FileNotFoundError, ValueError):  # created but not yet filled in
+            return None
 
 
 @contextlib.contextmanager
@@ -70,6 +84,8 @@ def hold_lease(folder: Path) -> Iterator[Lease]:
         raise RuntimeError(
             f"run folder {folder.parent}: another driver started at the same moment; it goes on"
         ) from None
+    if number:
+        write_atomically(folder / f"{number:04d}", json.dumps({TAKEN_OVER_BY: lease.number}))
     stop = threading.Event()
     renewal = threading.Thread(target=_renew, args=(lease.file, stop), name="lease", daemon=True)
     renewal.start()
@@ -78,7 +94,8 @@ def hold_lease(folder: Path) -> Iterator[Lease]:
     finally:
         stop.set()
         renewal.join()
-        write_atomically(lease.file, json.dumps({"released": time.time()}))
+        if not lease.lost:  # the mark of who took over stays
+            write_atomically(lease.file, json.dumps({"released": time.time()}))
 
 
 def newest_lease(folder: Path) -> Lease:

@@ -1,8 +1,15 @@
 """What cluster/, jobs/configs/ and docs/clusters.md name exists: paths, commands, options, versions, images,
 variables."""
 
+import functools
+import http.server
 import importlib.util
+import json
+import os
 import re
+import shutil
+import subprocess
+import threading
 import tomllib
 from pathlib import Path
 
@@ -10,6 +17,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+from benchmarks.ray_cluster import free_port
 from stasc_ray.config import load_config
 from stasc_ray.recipes import section_of
 
@@ -28,9 +36,19 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 def lock_version(device: str, package: str = "ray") -> str:
     [version] = re.findall(
-        rf"^{package}==(\S+)$", (ROOT / "requirements" / f"{device}.txt").read_text(), re.MULTILINE
+        rf"^{package}==(\S+)(?: \\)?$", (ROOT / "requirements" / f"{device}.txt").read_text(), re.MULTILINE
     )
     return version
+
+
+def test_every_file_that_the_image_for_gpus_installs_is_known_by_its_hash() -> None:
+    text = (ROOT / "requirements" / "cuda.txt").read_text()
+    requirements = re.split(r"\n(?=\S)", text)
+    assert len(requirements) > 200
+    for requirement in requirements:
+        assert re.fullmatch(r"\S+==\S+.* \\(\n    --hash=sha256:[0-9a-f]{64}(?: \\)?)+\n?", requirement)
+    install = DOCKERFILE.read_text()
+    assert 'cuda) index="--require-hashes"' in install and "--no-deps ${index} -r" in install
 
 
 def ray_requirement() -> str:
@@ -97,7 +115,11 @@ def test_the_service_has_a_replica_for_each_gpu_pod_and_time_to_end() -> None:
     assert (options.replicas, options.max_replicas) == (group["minReplicas"], group["maxReplicas"])
     assert options.swap == "in_place", "a second engine would need a second GPU in the pod"
     pod = group["template"]["spec"]
-    assert pod["terminationGracePeriodSeconds"] > options.grace >= options.request_timeout_s
+    (container,) = pod["containers"]
+    drain = {one["name"]: one.get("value") for one in container["env"]}[
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+    ]
+    assert pod["terminationGracePeriodSeconds"] > float(drain) > options.grace >= options.request_timeout_s
     assert options.request_timeout_s < serve["http_options"]["request_timeout_s"]
     selector = {"ray.io/group": group["groupName"]}
     (spread,) = pod["topologySpreadConstraints"]
@@ -143,8 +165,40 @@ def test_dockerfile_copies_what_exists_and_the_lock_of_each_device() -> None:
         for source in sources.replace("${DEVICE}", "cpu").split():
             assert (ROOT / source).exists() and source.split("/")[0] in allowed
     assert (ROOT / "requirements" / "cuda.txt").is_file()
+    # the build may see what `pip install /src` needs, and all that changes with the code is in one last layer
+    assert {"jobs", "stasc_ray", "pyproject.toml", "README.md", "LICENSE"} <= allowed
+    layers = re.findall(r"^(?:RUN|COPY) (?:[^\n]*\\\n)*[^\n]*", text, re.MULTILINE)
+    (code,) = [layer for layer in layers if "/src" in layer]
+    assert code == layers[-1] and "target=/src,rw" in code
     [python] = re.findall(r"^ARG PYTHON_VERSION=(\S+)$", text, re.MULTILINE)
     assert python in SpecifierSet(PYPROJECT["requires-python"])
+
+
+@pytest.mark.skipif(shutil.which("wget") is None, reason="needs wget, as the image has it")
+def test_the_images_health_is_that_of_ray_and_of_what_answers_on_its_port(tmp_path) -> None:
+    [command] = re.findall(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", DOCKERFILE.read_text(), re.MULTILINE)
+    shell, option, script = json.loads(command)
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()  # it has no /healthz: 404
+    fake = tmp_path / "pgrep"
+    fake.write_text("#!/bin/sh\nexit $NO_RAY\n")
+    fake.chmod(0o755)
+
+    def healthy(port: int, ray: bool) -> bool:
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NO_RAY": str(int(not ray))}
+        here = script.replace("8000", str(port))
+        return subprocess.run([shell, option, here], env=environment, check=False).returncode == 0
+
+    silent = free_port()
+    assert healthy(silent, ray=True) and not healthy(silent, ray=False)
+    assert not healthy(server.server_port, ray=True)
+    (tmp_path / "healthz").write_text("{}")
+    server.RequestHandlerClass = functools.partial(  # type: ignore[assignment]
+        http.server.SimpleHTTPRequestHandler, directory=str(tmp_path)
+    )
+    assert healthy(server.server_port, ray=True) and not healthy(server.server_port, ray=False)
+    server.shutdown()
+    server.server_close()
 
 
 # --- the published configs

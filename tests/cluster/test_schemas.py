@@ -295,7 +295,8 @@ def test_rayservice_serves_an_application_that_exists() -> None:
     [application] = serve["applications"]
     assert set(serve) <= set(ServeDeploySchema.model_fields)
     assert set(serve["http_options"]) <= set(HTTPOptionsSchema.model_fields)
-    assert serve["controller_options"] == proxy.CONTROLLER_OPTIONS, "as `stasc serve` starts it"
+    options = load_config(None, application["args"]["overrides"], section_of).serve
+    assert serve["controller_options"] == proxy.controller_options(options), "as `stasc serve` starts it"
     assert set(application) <= set(ServeApplicationSchema.model_fields)
     module, _, name = application["import_path"].partition(":")
     build = getattr(importlib.import_module(module), name)

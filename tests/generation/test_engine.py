@@ -1,5 +1,6 @@
 """The engine on the real vLLM: samples, seeds, refusals, requests that come in while it steps."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import wait
 
@@ -7,7 +8,7 @@ import pytest
 
 from stasc_ray import config
 from stasc_ray.generation.engine import Engine
-from stasc_ray.generation.samples import SEED_SPACING, Request, request_seed
+from stasc_ray.generation.samples import SEED_SPACING, Load, Request, request_seed
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.tasks import chat, prompts, sandbox
 
@@ -110,9 +111,30 @@ def test_an_answer_from_a_callback_needs_no_second_round(engine: Engine) -> None
 
 
 @pytest.mark.slow
-def test_a_closed_engine_says_so() -> None:
-    settings = config.Engine(max_model_len_tokens=256, kv_cache_gb=0.25)
-    engine = Engine(str(sandbox.model_path()), EngineSpec(settings, on_cuda=False, threads=1))
+def test_a_watched_engine_tells_times_and_its_load_and_a_closed_one_says_so(engine: Engine) -> None:
+    unwatched = engine.submit(_prompt(engine, "What is 5 + 6?"), Request(WARM, 1, 0)).result(timeout=120)
+    assert unwatched[0].first_token_s is None is unwatched[0].token_s and engine.load == Load()
+    settings = config.Engine(max_model_len_tokens=256, kv_cache_gb=0.25, max_num_seqs=2)
+    spec = EngineSpec(settings, on_cuda=False, threads=1, watched=True)
+    engine = Engine(str(sandbox.model_path()), spec)
+    loads: list[Load] = []
+    asked = [
+        engine.submit(
+            _prompt(engine, f"What is 5 + {number}?"),
+            Request(WARM.model_copy(update={"max_tokens": 24}), 1, number),
+            on_tokens=lambda _: loads.append(engine.load),
+        )
+        for number in range(4)
+    ]
+    started = time.monotonic()
+    first, *_, last = (future.result(timeout=120)[0] for future in asked)
+    took_s = time.monotonic() - started
+    assert any(load.running == 2 and load.waiting for load in loads)
+    assert all(0 < load.kv_cache_usage < 1 for load in loads if load.running)
+    assert first.first_token_s is not None and first.token_s is not None
+    assert last.first_token_s is not None and last.first_token_s > first.first_token_s + first.token_s
+    assert 0 < first.token_s * (len(first.token_ids) - 1) + first.first_token_s < took_s + 0.1
+    assert engine.load == Load()
     engine.close()
     assert not engine.alive
     with pytest.raises(RuntimeError, match="not running"):

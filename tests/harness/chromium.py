@@ -22,14 +22,15 @@ KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, "")}
 
 class Tab:
     """One page. `problems` collects what its console complains of: exceptions, and what the content policy
-    blocks."""
+    blocks; `requests` the URLs that it asked for."""
 
     def __init__(self, socket: websockets.sync.client.ClientConnection) -> None:
         self._socket, self._ids, self.problems = socket, itertools.count(1), []
+        self.requests: list[str] = []
         self._session: str | None = None
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
@@ -42,6 +43,8 @@ class Tab:
             if message.get("id") == number:
                 assert "error" not in message, f"{method}: {message['error']}"
                 return message["result"]
+            if message.get("method") == "Network.requestWillBeSent":
+                self.requests.append(message["params"]["request"]["url"])
             if message.get("method") == "Runtime.exceptionThrown":
                 self.problems.append(message["params"]["exceptionDetails"])
             if (

@@ -7,14 +7,13 @@ from harness import served_runs
 
 from stasc_ray import store
 from stasc_ray.generation.engines import EngineDiedError
-from stasc_ray.generation.samples import Request, Sample, cut
+from stasc_ray.generation.samples import Load, Request, Sample, cut
 from stasc_ray.recipes import section_of
 from stasc_ray.runtime import model_folder
-from stasc_ray.serving import coordinator
+from stasc_ray.serving import coordinator, monitor
 from stasc_ray.serving.api import make_api
 from stasc_ray.serving.follow import Versions
 from stasc_ray.serving.loading import Loaded
-from stasc_ray.serving.monitor import Monitor
 from stasc_ray.serving.routers.replica import Replica
 from stasc_ray.serving.service import Service
 from stasc_ray.tasks import sandbox
@@ -28,7 +27,7 @@ class ScriptedEngine:
 
     def __init__(self, deaths: int = 0) -> None:
         self.chat = Chat(model_folder.load_tokenizer(str(sandbox.model_path())))
-        self.deaths, self.finished, self.aborted = deaths, 0, 0
+        self.deaths, self.finished, self.aborted, self.silent = deaths, 0, 0, False
         self.asked: list[tuple[str, Request]] = []
 
     def shares_with(self, other) -> bool:
@@ -42,6 +41,10 @@ class ScriptedEngine:
 
     async def load_adapter(self) -> None:
         """It has none."""
+
+    async def load(self) -> Load:
+        await asyncio.sleep(30 if self.silent else 0)
+        return Load(running=3, waiting=2, kv_cache_usage=0.25)
 
     async def generate(self, token_ids, request, on_text=None) -> Sample:
         prompt = self.chat.tokenizer.decode(token_ids)
@@ -58,7 +61,7 @@ class ScriptedEngine:
         text, _ = cut("second" if "first" in prompt else "first", request.final.stop)
         for letter in text if on_text else ():
             on_text(letter)
-        return Sample(text, (1, 2, 3), "stop")
+        return Sample(text, (1, 2, 3), "stop", first_token_s=0.2, token_s=0.02)
 
 
 class Again:
@@ -84,12 +87,12 @@ class Api:
         self.versions.published.look(())
         self.versions.active = Loaded(self.run.versions()[0], self.engine, "scripted")
         self.versions._loader = Again(self.engine)  # type: ignore[assignment]
-        monitor = Monitor()
-        self.service = Service(self.run, settings, self.versions, monitor)
+        counts = monitor.Monitor()
+        self.service = Service(self.run, settings, self.versions, counts)
 
         async def all_metrics():
-            self.service.refresh_gauges()
-            return [monitor.families("r1"), monitor.families("r2")]
+            await self.service.refresh_gauges(keys)
+            return [counts.families("r1"), counts.families("r2"), [monitor.silence(0)]]
 
         replica = Replica("r1", self.service, keys, all_metrics)
         self.app = make_api(replica, loopback_only=loopback_only)

@@ -1,7 +1,10 @@
 """The routes around an engine that is scripted, on no cluster: shapes, limits and errors."""
 
 import asyncio
+import base64
+import hashlib
 import json
+import re
 
 import httpx
 import pytest
@@ -9,7 +12,7 @@ from harness.scripted_api import Api, ScriptedEngine
 
 from stasc_ray.generation.samples import Sample
 from stasc_ray.recipes.verdict import Verdict
-from stasc_ray.serving import streaming
+from stasc_ray.serving import monitor, service, streaming
 from stasc_ray.serving.keys import KeyRing, add_key
 
 
@@ -230,7 +233,8 @@ def test_without_keys_nobody_is_admin(api):
 def test_with_keys_asking_needs_a_key_and_activating_an_admin_key(tmp_path):
     file = tmp_path / "keys.json"
     plain, admin = (add_key(file, name, admin=name == "admin") for name in ("plain", "admin"))
-    api = Api(tmp_path, keys=KeyRing(file), loopback_only=False)
+    ring = KeyRing(file)
+    api = Api(tmp_path, keys=ring, loopback_only=False)
     send = {"json": {"question": "Why?"}}
     assert api.call("POST", "/v1/correct", **send).status_code == 401
     assert (
@@ -248,6 +252,11 @@ def test_with_keys_asking_needs_a_key_and_activating_an_admin_key(tmp_path):
     assert api.versions.link.pinned is None
     for open_path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/"):
         assert api.call("GET", open_path).status_code == 200
+    unreadable = 'stasc_keys_unreadable{replica="r1"} '
+    assert f"{unreadable}0.0" in api.call("GET", "/metrics").text
+    file.unlink()
+    ring.look()
+    assert f"{unreadable}1.0" in api.call("GET", "/metrics").text
 
 
 def test_a_stream_that_waits_begins_with_a_comment_and_then_tells_errors_as_events(tmp_path, monkeypatch):
@@ -361,6 +370,40 @@ def test_metrics_of_all_replicas_are_one_page(api):
     assert 'replica="r2"' in text
 
 
+def test_metrics_tell_each_turns_times_and_what_the_engine_says_of_itself(tmp_path, monkeypatch):
+    api = Api(tmp_path)
+    api.call("POST", "/v1/correct", json={"question": "Why?", "rounds": 2})
+
+    def lines() -> list[str]:
+        return [line for line in api.call("GET", "/metrics").text.splitlines() if 'replica="r1"' in line]
+
+    assert 'stasc_first_token_seconds_bucket{le="0.25",replica="r1",turn="answer"} 1.0' in lines()
+    assert 'stasc_token_seconds_bucket{le="0.02",replica="r1",turn="correction"} 2.0' in lines()
+    assert 'stasc_turn_seconds_count{replica="r1",turn="correction"} 2.0' in lines()
+    assert 'stasc_engine_running{replica="r1",version="v0000"} 3.0' in lines()
+    assert 'stasc_engine_waiting{replica="r1",version="v0000"} 2.0' in lines()
+    assert 'stasc_kv_cache_usage{replica="r1",version="v0000"} 0.25' in lines()
+    assert any('stasc_swap_seconds_bucket{le="600.0"' in line for line in lines())
+    monkeypatch.setattr(service, "LOAD_S", 0.05)
+    api.engine.silent = True
+    assert not [line for line in lines() if "kv_cache" in line], "no old figure of an engine that is silent"
+
+
+def test_the_page_of_metrics_lacks_a_silent_replica_and_says_so(monkeypatch):
+    """At 05a8cae one silent replica turned /metrics into an error 500, or hid all others."""
+    monkeypatch.setattr(monitor, "PATIENCE_S", 0.05)
+
+    async def answers() -> list:
+        return monitor.Monitor().families("r1")
+
+    async def dies() -> list:
+        raise RuntimeError("the actor died")
+
+    found, silent = asyncio.run(monitor.in_time([answers(), asyncio.sleep(60, []), dies()]))
+    page = monitor.as_page([*found, [monitor.silence(silent)]]).decode()
+    assert 'stasc_in_flight{replica="r1"} 0.0' in page and "stasc_silent_replicas 2.0" in page
+
+
 def test_openapi_documents_every_error_with_the_one_shape(api):
     document = api.call("GET", "/openapi.json").json()
     for path, operations in document["paths"].items():
@@ -369,6 +412,27 @@ def test_openapi_documents_every_error_with_the_one_shape(api):
                 if status >= "400" and path != "/readyz":
                     schema = response["content"]["application/json"]["schema"]
                     assert schema == {"$ref": "#/components/schemas/ErrorBody"}, (path, status)
+
+
+def test_the_documentation_names_every_route_and_object_and_loads_nothing(api):
+    """At 05a8cae /docs and /redoc loaded scripts from elsewhere, on the origin where the page keeps a key."""
+    reply, document = api.call("GET", "/docs"), api.call("GET", "/openapi.json").json()
+    assert reply.headers["content-security-policy"].startswith("default-src 'none'; ")
+    assert "script-src" not in reply.headers["content-security-policy"]
+    assert not re.search(r"<script|src=|https?://|@import", reply.text)
+    for path, operations in document["paths"].items():
+        for method in operations:
+            assert f"{method.upper()} {path}</code>" in reply.text
+    ids, links = (set(re.findall(pattern, reply.text)) for pattern in (r'id="(\w+)"', r'href="#(\w+)"'))
+    assert document["components"]["schemas"].keys() <= ids and links <= ids
+    assert api.call("GET", "/redoc").status_code == api.call("GET", "/v1/models/").status_code == 404
+
+
+def test_on_the_page_no_script_runs_but_its_own(api):
+    reply = api.call("GET", "/")
+    (policy,) = re.findall(r"script-src ([^;]*);", reply.headers["content-security-policy"])
+    (script,) = re.findall(r"<script[^>]*>(.*)</script>", reply.text, re.DOTALL)
+    assert policy == f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def test_no_text_of_a_request_is_logged(api, caplog):

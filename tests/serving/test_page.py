@@ -247,3 +247,23 @@ def test_a_key_is_asked_for_and_stays_in_the_tab_and_texts_stay_text(tab, tmp_pa
         ask(tab, MARKUP)
         assert tab.text("#asked") == tab.text("#y2") == MARKUP
         assert tab.js("document.querySelectorAll('#answers b, #answers img').length") == 0
+
+
+def test_the_documentation_is_rendered_without_a_request_to_elsewhere(tab, tmp_path):
+    with listening(Api(tmp_path), free_port()) as url:
+        tab.open(url)
+        tab.wait("document.querySelector('#state').dataset.is === 'good'")
+        tab.click("footer a")
+        tab.wait("location.pathname === '/docs' && document.readyState === 'complete'")
+        assert "POST /v1/correct" in tab.text("body") and "The last correction" in tab.text("body")
+        tab.click("a[href='#CorrectRequest']")
+        assert tab.js("document.querySelector(':target').innerText") == "CorrectRequest"
+        for width in (1100, 390):
+            tab.screen(width, phone=width < 500)
+            assert tab.js(NO_WIDER_THAN_THE_SCREEN)
+            tab.screenshot(tmp_path / f"docs-{width}.png")
+        assert all(one.startswith((url, "data:")) for one in tab.requests)
+        tab.js("fetch('http://localhost:1/').catch(() => 0)")
+        blocked = [problem["text"] for problem in tab.problems]
+        assert blocked and all("Content Security Policy" in text for text in blocked), blocked
+        tab.problems.clear()

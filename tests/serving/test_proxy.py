@@ -8,12 +8,13 @@ import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp
 
+from stasc_ray.serving import proxy
 from stasc_ray.serving.proxy import middlewares
 
 
 def answered(response: ASGIApp) -> httpx.Response:
     """What a client gets where Serve sends `response`."""
-    middleware, _ = middlewares()
+    _, middleware, *_ = middlewares()
 
     async def get() -> httpx.Response:
         transport = httpx.ASGITransport(middleware.cls(response, *middleware.args, **middleware.kwargs))
@@ -52,12 +53,79 @@ def test_what_a_replica_answers_is_left_alone() -> None:
     )
 
 
+def test_a_path_that_is_none_is_not_found() -> None:
+    """At 05a8cae `POST *` was answered with 503, as if there were no replica."""
+    only, *_ = middlewares()
+    statuses: list[int] = []
+
+    async def send(message) -> None:
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    asyncio.run(only.cls(None)({"type": "http", "path": "*", "headers": []}, None, send))
+    assert statuses == [404]
+
+
+def test_a_websocket_is_refused_and_takes_no_place() -> None:
+    only, *_ = middlewares()
+    sent: list[str] = []
+
+    async def send(message) -> None:
+        sent.append(message["type"])
+
+    asyncio.run(only.cls(None)({"type": "websocket", "path": "/v1/run"}, None, send))
+    assert sent == ["websocket.close"]
+
+
 def test_no_answer_at_all_is_a_replica_that_died() -> None:
     async def silent(scope, receive, send) -> None:
         """What Serve does then."""
 
     found = answered(silent)
     assert found.status_code == 503 and "died" in found.json()["error"]["message"]
+
+
+async def behind_the_proxy(
+    sent: list[dict], monkeypatch: pytest.MonkeyPatch, method: str = "POST"
+) -> tuple[int, list[bytes]]:
+    """The status of a request whose body comes in pieces and then no more, and the bodies that Serve got."""
+    monkeypatch.setenv("STASC_MAX_BODY_KB", "1")
+    monkeypatch.setenv("STASC_BODY_TIMEOUT_S", "0.05")
+    *_, whole = middlewares()
+    got: list[bytes] = []
+    statuses: list[int] = []
+
+    async def serve(scope, receive, send) -> None:
+        got.append((await receive())["body"] if method == "POST" else b"")
+        await JSONResponse({})(scope, receive, send)
+
+    async def receive() -> dict:
+        if not sent:
+            await asyncio.sleep(60)
+        return {"type": "http.request", **sent.pop(0)}
+
+    async def send(message) -> None:
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    scope = {"type": "http", "method": method, "path": "/", "headers": [(b"content-length", b"7")]}
+    await whole.cls(serve, **whole.kwargs)(scope, receive, send)
+    (status,) = statuses
+    return status, got
+
+
+def test_a_request_reaches_serve_with_its_whole_body_or_not_at_all(monkeypatch) -> None:
+    """At 05a8cae 600 bodies that were sent slowly took all places in a replica, also those of /healthz."""
+
+    def asked(*sent: dict, method: str = "POST") -> tuple[int, list[bytes]]:
+        return asyncio.run(behind_the_proxy(list(sent), monkeypatch, method))
+
+    first = {"body": b'{"a"', "more_body": True}
+    assert asked(first, {"body": b":1}"}) == (200, [b'{"a":1}'])
+    assert asked(first) == (408, [])
+    assert asked(*[{"body": b"x" * 600, "more_body": True}] * 2) == (413, [])
+    assert asked(method="GET") == (200, [b""])
+    monkeypatch.setattr(proxy, "HELD_BYTES", 6)
+    assert asked(first, {"body": b":1}"}) == (429, [])
+    assert asked(first, {"body": b"1"}) == (200, [b'{"a"1'])
 
 
 def test_headers_that_steer_serve_do_not_reach_it() -> None:
@@ -68,7 +136,7 @@ def test_headers_that_steer_serve_do_not_reach_it() -> None:
         seen.append({name.decode(): value.decode() for name, value in scope["headers"]})
         await JSONResponse({})(scope, receive, send)
 
-    _, guard = middlewares()
+    *_, guard, _ = middlewares()
     orders = {
         "X-Request-Timeout-Seconds": "0",
         "x_request_disconnect_disabled": "?1",
@@ -77,6 +145,7 @@ def test_headers_that_steer_serve_do_not_reach_it() -> None:
         "X-Session-Id": "x",
         "x-serve-router-y": "x",
         "x-stasc-guarded": "forged",
+        "x-request-id": b"\xff",
         "authorization": "Bearer x",
     }
 

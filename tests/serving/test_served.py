@@ -4,6 +4,7 @@ on loopback."""
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -334,3 +335,33 @@ def test_an_engine_that_is_killed_is_replaced(served):
     served.wait(lambda health: health["status"] == "ok" and not set(health["engine_pids"]) & set(killed))
     assert served.correct(QUESTIONS[0]).status_code == 200
     print(f"requests on the killed engine: {statuses}")
+
+
+@pytest.mark.served
+def test_metrics_of_the_other_replica_are_there_while_one_is_silent(tmp_path):
+    def page() -> str:
+        with contextlib.suppress(httpx.TransportError):  # Serve may still ask the silent one for the page
+            return httpx.get(f"{served.url}/metrics", timeout=9).text
+        return ""
+
+    def page_with(line: str) -> str:
+        end = time.monotonic() + PATIENCE_S
+        while line not in (text := page()).splitlines():
+            assert time.monotonic() < end, text
+        return text
+
+    with serving(tmp_path, "serve.replicas=2") as served:
+        served.correct(QUESTIONS[0])
+        whole = page_with("stasc_silent_replicas 0.0")
+        assert len(re.findall("^stasc_active_version{", whole, re.MULTILINE)) == 2
+        assert len(re.findall("^stasc_kv_cache_usage{", whole, re.MULTILINE)) == 2
+        assert re.search(r'^stasc_first_token_seconds_count{.*turn="answer"} 1.0', whole, re.MULTILINE)
+        silent, *_ = (
+            p for p in psutil.Process().children(recursive=True) if "ServeReplica" in " ".join(p.cmdline())
+        )
+        silent.suspend()
+        try:
+            partial = page_with("stasc_silent_replicas 1.0")
+        finally:
+            silent.resume()
+        assert len(re.findall("^stasc_active_version{", partial, re.MULTILINE)) == 1

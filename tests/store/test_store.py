@@ -14,6 +14,7 @@ import pytest
 
 from stasc_ray import config, store
 from stasc_ray.recipes import chosen_by, section_of
+from stasc_ray.store import lease
 
 SETTINGS = config.load_config(None, [], section_of)
 MARK = {"line": {"stage": "questions", "iteration": 0}, "files": []}
@@ -243,6 +244,23 @@ def test_a_paused_driver_cannot_write_after_a_take_over(tmp_path: Path) -> None:
             assert paused.latest() is None
             successor.publish({"version": "v0001"}, move_latest=True)
             assert successor.latest() == "v0001"
+
+
+def test_a_take_over_is_seen_through_a_listing_that_is_old(tmp_path: Path, monkeypatch) -> None:
+    """NFS keeps a folder's listing for up to a minute; at 05a8cae a paused driver could write for as long."""
+    with store.open_run(tmp_path / "run", SETTINGS) as paused:
+        assert paused.lease is not None
+        os.utime(paused.lease.file, (0, time.time() - 10 * store.LEASE_TIMEOUT_S))
+        with store.open_run(tmp_path / "run", SETTINGS) as successor:
+            assert successor.lease is not None and not successor.lease.lost
+        monkeypatch.setattr(lease, "_newest_attempt", lambda _: 1)
+        assert pickle.loads(pickle.dumps(paused.lease)).lost
+        with pytest.raises(RuntimeError, match="attempt 2 has taken this run over from attempt 1"):
+            paused.lease.check()
+        (paused.lease.folder / "0001").write_text("")
+        assert not paused.lease.lost, "a file that is just being written says nothing"
+        monkeypatch.undo()
+    assert "released" not in (tmp_path / "run" / "lease" / "0001").read_text()
 
 
 def _race(folder: str, results: "multiprocessing.Queue[bool]") -> None:
