@@ -218,7 +218,10 @@ def _choices(request: ChatRequest, answered: CorrectResponse) -> list[Choice]:
     """`n` answers, or the one that was chosen."""
     alone = (request.n or 1) == 1
     chosen = next(end for end in answered.ends if end.answer == answered.answer)
-    hidden = "\n\n".join(turn.text for turn in answered.turns if turn.text != answered.answer) or None
+    final = max(place for place, turn in enumerate(answered.turns) if turn.text == answered.answer)
+    others = answered.turns[:final] + answered.turns[final + 1 :]
+    # as in a stream; an answer that was given is not the model's thinking
+    hidden = "\n\n".join(turn.text for turn in others if turn.finish_reason) or None
     return [
         Choice(
             index=index,

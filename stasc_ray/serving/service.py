@@ -219,7 +219,7 @@ class Service:
             await answer(asked.policy, self.recipe, asked.question, ask, asked.plan, asked.given or None)
         except RefusedError as error:
             param = "response_format" if asked.final.schema else "logit_bias"
-            raise invalid(param, str(error)) from None
+            raise invalid(param, str(error)[:500]) from None
         except PromptTooLongError as error:
             raise invalid("question", str(error), code="context_length_exceeded") from None
         except TemplateError as error:

@@ -322,6 +322,22 @@ def test_each_of_n_streamed_answers_begins_with_its_role(tmp_path) -> None:
         assert not any("role" in delta for delta in others)
 
 
+@pytest.mark.parametrize(
+    ("stasc", "shown"),
+    [
+        ({}, "second"),
+        ({"rounds": 2}, "second\n\nsecond"),
+        ({"rounds": 0}, None),
+        ({"initial_answer": "5"}, None),
+    ],
+)
+def test_hidden_turns_are_reasoning_also_if_they_say_the_same(tmp_path, stasc, shown) -> None:
+    api = Api(tmp_path)
+    body = {**ASKED, "messages": [{"role": "user", "content": "first"}], "stasc": stasc}
+    message = api.call("POST", "/v1/chat/completions", json=body).json()["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"]) == ("second", shown)
+
+
 def test_hidden_turns_stream_as_reasoning_and_the_answer_as_content(tmp_path) -> None:
     api = Api(tmp_path)
     text = api.call("POST", "/v1/chat/completions", json={**ASKED, "stream": True}).text
