@@ -115,8 +115,8 @@ def publish(run: store.RunFolder, number: int, **values: Any) -> str:
     return version
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 30
+async def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         await asyncio.sleep(0.005)

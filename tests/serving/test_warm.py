@@ -1,17 +1,24 @@
-"""Previous versions stay loaded (`serve.keep_warm`), on scripted engines: a way back starts no engine."""
+"""Previous versions stay loaded (`serve.keep_warm`): a way back starts no engine."""
 
 import asyncio
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import scripted_api, scripted_loader, served_runs
+from harness import scripted_api, scripted_loader, served, served_runs
 from harness.scripted_loader import ScriptedLoader, answers, following, publish, until
 
-from stasc_ray import store
+from stasc_ray import config, store
 from stasc_ray.generation.engines import EngineDiedError
+from stasc_ray.generation.samples import Request
+from stasc_ray.recipes import section_of
+from stasc_ray.serving import app, coordinator
 from stasc_ray.serving.follow import Versions
+from stasc_ray.tasks import prompts
+
+GREEDY = Request(config.Sampling(temperature=0.0, max_tokens=32), 1, 0)
 
 
 @pytest.fixture
@@ -47,7 +54,8 @@ def test_a_way_back_to_a_warm_version_starts_no_engine(run) -> None:
         loader.script = lambda version: asyncio.sleep(1e6)  # no engine comes up any more
         for version, left in (("v0001", "v0002"), ("v0002", "v0001"), ("v0001", "v0002")):
             await go_to(versions, version)
-            assert warm(versions) == [left] and versions.loading is None
+            assert warm(versions) == [left]
+            await until(lambda: versions.loading is None)
         assert loader.engine_starts == 2 and len(loader.up) == 2
 
         loader.script = lambda version: None
@@ -90,7 +98,8 @@ def test_a_warm_version_whose_files_changed_is_loaded_again_and_one_whose_files_
         (run.path / "model1" / "weights").write_text("other weights")
         await until(lambda: "v0001" in versions.reasons())
         await go_to(versions, "v0001")
-        assert loader.engine_starts == 3 and "v0001" not in versions.reasons()
+        await until(lambda: versions.reasons() == {})
+        assert loader.engine_starts == 3
         assert known[-1] == ["v0000"], "not on the engine that holds the old weights"
 
         await go_to(versions, "v0000")
@@ -131,3 +140,45 @@ def test_health_and_models_say_what_is_warm(tmp_path) -> None:
     assert cards["v0001"]["loaded"] and not cards["v0001"]["active"]
     asked = {"question": "Why?", "version": "v0001"}
     assert api.call("POST", "/v1/correct", json=asked).json()["model_version"] == "v0001"
+
+
+@pytest.mark.slow
+@pytest.mark.served
+@pytest.mark.parametrize(("method", "engines"), [("lora", 1), ("full", 2)])
+def test_on_real_engines_a_way_back_starts_none_and_the_answers_are_the_versions(
+    tmp_path, method, engines
+) -> None:
+    overrides = ["serve.keep_warm=1", "serve.poll_s=0.1", f"finetune.method={method}", "finetune.lora.rank=4"]
+    run = served_runs.make_run(tmp_path / "run", *overrides)
+    served_runs.publish(run, None)
+    make = served_runs.make_lora_model if method == "lora" else served_runs.make_model
+    for seed in (1, 2):
+        served_runs.publish(run, make(tmp_path / str(seed), noise=0.05, seed=seed))
+    settings = store.read_config(run.path, section_of)
+    spec = app.engine_spec(app.Endpoint(str(run.path), settings, on_cuda=False))
+    both = ("v0001", "v0002")
+    told = {one: [served.greedy(run, version, one)[0] for version in both] for one in served.QUESTIONS}
+    question = next(one for one, texts in told.items() if len(set(texts)) == 2)
+    texts = dict(zip(both, told[question], strict=True))
+
+    async def answer(versions: Versions) -> str:
+        messages = prompts.initial_messages({"question": question}, settings.prompts)
+        async with versions.hold(None) as held:
+            token_ids = held.engine.chat.render(messages, add_generation_prompt=True)
+            return (await held.engine.generate(token_ids, GREEDY)).text
+
+    with served.local_ray():
+        versions = Versions(run, settings, spec, coordinator.alone())
+
+        async def scenario() -> None:
+            await until(lambda: versions.active, seconds=served.PATIENCE_S)
+            await versions.pin("v0001")
+            await until(answers(versions, "v0001"), seconds=served.PATIENCE_S)
+            for version in ("v0002", "v0001", "v0002"):
+                begun = time.monotonic()
+                await go_to(versions, version)
+                print(f"{method}: back to {version} in {time.monotonic() - begun:.2f} s")
+                assert await answer(versions) == texts[version]
+            assert versions.engine_starts == engines
+
+        following(versions, scenario)
