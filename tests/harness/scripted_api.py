@@ -1,8 +1,13 @@
 """The routes around an engine that is scripted, on no cluster."""
 
 import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
 
 import httpx
+import uvicorn
 from harness import served_runs
 
 from stasc_ray import store
@@ -107,3 +112,21 @@ class Api:
                 return await client.request(method, path, **arguments)
 
         return asyncio.run(send())
+
+
+@contextlib.contextmanager
+def listening(api: Api, port: int) -> Iterator[str]:
+    """The application on a port, without Ray."""
+    server = uvicorn.Server(
+        uvicorn.Config(api.app, port=port, log_level="error", timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), f"nothing listens on port {port}"
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -1,16 +1,10 @@
 """The page at `/` in a real headless Chromium: on a real endpoint, and where the server is busy, locked or
 gone."""
 
-import contextlib
-import threading
-import time
-from collections.abc import Iterator
-
 import httpx
 import pytest
-import uvicorn
 from harness import chromium
-from harness.scripted_api import Api, ScriptedEngine
+from harness.scripted_api import Api, ScriptedEngine, listening
 from harness.served import QUESTIONS
 
 from benchmarks.ray_cluster import free_port
@@ -45,24 +39,6 @@ class Markup(ScriptedEngine):
         if on_text:
             on_text(text)
         return Sample(text, found.token_ids, found.finish_reason)
-
-
-@contextlib.contextmanager
-def listening(api: Api, port: int) -> Iterator[str]:
-    """The application on a port, without Ray."""
-    server = uvicorn.Server(
-        uvicorn.Config(api.app, port=port, log_level="error", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), f"nothing listens on port {port}"
-        time.sleep(0.02)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def ask(tab: chromium.Tab, question: str) -> None:
