@@ -49,7 +49,7 @@ ENGINES_PER_NODE = 16
 class NoChat:
     """Renders every conversation as nothing, in no time."""
 
-    longest_token = 1
+    longest_token = sys.maxsize  # of characters, so that no prompt counts as too long
 
     def render(self, *_: Any, **__: Any) -> list[int]:
         """No tokens."""
@@ -234,10 +234,13 @@ def simulate(
         job = make_job(destination, engines, per_unit, corrections)
         started, cpu = time.time(), time.process_time()
         with run_engines.engines(job.settings, on_cuda=False, training=False, actor=SleepingActor) as made:
-            answered = sum(row["questions"] for row in rollouts.roll_out(job, plan, made))
+            rows = list(rollouts.roll_out(job, plan, made))
         wall_s, cpu_s = time.time() - started, time.process_time() - cpu
         clocks = [json.loads(file.read_text()) for file in destination.glob("clock-*.json")]
-    assert answered == units * per_unit, f"expected {units * per_unit} questions, found {answered}"
+    answered, failed = (sum(row[what] for row in rows) for what in ("questions", "errors"))
+    assert (answered, failed) == (units * per_unit, 0), (
+        f"expected {units * per_unit} questions, found {answered}, and {failed} that failed: {rows[0]['messages']}"
+    )
     there_s = max(clock["ended"] for clock in clocks) - min(clock["begun"] for clock in clocks)
     busy_s = sum(clock["tokens"] for clock in clocks) / tokens_per_s
     return {

@@ -563,5 +563,5 @@ def test_the_simulation_of_scale_renders_what_an_engine_is_asked():
         writer="v0000",
         max_prompt_tokens=99,
     )
-    (text,) = asyncio.run(ask("answer", [{"role": "user", "content": "Why?"}]))
+    (text,) = asyncio.run(ask("answer", [{"role": "user", "content": "Why? " * 1000}]))
     assert text.text == "said"
