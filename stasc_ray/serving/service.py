@@ -5,7 +5,6 @@ HTTP.
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,37 +18,24 @@ from stasc_ray.generation.asking import Asker, Generate, OnPiece, PromptTooLongE
 from stasc_ray.generation.engines import EngineDiedError
 from stasc_ray.generation.samples import (
     NOTHING_MORE,
-    SEED_SPACING,
-    FinalTurn,
     Load,
     RefusedError,
     Request,
     Sample,
 )
 from stasc_ray.recipes import recipe_of
-from stasc_ray.recipes.policies import POLICIES, answer, final_answer, policies, ranked
-from stasc_ray.recipes.recipe import Plan, Question, gather
-from stasc_ray.recipes.trace import ANSWER, Text, TokenLogprob, depth, finals, roots
+from stasc_ray.recipes.policies import answer
+from stasc_ray.recipes.recipe import gather
+from stasc_ray.recipes.trace import Text, depth
+from stasc_ray.serving.asked import Asked, checked
 from stasc_ray.serving.conversation import in_context
 from stasc_ray.serving.doors import Admission
 from stasc_ray.serving.errors import ApiError, invalid
 from stasc_ray.serving.follow import Loaded, Versions
 from stasc_ray.serving.keys import KeyRing
 from stasc_ray.serving.monitor import Monitor
-from stasc_ray.serving.schemas import (
-    CompletionDetails,
-    CorrectRequest,
-    CorrectResponse,
-    End,
-    Finish,
-    LikelyToken,
-    Timings,
-    Token,
-    Turn,
-    Usage,
-    Vote,
-)
-from stasc_ray.tasks import reasoning
+from stasc_ray.serving.reply import make_reply
+from stasc_ray.serving.schemas import CorrectRequest, CorrectResponse
 from stasc_ray.tasks.chat import Message
 
 LOG = logging.getLogger("ray.serve")
@@ -60,27 +46,6 @@ Charge = Callable[[int], Callable[[int], None]]
 """Gets the most tokens that a request may write, returns what gets those it wrote (`KeyRing.charge`)."""
 Emit = Callable[[str, dict[str, Any]], None]
 """Gets (event, data) while a question is answered: `start`, then `token` for each piece of text."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request whose limits were checked."""
-
-    question: Question
-    given: Sequence[Text]
-    plan: Plan
-    policy: str
-    sampling: config.SamplingPerTurn
-    seed: int
-    max_prompt_tokens: int
-    final: FinalTurn
-    final_rounds: range
-    """Rounds whose text may be the final answer, 0 for the first answer."""
-
-    def most_tokens(self, samples: int) -> int:
-        """That the answer, its corrections and what leads to them may have."""
-        rounds, sampling = self.plan.rounds if self.plan.n_corrections else 0, self.sampling
-        return samples * (sampling.initial.max_tokens + rounds * sampling.correction.max_tokens)
 
 
 @dataclass
@@ -112,7 +77,7 @@ class Service:
             ApiError: 400 a limit of the config or too long, 409 version not loaded, 429 busy, 503 engine
                 died, 504 too late.
         """
-        asked = self._asked(request)
+        asked = checked(request, self.settings, self.recipe)
         arrived = time.monotonic()
         limit_s = self.settings.serve.request_timeout_s
         charged, spent = charge(asked.most_tokens(request.samples)), Spent()
@@ -131,14 +96,8 @@ class Service:
 
     def last_round(self, request: CorrectRequest) -> int | None:
         """The round whose text is the answer, if that is known before it is written."""
-        rounds = self._asked(request).final_rounds
+        rounds = checked(request, self.settings, self.recipe).final_rounds
         return rounds[0] if len(rounds) == 1 and request.samples == 1 else None
-
-    def _final_rounds(self, policy: str, plan: Plan) -> range:
-        last = plan.rounds if plan.n_corrections else 0
-        if policy not in POLICIES or self.recipe.verdicts:  # it may end with any answer
-            return range(last + 1)
-        return range(min(1, last) if policy == "until_unchanged" else last, last + 1)
 
     async def _answer(
         self,
@@ -192,10 +151,18 @@ class Service:
                     broken_off = True
                     raise
                 else:
-                    total_s = time.monotonic() - arrived
-                    return self._reply(
-                        request, asked, request_id, loaded.version, ask.texts, queued_s, total_s
+                    reply = make_reply(
+                        request,
+                        asked.given,
+                        ask.texts,
+                        self.settings,
+                        request_id=request_id,
+                        version=loaded.version,
+                        queued_s=queued_s,
+                        total_s=time.monotonic() - arrived,
                     )
+                    self._note(asked, ask.texts[len(asked.given) :], reply)
+                    return reply
                 finally:
                     written = sum(len(text.token_ids) for text in ask.texts[len(asked.given) :])
                     # of a turn that was broken off nobody knows how much was written: the client may have it
@@ -252,179 +219,8 @@ class Service:
             self.versions.report_dead(loaded, str(error))
             raise
 
-    def _asked(self, request: CorrectRequest) -> Asked:
-        serve, evaluation = self.settings.serve, self.settings.evaluation
-        for name, limit in {
-            "rounds": serve.max_rounds,
-            "samples": serve.max_samples,
-            "max_tokens": serve.max_output_tokens,
-            "max_answer_tokens": serve.max_output_tokens,
-        }.items():
-            value = getattr(request, name)
-            if value is not None and value > limit:
-                raise invalid(name, f"expected at most {limit}, found {value}")
-        known = policies(self.recipe)
-        if request.policy not in (None, *known):
-            raise invalid("policy", f"expected one of {', '.join(known)}, found {request.policy!r}")
-        rounds = evaluation.rounds if request.rounds is None else request.rounds
-        corrects = self.settings.algorithm.n_corrections > 0
-        if request.initial_answer is not None and not (rounds and corrects):
-            what = (
-                "0 rounds"
-                if corrects
-                else f"recipe {self.settings.algorithm.recipe!r}, which corrects nothing"
-            )
-            raise invalid(
-                "rounds",
-                f"expected at least 1 with an initial_answer, found {what}: nothing would be left to do",
-            )
-        if request.top_logprobs and not request.logprobs:
-            raise invalid("top_logprobs", "expected logprobs = true with it")
-        if len(request.choices) == 1:
-            raise invalid("choices", "expected at least 2 choices or none, found 1")
-        sampling = self._sampling(request)
-        branches = sampling.initial if request.initial_answer is None else sampling.correction
-        if request.samples > 1 and branches.temperature == 0:
-            raise invalid(
-                "samples",
-                "expected a temperature above 0 with several samples: greedy answers are all the same",
-            )
-        said = request.initial_answer
-        start = reasoning.answer_start(said or "")
-        given = () if said is None else (Text(ANSWER, said, writer="user", answer_start=start),)
-        longest = self.settings.engine.max_model_len_tokens - 1
-        plan = Plan(
-            prompts=self.settings.prompts,
-            section=self.settings.algorithm,
-            n_initial=request.samples,
-            n_corrections=(request.samples if given else 1) if corrects else 0,
-            rounds=rounds,
-        )
-        policy = request.policy or evaluation.policy or self.recipe.policy
-        return Asked(
-            question={
-                "question": request.question,
-                "documents": request.documents,
-                "choices": request.choices,
-            },
-            given=given,
-            plan=plan,
-            policy=policy,
-            sampling=sampling,
-            seed=secrets.randbits(62) // SEED_SPACING * SEED_SPACING
-            if request.seed is None
-            else request.seed,
-            max_prompt_tokens=min(serve.max_prompt_tokens or longest, longest),
-            final=FinalTurn(
-                stop=tuple(filter(None, request.stop)),  # an empty one stops nothing
-                schema=request.response_format and request.response_format.as_schema(),
-                logit_bias=request.logit_bias,
-                top_logprobs=request.top_logprobs if request.logprobs else None,
-            ),
-            final_rounds=self._final_rounds(policy, plan),
-        )
-
-    def _sampling(self, request: CorrectRequest) -> config.SamplingPerTurn:
-        names = config.Sampling.model_fields.keys() & CorrectRequest.model_fields.keys()
-        update = {name: value for name in names if (value := getattr(request, name)) is not None}
-        turns = {
-            turn: values.model_copy(update=update)
-            for turn, values in (
-                ("initial", self.settings.sampling.initial),
-                ("correction", self.settings.sampling.correction),
-            )
-        }
-        return config.SamplingPerTurn(**turns)
-
-    def _reply(
-        self,
-        request: CorrectRequest,
-        asked: Asked,
-        request_id: str,
-        version: str,
-        texts: Sequence[Text],
-        queued_s: float,
-        total_s: float,
-    ) -> CorrectResponse:
-        answers = self.recipe.answers
-        finished = [text for root in roots(texts) for text in finals(texts, root, answers)]
-        votes = ranked(finished, request.choices, self.settings.prompts.answer_marker)
-        ends = {text: self._end(request, text) for text in finished}
-        chosen = votes[0][0]
-        first, *corrections = (text for text in chosen.lineage if text.turn in answers)
-        written = [text for text in texts if text not in asked.given]
-        usage = sum(text.prompt_tokens for text in written), sum(len(text.token_ids) for text in written)
-        final = sum(len(text.token_ids) for text in ends)
-        seconds = {
-            "initial": max(text.root.seconds for text in texts),
-            "correction": max(sum(text.seconds for text in one.lineage[1:]) for one in texts),
-        }
-        self._count(asked, written, usage, ends[chosen].changed)
-        if self.settings.serve.log_texts:
-            shown = {
-                "request_id": request_id,
-                "question": request.question,
-                "answers": [first.text, *(text.text for text in corrections)],
-            }
-            LOG.info(
-                f"texts {shown}",
-                extra={"event": "texts", **{f"stasc_{name}": text for name, text in shown.items()}},
-            )
-        after = [text for text in texts if text.parent is chosen]  # a verdict that ended the chain
-        return CorrectResponse(
-            id=request_id,
-            question=request.question,
-            initial_answer=first.text,
-            corrections=[text.text for text in corrections],
-            answer=chosen.text,
-            final_answer=ends[chosen].final_answer,
-            changed=ends[chosen].changed,
-            turns=[self._turn(text, given=text in asked.given) for text in (*chosen.lineage, *after)],
-            finish_reason=ends[chosen].finish_reason,
-            model_version=version,
-            initial_version=None if asked.given else first.writer,
-            votes=[
-                Vote(answer=text.text, final_answer=ends[text].final_answer, votes=count)
-                for text, count in votes
-            ]
-            if request.samples > 1
-            else None,
-            ends=list(ends.values()),
-            usage=Usage(
-                prompt_tokens=usage[0],
-                completion_tokens=usage[1],
-                total_tokens=sum(usage),
-                completion_tokens_details=CompletionDetails(reasoning_tokens=max(0, usage[1] - final)),
-            ),
-            timings_ms=Timings(
-                queue=round(queued_s * 1000, 1),
-                initial=round(seconds["initial"] * 1000, 1),
-                correction=round(seconds["correction"] * 1000, 1),
-                total=round(total_s * 1000, 1),
-            ),
-        )
-
-    def _end(self, request: CorrectRequest, text: Text) -> End:
-        first = next(one for one in text.lineage if one.turn in self.recipe.answers)
-        letter, final = final_answer(text.answer, request.choices, self.settings.prompts.answer_marker)
-        return End(
-            answer=text.text,
-            final_answer=letter or final,
-            changed=text.answer.strip() != first.answer.strip(),  # as evaluation.metrics counts it
-            finish_reason=_finish_reason(text),
-            logprobs=[_token(token) for token in text.tokens] if request.logprobs else None,
-        )
-
-    def _turn(self, text: Text, *, given: bool) -> Turn:
-        verdict = text.turn in self.recipe.verdicts
-        return Turn(
-            turn=text.turn,
-            text=text.text,
-            finish_reason=None if given else _finish_reason(text),
-            says_right=self.recipe.says_right(self.settings.algorithm, text.answer) if verdict else None,
-        )
-
-    def _count(self, asked: Asked, written: Sequence[Text], usage: tuple[int, int], changed: bool) -> None:
+    def _note(self, asked: Asked, written: Sequence[Text], reply: CorrectResponse) -> None:
+        """Count a reply, and log its texts if the config says so."""
         monitor = self.monitor
         for text in written:
             monitor.turns.labels(text.turn).observe(text.seconds)
@@ -433,9 +229,16 @@ class Service:
             if text.token_s is not None:
                 monitor.token_s.labels(text.turn).observe(text.token_s)
         if asked.plan.rounds and asked.plan.n_corrections:
-            monitor.corrected.labels(str(changed).lower()).inc()
-        for kind, count in zip(("prompt", "completion"), usage, strict=True):
-            monitor.tokens.labels(kind).inc(count)
+            monitor.corrected.labels(str(reply.changed).lower()).inc()
+        monitor.tokens.labels("prompt").inc(reply.usage.prompt_tokens)
+        monitor.tokens.labels("completion").inc(reply.usage.completion_tokens)
+        if self.settings.serve.log_texts:
+            answers = [reply.initial_answer, *reply.corrections]
+            shown = {"request_id": reply.id, "question": reply.question, "answers": answers}
+            LOG.info(
+                f"texts {shown}",
+                extra={"event": "texts", **{f"stasc_{name}": text for name, text in shown.items()}},
+            )
 
     async def refresh_gauges(self, keys: KeyRing | None) -> None:
         """Bring the gauges up to date, before they are read."""
@@ -498,15 +301,6 @@ class _Asker(Asker):
     async def rendered(self, messages: Sequence[Message]) -> list[int]:
         """In a thread: a long prompt holds nobody else up."""
         return await asyncio.to_thread(self.render, in_context(messages, self._context))
-
-
-def _finish_reason(text: Text) -> Finish:
-    return "length" if text.finish_reason == "length" else "stop"
-
-
-def _token(token: TokenLogprob) -> Token:
-    likeliest = [LikelyToken(token=one, logprob=logprob) for one, logprob in token.likeliest]
-    return Token(token=token.token, logprob=token.logprob, top_logprobs=likeliest)
 
 
 async def _load(loaded: Loaded) -> Load | None:

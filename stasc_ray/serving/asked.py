@@ -1,0 +1,127 @@
+"""A request, checked: what is asked of the recipe, and within which limits."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stasc_ray import config
+from stasc_ray.generation.samples import SEED_SPACING, FinalTurn
+from stasc_ray.recipes.policies import POLICIES, policies
+from stasc_ray.recipes.recipe import Plan, Question, Recipe
+from stasc_ray.recipes.trace import ANSWER, Text
+from stasc_ray.serving.errors import invalid
+from stasc_ray.serving.schemas import CorrectRequest
+from stasc_ray.tasks import reasoning
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request whose limits were checked."""
+
+    question: Question
+    given: Sequence[Text]
+    plan: Plan
+    policy: str
+    sampling: config.SamplingPerTurn
+    seed: int
+    max_prompt_tokens: int
+    final: FinalTurn
+    final_rounds: range
+    """Rounds whose text may be the final answer, 0 for the first answer."""
+
+    def most_tokens(self, samples: int) -> int:
+        """That the answer, its corrections and what leads to them may have."""
+        rounds, sampling = self.plan.rounds if self.plan.n_corrections else 0, self.sampling
+        return samples * (sampling.initial.max_tokens + rounds * sampling.correction.max_tokens)
+
+
+def checked(request: CorrectRequest, settings: config.Config, recipe: Recipe) -> Asked:
+    """What a request asks for, within the config's limits.
+
+    Raises:
+        ApiError: 400, beyond a limit, or it makes no sense.
+    """
+    serve, evaluation = settings.serve, settings.evaluation
+    for name, limit in {
+        "rounds": serve.max_rounds,
+        "samples": serve.max_samples,
+        "max_tokens": serve.max_output_tokens,
+        "max_answer_tokens": serve.max_output_tokens,
+    }.items():
+        value = getattr(request, name)
+        if value is not None and value > limit:
+            raise invalid(name, f"expected at most {limit}, found {value}")
+    known = policies(recipe)
+    if request.policy not in (None, *known):
+        raise invalid("policy", f"expected one of {', '.join(known)}, found {request.policy!r}")
+    rounds = evaluation.rounds if request.rounds is None else request.rounds
+    corrects = settings.algorithm.n_corrections > 0
+    if request.initial_answer is not None and not (rounds and corrects):
+        what = "0 rounds" if corrects else f"recipe {settings.algorithm.recipe!r}, which corrects nothing"
+        raise invalid(
+            "rounds",
+            f"expected at least 1 with an initial_answer, found {what}: nothing would be left to do",
+        )
+    if request.top_logprobs and not request.logprobs:
+        raise invalid("top_logprobs", "expected logprobs = true with it")
+    if len(request.choices) == 1:
+        raise invalid("choices", "expected at least 2 choices or none, found 1")
+    sampling = _sampling(request, settings.sampling)
+    branches = sampling.initial if request.initial_answer is None else sampling.correction
+    if request.samples > 1 and branches.temperature == 0:
+        raise invalid(
+            "samples",
+            "expected a temperature above 0 with several samples: greedy answers are all the same",
+        )
+    said = request.initial_answer
+    start = reasoning.answer_start(said or "")
+    given = () if said is None else (Text(ANSWER, said, writer="user", answer_start=start),)
+    longest = settings.engine.max_model_len_tokens - 1
+    plan = Plan(
+        prompts=settings.prompts,
+        section=settings.algorithm,
+        n_initial=request.samples,
+        n_corrections=(request.samples if given else 1) if corrects else 0,
+        rounds=rounds,
+    )
+    policy = request.policy or evaluation.policy or recipe.policy
+    return Asked(
+        question={
+            "question": request.question,
+            "documents": request.documents,
+            "choices": request.choices,
+        },
+        given=given,
+        plan=plan,
+        policy=policy,
+        sampling=sampling,
+        seed=secrets.randbits(62) // SEED_SPACING * SEED_SPACING if request.seed is None else request.seed,
+        max_prompt_tokens=min(serve.max_prompt_tokens or longest, longest),
+        final=FinalTurn(
+            stop=tuple(filter(None, request.stop)),  # an empty one stops nothing
+            schema=request.response_format and request.response_format.as_schema(),
+            logit_bias=request.logit_bias,
+            top_logprobs=request.top_logprobs if request.logprobs else None,
+        ),
+        final_rounds=_final_rounds(policy, plan, recipe),
+    )
+
+
+def _sampling(request: CorrectRequest, of_run: config.SamplingPerTurn) -> config.SamplingPerTurn:
+    names = config.Sampling.model_fields.keys() & CorrectRequest.model_fields.keys()
+    update = {name: value for name in names if (value := getattr(request, name)) is not None}
+    turns = {
+        turn: values.model_copy(update=update)
+        for turn, values in (
+            ("initial", of_run.initial),
+            ("correction", of_run.correction),
+        )
+    }
+    return config.SamplingPerTurn(**turns)
+
+
+def _final_rounds(policy: str, plan: Plan, recipe: Recipe) -> range:
+    last = plan.rounds if plan.n_corrections else 0
+    if policy not in POLICIES or recipe.verdicts:  # it may end with any answer
+        return range(last + 1)
+    return range(min(1, last) if policy == "until_unchanged" else last, last + 1)
