@@ -118,15 +118,16 @@ def test_a_watched_engine_tells_times_and_its_load_and_a_closed_one_says_so(engi
     spec = EngineSpec(settings, on_cuda=False, threads=1, watched=True)
     engine = Engine(str(sandbox.model_path()), spec)
     loads: list[Load] = []
+    prompts = [_prompt(engine, f"What is 5 + {number}?") for number in range(4)]
+    started = time.monotonic()
     asked = [
         engine.submit(
-            _prompt(engine, f"What is 5 + {number}?"),
+            prompt,
             Request(WARM.model_copy(update={"max_tokens": 24}), 1, number),
             on_tokens=lambda _: loads.append(engine.load),
         )
-        for number in range(4)
+        for number, prompt in enumerate(prompts)
     ]
-    started = time.monotonic()
     first, *_, last = (future.result(timeout=120)[0] for future in asked)
     took_s = time.monotonic() - started
     assert any(load.running == 2 and load.waiting for load in loads)
