@@ -118,7 +118,7 @@ def test_a_watched_engine_tells_times_and_its_load_and_a_closed_one_says_so(engi
     spec = EngineSpec(settings, on_cuda=False, threads=1, watched=True)
     engine = Engine(str(sandbox.model_path()), spec)
     loads: list[Load] = []
-    prompts = [_prompt(engine, f"What is 5 + {number}?") for number in range(4)]
+    prompts = [_prompt(engine, f"What is 5 + {number}?") for number in range(12)]
     started = time.monotonic()
     asked = [
         engine.submit(
