@@ -305,22 +305,27 @@ class Engine:
         why = "stop" if stopped else completion.finish_reason or "unknown"
         if final.schema and not stopped and why != "length":
             _check_json(text)
-        tokens = () if final.top_logprobs is None else tuple(self._tokens(completion, final, len(text)))
+        end = len(text) if stopped else None
+        tokens = () if final.top_logprobs is None else tuple(self._tokens(completion, final, end))
         return Sample(text, tuple(completion.token_ids), why, completion.cumulative_logprob, tokens, **times)
 
-    def _tokens(self, completion: "CompletionOutput", final: FinalTurn, end: int) -> Iterator[TokenLogprob]:
-        """The tokens of a text of `end` characters."""
+    def _tokens(
+        self, completion: "CompletionOutput", final: FinalTurn, end: int | None
+    ) -> Iterator[TokenLogprob]:
+        """The tokens of a text; where it was cut, those that begin before its `end` characters."""
         assert completion.logprobs is not None, "they were asked for"
-        seen = 0
+        before: list[int] = []
         for token_id, found in zip(completion.token_ids, completion.logprobs, strict=True):
-            if found is None or token_id in self.hidden or seen >= end:
+            if found is None or token_id in self.hidden:
                 continue
+            # by what is decoded together: a character may have several tokens, and a blank none
+            if end is not None and len(self.tokenizer.decode(before)) >= end:
+                return
+            before.append(token_id)
             # vLLM gives the sampled token and the likeliest; JSON knows no infinity
             best = sorted(found.items(), key=lambda one: one[1].rank or 0)[: final.top_logprobs]
             likeliest = [(self._text(one), max(value.logprob, -9999.0)) for one, value in best]
-            token = self._text(token_id)
-            seen += len(token)
-            yield TokenLogprob(token, max(found[token_id].logprob, -9999.0), tuple(likeliest))
+            yield TokenLogprob(self._text(token_id), max(found[token_id].logprob, -9999.0), tuple(likeliest))
 
     def _text(self, token_id: int) -> str:
         return str(self.tokenizer.decode([token_id]))

@@ -28,11 +28,8 @@ class Asked:
     final: FinalTurn
     final_rounds: range
     """Rounds whose text may be the final answer, 0 for the first answer."""
-
-    def most_tokens(self, samples: int) -> int:
-        """That the answer, its corrections and what leads to them may have."""
-        rounds, sampling = self.plan.rounds if self.plan.n_corrections else 0, self.sampling
-        return samples * (sampling.initial.max_tokens + rounds * sampling.correction.max_tokens)
+    most_tokens: int
+    """That all turns of all samples may have together."""
 
 
 def checked(request: CorrectRequest, settings: config.Config, recipe: Recipe) -> Asked:
@@ -85,6 +82,7 @@ def checked(request: CorrectRequest, settings: config.Config, recipe: Recipe) ->
         rounds=rounds,
     )
     policy = request.policy or evaluation.policy or recipe.policy
+    final_rounds = _final_rounds(policy, plan, recipe)
     return Asked(
         question={
             "question": request.question,
@@ -103,7 +101,8 @@ def checked(request: CorrectRequest, settings: config.Config, recipe: Recipe) ->
             logit_bias=request.logit_bias,
             top_logprobs=request.top_logprobs if request.logprobs else None,
         ),
-        final_rounds=_final_rounds(policy, plan, recipe),
+        final_rounds=final_rounds,
+        most_tokens=request.samples * _most_tokens(request, sampling, plan, final_rounds, recipe),
     )
 
 
@@ -125,3 +124,15 @@ def _final_rounds(policy: str, plan: Plan, recipe: Recipe) -> range:
     if policy not in POLICIES or recipe.verdicts:  # it may end with any answer
         return range(last + 1)
     return range(min(1, last) if policy == "until_unchanged" else last, last + 1)
+
+
+def _most_tokens(
+    request: CorrectRequest, sampling: config.SamplingPerTurn, plan: Plan, final_rounds: range, recipe: Recipe
+) -> int:
+    """Of one sample: its answers, round by round, and the verdicts between them."""
+    rounds, later = plan.rounds if plan.n_corrections else 0, sampling.correction.max_tokens
+    answers = [sampling.initial.max_tokens, *[later] * rounds]
+    for number in final_rounds:
+        answers[number] = request.max_answer_tokens or answers[number]
+    written = answers[1:] if request.initial_answer is not None else answers
+    return sum(written) + rounds * len(recipe.verdicts) * later

@@ -300,7 +300,8 @@ class Versions:
             self.active = None
         active = self.active.version if self.active else None
         goals = {self._wanted()} - {active, None}
-        beside = self.settings.serve.swap == "beside"
+        # adapters share an engine, which is started once
+        beside = self.settings.serve.swap == "beside" and self.settings.finetune.method != "lora"
         if beside and goals and active is None and self._last not in self.refused:
             # its engine died while another version is prepared: it need not wait for that
             goals |= {self._last} & self.published.snapshot.manifests.keys()
@@ -359,8 +360,12 @@ class Versions:
             exchanged = await self._exchange(self.active, manifest)
             if exchanged or self.active or not self._may_answer(version):
                 return exchanged
+        if in_place:  # the room is for one engine, beside M0's: what waits for M0 gives it back
+            for one in [one for one in self.warm if not one.is_base]:
+                self._retire(one)
         fresh = await self._loader.prepare(manifest, loaded)
         try:
+            await self._load_base(manifest)  # it may have died meanwhile
             await self._look_again()
             if self._may_answer(fresh.version):
                 return self._activate(fresh)

@@ -45,8 +45,7 @@ class Door:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         # Serve's proxy makes one if the client sent none, and echoes it
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = request_id_of(headers)
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         started, status = time.monotonic(), 499  # stays so when the client goes away
@@ -156,6 +155,12 @@ def replayed(body: bytes, receive: Receive) -> Receive:
         return messages.pop() if messages else await receive()
 
     return replay
+
+
+def request_id_of(headers: Mapping[str, str]) -> str:
+    """A request's id: the client's, if it is one, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def error_response(error: ApiError) -> Response:

@@ -22,6 +22,7 @@ from stasc_ray.serving.schemas import (
     StopStrings,
     Text,
     Token,
+    TopK,
     Usage,
 )
 
@@ -90,7 +91,7 @@ class ChatRequest(BaseModel):
     )
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, description="Likeliest tokens kept; 0 and -1 keep all")
+    top_k: TopK | None = Field(None, ge=-1, description="Likeliest tokens kept; 0 and -1 keep all")
     min_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -273,6 +274,8 @@ class Chunks:
         chunks = []
         for choice in _choices(self._request, answered):
             if not self._said:
+                if self._hidden is None and (thinking := choice.message.reasoning_content):
+                    chunks.append(self._chunk({"reasoning_content": thinking}, index=choice.index))
                 chunks.append(self._chunk({"content": choice.message.content}, index=choice.index))
             logprobs = choice.logprobs and choice.logprobs.model_dump()
             chunks.append(self._chunk({}, choice.finish_reason, choice.index, logprobs))

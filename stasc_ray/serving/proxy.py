@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stasc_ray import config
 from stasc_ray.serving.errors import ApiError
-from stasc_ray.serving.http import error_response, replayed, whole_body
+from stasc_ray.serving.http import error_response, replayed, request_id_of, whole_body
 
 ONE_LOOP = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 """One event loop in proxy and replica: a second thread for each message costs more than what runs here."""
@@ -51,8 +51,8 @@ def middlewares() -> list[Middleware]:
     names = {"max_body_kb": MAX_BODY_KB, "body_timeout_s": BODY_TIMEOUT_S}
     found = {field: os.environ[name] for field, name in names.items() if name in os.environ}
     limits = config.Serve.model_validate(found, strict=False)
-    first = [Middleware(OnlyRequests), Middleware(OneErrorBody), Middleware(NoOrders)]
-    return [*first, Middleware(WholeBody, limits=limits)]
+    inner = [Middleware(OnlyRequests), Middleware(OneErrorBody), Middleware(NoOrders)]
+    return [*inner, Middleware(WholeBody, limits=limits)]  # Ray puts the last one outermost
 
 
 class OnlyRequests:
@@ -69,7 +69,7 @@ class OnlyRequests:
             await send({"type": "websocket.close"})
         elif scope["type"] == "http" and not scope["path"].startswith("/"):
             message = f"expected a path that begins with /, found {scope['path']!r}"
-            await error_response(ApiError(404, "not_found_error", message))(scope, receive, send)
+            await _refuse(ApiError(404, "not_found_error", message), scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -107,7 +107,7 @@ class WholeBody:
             try:
                 receive = replayed(await self._read(Headers(scope=scope), receive), receive)
             except ApiError as error:
-                await error_response(error)(scope, receive, send)
+                await _refuse(error, scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -124,6 +124,13 @@ class WholeBody:
             return await whole_body(headers, receive, self.limits, room)
         finally:
             self.held -= mine
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer for Serve, which gives a reply its id further inside."""
+    reply = error_response(error)
+    reply.headers["x-request-id"] = request_id_of(Headers(scope=scope))
+    await reply(scope, receive, send)
 
 
 class OneErrorBody:

@@ -14,7 +14,9 @@ Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 StopString = Annotated[str, StringConstraints(max_length=256)]
 StopStrings = Annotated[list[StopString], Field(max_length=16)]
-LogitBias = dict[int, Annotated[float, Field(ge=-100, le=100)]]
+LogitBias = Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
+TopK = Annotated[int, Field(lt=2**31)]
+"""vLLM's process is sent no larger number."""
 MAX_SCHEMA = 1 << 16
 """Characters of a JSON schema."""
 
@@ -98,7 +100,7 @@ class CorrectRequest(BaseModel):
     top_p: float | None = Field(
         None, gt=0, le=1, description="Nucleus probability mass; default: the run's, per turn"
     )
-    top_k: int | None = Field(None, ge=0, description="Likeliest tokens kept; 0 keeps all")
+    top_k: TopK | None = Field(None, ge=0, description="Likeliest tokens kept; 0 keeps all")
     min_p: float | None = Field(None, ge=0, le=1, description="Least probability, relative to the likeliest")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -111,7 +113,7 @@ class CorrectRequest(BaseModel):
     )
     stop: StopStrings = Field([], description="The final answer ends before the first of these")
     response_format: ResponseFormat | None = Field(None, description="Of the final answer, as OpenAI's")
-    logit_bias: LogitBias = Field({}, max_length=1024, description="Of the final answer, by token id")
+    logit_bias: LogitBias = Field({}, description="Of the final answer, by token id")
     logprobs: bool = Field(False, description="Whether `ends` have their tokens' log-probabilities")
     top_logprobs: int = Field(0, ge=0, le=20, description="Likeliest tokens beside each; needs logprobs")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same version: same answers")

@@ -80,12 +80,14 @@ class Service:
         asked = checked(request, self.settings, self.recipe)
         arrived = time.monotonic()
         limit_s = self.settings.serve.request_timeout_s
-        charged, spent = charge(asked.most_tokens(request.samples)), Spent()
+        charged, spent = charge(asked.most_tokens), Spent()
         try:
             async with asyncio.timeout(limit_s), self.admission.place(request.samples):
                 self.monitor.queue_s.observe(time.monotonic() - arrived)
                 return await self._answer(request, asked, request_id, emit, arrived, spent)
         except TimeoutError:
+            if why := self.versions.why_not_ready():  # no fault of the request: another may be answered
+                raise _unavailable(f"no engine is up: {why}") from None
             raise ApiError(
                 504,
                 "timeout_error",
@@ -166,11 +168,8 @@ class Service:
                 finally:
                     written = sum(len(text.token_ids) for text in ask.texts[len(asked.given) :])
                     # of a turn that was broken off nobody knows how much was written: the client may have it
-                    spent.tokens += asked.most_tokens(request.samples) if broken_off else written
-        headers = {"Retry-After": "5"}
-        raise ApiError(
-            503, "unavailable_error", "the engine died; another is starting, try again", headers=headers
-        )
+                    spent.tokens += asked.most_tokens if broken_off else written
+        raise _unavailable("the engine died; another is starting, try again")
 
     async def _ask(self, asked: Asked, ask: Asker, loaded: Loaded) -> None:
         """All turns; the texts are in `ask`.
@@ -185,7 +184,8 @@ class Service:
                 )
             await answer(asked.policy, self.recipe, asked.question, ask, asked.plan, asked.given or None)
         except RefusedError as error:
-            param = "response_format" if asked.final.schema else "logit_bias"
+            final = asked.final
+            param = "response_format" if final.schema else "logit_bias" if final.logit_bias else None
             raise invalid(param, str(error)[:500]) from None
         except PromptTooLongError as error:
             raise invalid("question", str(error), code="context_length_exceeded") from None
@@ -301,6 +301,10 @@ class _Asker(Asker):
     async def rendered(self, messages: Sequence[Message]) -> list[int]:
         """In a thread: a long prompt holds nobody else up."""
         return await asyncio.to_thread(self.render, in_context(messages, self._context))
+
+
+def _unavailable(message: str) -> ApiError:
+    return ApiError(503, "unavailable_error", message, headers={"Retry-After": "5"})
 
 
 async def _load(loaded: Loaded) -> Load | None:

@@ -3,13 +3,16 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from stasc_ray import config
 from stasc_ray.generation.engine import Engine
-from stasc_ray.generation.samples import SEED_SPACING, Load, Request, request_seed
+from stasc_ray.generation.samples import SEED_SPACING, FinalTurn, Load, Request, request_seed
 from stasc_ray.generation.spec import EngineSpec
+from stasc_ray.runtime import model_folder
 from stasc_ray.tasks import chat, prompts, sandbox
 
 GREEDY = config.Sampling(temperature=0, max_tokens=48)
@@ -28,6 +31,26 @@ def test_seeds_of_neighbouring_requests_and_their_children_never_collide() -> No
     assert len(children) == 25 * 40_000, "vLLM gives child k the seed s + k"
     assert all(seed % SEED_SPACING == 0 and 0 <= seed < 2**62 for seed in seeds)
     assert request_seed(0, "a") != request_seed(1, "a")
+
+
+def test_every_token_of_a_text_has_its_log_probability_whatever_the_language() -> None:
+    """Of a character of several tokens each is shown as one that is none."""
+    tokenizer = model_folder.load_tokenizer(str(sandbox.model_path()))
+    ids = tokenizer.encode("Zürich: 日本語です, it is 42", add_special_tokens=False)
+    text = tokenizer.decode(ids)
+    assert sum(len(tokenizer.decode([one])) for one in ids) > len(text)
+    one: Any = SimpleNamespace(logprob=-1.0, rank=1)
+    completion: Any = SimpleNamespace(token_ids=ids, logprobs=[{token: one} for token in ids])
+    engine: Any = SimpleNamespace(
+        tokenizer=tokenizer, hidden=(), _text=lambda token: tokenizer.decode([token])
+    )
+
+    def tokens(end: int | None) -> int:
+        return len(list(Engine._tokens(engine, completion, FinalTurn(top_logprobs=0), end)))
+
+    assert tokens(None) == len(ids)
+    end = text.index(", it")  # a stop string
+    assert len(tokenizer.decode(ids[: tokens(end)])) >= end > len(tokenizer.decode(ids[: tokens(end) - 1]))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,10 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from harness import served_runs
 
 from stasc_ray import config, store
 from stasc_ray.recipes import section_of
@@ -95,6 +98,14 @@ def versions(
     settings = config.with_overrides(store.read_config(run.path, section_of), overrides, section_of)
     found = Versions(run, settings, None, link or coordinator.alone())  # type: ignore[arg-type]
     found._loader = loader  # type: ignore[assignment]
+    return found
+
+
+def two_versions(folder: Path, *overrides: str) -> store.RunFolder:
+    """A run with v0000 and v0001."""
+    found = served_runs.make_run(folder, "serve.poll_s=0.02", *overrides)
+    for number in range(2):
+        publish(found, number)
     return found
 
 

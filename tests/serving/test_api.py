@@ -217,6 +217,15 @@ def test_an_engine_that_dies_costs_one_retry_and_then_503(tmp_path):
     assert "Retry-After" in reply.headers
 
 
+def test_an_engine_that_takes_longer_to_start_than_a_request_may_is_503_and_may_be_asked_again(tmp_path):
+    api = Api(tmp_path, "serve.request_timeout_s=0.2")
+    api.versions.active, api.versions._moves["v0001"] = None, object()
+    reply = api.call("POST", "/v1/correct", json={"question": "Why?"})
+    assert reply.status_code == 503 and reply.headers["retry-after"]
+    assert "v0001 is being prepared" in reply.json()["error"]["message"]
+    assert "x-should-retry" not in reply.headers
+
+
 def test_without_keys_only_this_machine_is_answered(api):
     for host, status in {
         "http://localhost:8000": 200,
@@ -331,6 +340,8 @@ def test_chat_stops_at_a_stop_string(api):
         ({"logprobs": True, "top_logprobs": 21}, 400),
         ({"logit_bias": {"a": 1}}, 400),
         ({"logit_bias": {"5": 101}}, 400),
+        ({"logit_bias": {str(number): 1 for number in range(1025)}}, 413),
+        ({"top_k": 2**64}, 400),  # vLLM's own process on CUDA cannot be sent it, and the engine would end
         ({"stop": ["x" * 300]}, 400),
         ({"response_format": {"type": "yaml"}}, 400),
         ({"response_format": {"type": "json_schema"}}, 400),
@@ -347,6 +358,11 @@ def test_chat_refuses_what_it_cannot_do(api, change, status):
     reply = api.call("POST", "/v1/chat/completions", json=asked)
     assert reply.status_code == status
     assert set(reply.json()["error"]) == {"type", "message", "param", "code"}
+
+
+@pytest.mark.parametrize(("top_k", "status"), [(2**31 - 1, 200), (2**31, 400), (2**64, 400)])
+def test_a_number_that_no_engine_could_be_sent_is_refused(api, top_k, status):
+    assert api.call("POST", "/v1/correct", json={"question": "Why?", "top_k": top_k}).status_code == status
 
 
 def test_models_lists_latest_and_every_version(api):

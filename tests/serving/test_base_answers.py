@@ -118,10 +118,7 @@ def test_a_request_on_which_m0s_engine_dies_is_answered_by_the_next_and_the_vers
 
 @pytest.fixture
 def run(tmp_path: Path) -> store.RunFolder:
-    found = served_runs.make_run(tmp_path / "run", "serve.poll_s=0.02", FIXED)
-    for number in range(2):
-        publish(found, number)
-    return found
+    return scripted_loader.two_versions(tmp_path / "run", FIXED)
 
 
 def test_m0_is_loaded_before_a_version_that_corrects_it_and_stays(run) -> None:
@@ -212,6 +209,56 @@ def test_in_place_m0s_weights_are_never_exchanged(run) -> None:
         await until(answers(versions, publish(run, 2)))
         assert loader.engine_starts == 2, "those of the version before are"
         assert versions.warm == [base] and len(loader.up) == 2
+
+    following(versions, scenario)
+
+
+def test_in_place_a_version_that_waits_for_m0_leaves_its_room_to_the_wanted_one(run) -> None:
+    """There are two engines' GPUs: an engine that finds none is not up."""
+    loads = asyncio.Event()
+    loads.set()
+
+    async def load(version: str) -> None:
+        await loads.wait() if version == "v0000" else None
+        while len(loader.up) > 2:
+            await asyncio.sleep(0.01)
+
+    loader = ScriptedLoader(load)
+    versions = scripted_loader.versions(run, loader, "serve.swap=in_place")
+
+    async def scenario() -> None:
+        await until(answers(versions, "v0001"))
+        (_, base), _ = versions.loaded, loads.clear()
+        base.engine.dead = EngineDiedError("killed")  # type: ignore[attr-defined]
+        await until(lambda: versions.active is None)
+        await versions.pin(publish(run, 2))
+        await until(lambda: versions.loading == "v0002")
+        loads.set()
+        await until(answers(versions, "v0002"))
+        assert len(loader.up) == 2 and versions.reasons() == {}
+
+    following(versions, scenario)
+
+
+def test_m0_that_starts_again_while_a_version_is_prepared_is_started_once(run) -> None:
+    loads = {version: asyncio.Event() for version in ("v0000", "v0002")}
+    loads["v0000"].set()
+    loader = ScriptedLoader(lambda version: loads[version].wait() if version in loads else None)
+    versions = scripted_loader.versions(run, loader)
+
+    async def scenario() -> None:
+        await until(answers(versions, "v0001"))
+        (_, base), _ = versions.loaded, loads["v0000"].clear()
+        publish(run, 2)
+        await until(lambda: len(loader.up) == 3)
+        base.engine.dead = EngineDiedError("killed")  # type: ignore[attr-defined]
+        await until(lambda: versions.active is None and loader.engine_starts == 4)
+        loads["v0002"].set()
+        await asyncio.sleep(0.1)
+        assert versions.active is None, "it corrects M0's answers"
+        loads["v0000"].set()
+        await until(answers(versions, "v0002"))
+        assert loader.engine_starts == 4
 
     following(versions, scenario)
 

@@ -347,6 +347,15 @@ def test_hidden_turns_stream_as_reasoning_and_the_answer_as_content(tmp_path) ->
     assert "".join(delta.get("content") or "" for delta in deltas) == "second"
 
 
+def test_where_the_last_turn_is_known_at_the_end_only_its_way_is_told_before_it(tmp_path) -> None:
+    body = {**ASKED, "stream": True, "temperature": 1, "stasc": {"samples": 3}}
+    text = Api(tmp_path).call("POST", "/v1/chat/completions", json=body).text
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line.startswith("data: {")]
+    deltas = [choice["delta"] for line in lines for choice in json.loads(line)["choices"]]
+    said = [(name, delta[name]) for delta in deltas for name in delta if name != "role" and delta[name]]
+    assert said == [("reasoning_content", "first"), ("content", "second")]
+
+
 @pytest.mark.parametrize(("status", "path"), [(409, "/v1/correct"), (504, "/v1/correct")])
 def test_what_would_not_help_says_that_it_should_not_be_repeated(tmp_path, status, path) -> None:
     api = Api(tmp_path, "serve.request_timeout_s=0.2")

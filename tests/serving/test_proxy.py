@@ -104,9 +104,13 @@ async def behind_the_proxy(
         return {"type": "http.request", **sent.pop(0)}
 
     async def send(message) -> None:
-        statuses.extend([message["status"]] if "status" in message else [])
+        if "status" in message:
+            statuses.append(message["status"])
+            named = dict(message["headers"]).get(b"x-request-id")
+            assert named == b"mine" or message["status"] == 200, "what the proxy refuses has its id"
 
-    scope = {"type": "http", "method": method, "path": "/", "headers": [(b"content-length", b"7")]}
+    headers = [(b"content-length", b"7"), (b"x-request-id", b"mine")]
+    scope = {"type": "http", "method": method, "path": "/", "headers": headers}
     await whole.cls(serve, **whole.kwargs)(scope, receive, send)
     (status,) = statuses
     return status, got

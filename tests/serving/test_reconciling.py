@@ -22,10 +22,7 @@ from stasc_ray.serving.follow import Versions
 
 @pytest.fixture
 def run(tmp_path: Path) -> store.RunFolder:
-    found = served_runs.make_run(tmp_path / "run", "serve.poll_s=0.02")
-    for number in range(2):
-        publish(found, number)
-    return found
+    return scripted_loader.two_versions(tmp_path / "run")
 
 
 def noting(versions: Versions) -> list[str]:

@@ -23,10 +23,7 @@ GREEDY = Request(config.Sampling(temperature=0.0, max_tokens=32), 1, 0)
 
 @pytest.fixture
 def run(tmp_path: Path) -> store.RunFolder:
-    found = served_runs.make_run(tmp_path / "run", "serve.poll_s=0.02")
-    for number in range(2):
-        publish(found, number)
-    return found
+    return scripted_loader.two_versions(tmp_path / "run")
 
 
 def warm(versions: Versions) -> list[str]:
