@@ -25,7 +25,7 @@ from typing import Any
 
 from stasc_ray import config, store
 from stasc_ray.recipes import recipe_of, section_of
-from stasc_ray.recipes.policies import policy
+from stasc_ray.recipes.policies import answer
 from stasc_ray.recipes.recipe import Plan
 from stasc_ray.runtime import capacity, ray_session
 from stasc_ray.tasks import sandbox
@@ -153,7 +153,7 @@ def direct(folder: Path, questions: int, in_flight: int) -> dict[str, float]:
             writer=manifest["version"],
             max_prompt_tokens=settings.engine.max_model_len_tokens - 1,
         )
-        await policy(None, recipe)(recipe, row, asker, plan, None)
+        await answer(None, recipe, row, asker, plan)
 
     found = asyncio.run(measure(ask, questions, in_flight))
     engine.close()

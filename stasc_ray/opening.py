@@ -30,7 +30,12 @@ def check_config(settings: config.Config) -> None:
         ValueError, FileNotFoundError: expected, found, what to do.
     """
     model_folder.check_model(base_model(settings))
-    policy(settings.evaluation.policy, recipe_of(settings.algorithm.recipe))
+    name, samples = settings.evaluation.policy, settings.evaluation.samples
+    if samples < (least := policy(name, recipe_of(settings.algorithm.recipe)).least_samples):
+        raise ValueError(
+            f"evaluation.samples: expected at least {least} with evaluation.policy = {name!r}, found "
+            f"{samples}"
+        )
     rewards.grader(settings.reward, settings.prompts.answer_marker).close()
 
 

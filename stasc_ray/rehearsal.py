@@ -130,6 +130,7 @@ class _MadeUpAsk:
         n: int = 1,
         parent: Text | None = None,
         logprob: bool = False,
+        budget: float = 1.0,
     ) -> list[Text]:
         prompt = _rendered(self.chat, messages, turn)
         self.on_prompt(turn, prompt)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stasc_ray.cli import datasets, forking, look, plan, serve, submit
+from stasc_ray.cli import compare, datasets, forking, look, plan, serve, submit
 from stasc_ray.cli.errors import END_S, GOES_ON, errors_for_people
 
 app = typer.Typer(
@@ -208,6 +208,7 @@ app.command("fork")(forking.fork)
 app.command("datasets")(datasets.datasets)
 app.command("look")(look.look)
 app.command("plan")(plan.plan)
+app.command("compare")(compare.compare)
 app.command("serve")(serve.serve)
 app.command("ask")(serve.ask)
 app.add_typer(serve.keys_app, name="keys")

@@ -1,5 +1,6 @@
 """The commands `stasc submit` and `stasc jobs list | logs | stop`; cli/main.py registers them."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +41,12 @@ def submit(
         bool,
         typer.Option("--plan", help="Only plan the run there, as `stasc plan` does."),
     ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OPTIONS", help="Only compare ways to answer there: options of `stasc compare`, or ''."
+        ),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when the job is submitted; do not follow its log.")
     ] = False,
@@ -54,11 +61,18 @@ def submit(
         from stasc_ray.runtime import submission
 
         client = submission.connect(address)
-        if config_file.is_dir() and plan:
-            raise ValueError(f"--plan: expected a CONFIG.toml to plan, found the run folder {config_file}")
+        command = "plan" if plan else "run" if compare is None else "compare"
+        if plan and compare is not None:
+            raise ValueError("--plan, --compare: expected one of them, found both; submit them one by one")
+        if config_file.is_dir() and command != "run":
+            raise ValueError(
+                f"--{command}: expected a CONFIG.toml to {command}, found the run folder {config_file}"
+            )
         settings, _ = forking.of_file_or_folder(config_file, overrides or [], None)
-        most, command = int(max_upload_mb * 2**20), "plan" if plan else "run"
-        job = submission.submit(client, settings, config_file, overrides or [], most, command=command)
+        most, options = int(max_upload_mb * 2**20), shlex.split(compare or "")
+        job = submission.submit(
+            client, settings, config_file, overrides or [], most, command=command, options=options
+        )
         uploaded = f"uploaded {submission.size_text(job.uploaded_bytes)}"
         typer.echo(f"{job.id}: {'attached, nothing uploaded' if job.attached else uploaded}")
         if detach:

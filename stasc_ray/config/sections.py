@@ -27,6 +27,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 IsoDate = Annotated[str, BeforeValidator(lambda value: date.fromisoformat(str(value)).isoformat())]
+Phrase = Annotated[str, Field(pattern=r"\S")]
+"""Text that is more than blanks."""
 ColumnPath = str | tuple[str, ...]
 
 
@@ -227,6 +229,51 @@ class Demonstration(Section):
     """Correction of that initial answer; required in `correction_demonstrations`."""
 
 
+class PolicyPrompts(Section):
+    """User turns of the answering policies (stasc_ray/recipes/policies.py). Fields in braces are replaced."""
+
+    step_by_step: str = "Let's think step by step."
+    """Follows the question in `chain_of_thought` (arXiv 2205.11916)."""
+    critique: Phrase = "Review your previous answer and find problems with your answer."
+    """Asks for the critique of `rci` (arXiv 2303.17491)."""
+    improve: Phrase = "Based on the problems you found, improve your answer. Write in the same form."
+    """Asks for the correction of `rci`."""
+    feedback: Phrase = (
+        "Give feedback on your answer: check each step and say what is wrong with it. If nothing is wrong, "
+        "end with: It is correct."
+    )
+    """Asks for the critique of `self_refine` (arXiv 2303.17651)."""
+    is_correct: Phrase = "It is correct."
+    """How a critique of `self_refine` ends that stops it."""
+    refine: Phrase = "Use the feedback to give a better answer. Write in the same form."
+    """Asks for the correction of `self_refine`."""
+    checks: Phrase = (
+        "Question: {question}\nAnswer: {answer}\n\nWrite short questions that check the facts in this "
+        "answer, each on a line of its own."
+    )
+    """Asks for the questions of `chain_of_verification` (arXiv 2309.11495)."""
+    findings: Phrase = "Answer each of these questions in one line.\n\n{checks}"
+    """Asks to answer them, in a conversation without the answer."""
+    verified: Phrase = (
+        "Some facts in your answer were checked:\n\n{checks}\n\n{findings}\n\nCorrect your answer if they "
+        "contradict it. Write in the same form."
+    )
+    """Asks for the correction that sees them."""
+    debate: Phrase = (
+        "Others gave these answers:\n\n{others}\n\nTake them as advice and give your updated answer. Write "
+        "in the same form."
+    )
+    """Asks for a round of `debate` (arXiv 2305.14325)."""
+    deepen: Phrase = "Go on. Check what you have so far, and end with the answer in the same form."
+    """Follows a text that was cut, in `deepening` (arXiv 2502.05449)."""
+    verdict: Phrase = "Is your answer right? End with: My answer is right. Or: My answer is wrong."
+    """Asks for a verdict if the recipe has none."""
+    says_right: Phrase = "My answer is right."
+    """How a verdict ends that calls the answer right."""
+    says_wrong: Phrase = "My answer is wrong."
+    """How a verdict ends that calls the answer wrong."""
+
+
 class Prompts(Section):
     """Prompt texts. `{question}`, `{choices}` and `{documents}` are replaced; everything else is literal."""
 
@@ -254,6 +301,8 @@ class Prompts(Section):
     keep_reasoning: bool | None = None
     """Whether the reasoning of an earlier answer stays in the prompt; None: as the chat template does with
     earlier turns."""
+    policies: PolicyPrompts = PolicyPrompts()
+    """Texts of the ways to answer that ask for more than answers and corrections."""
 
     @model_validator(mode="before")
     @classmethod
@@ -505,8 +554,7 @@ class Evaluation(Section):
     samples: PositiveInt = 1
     """Initial answers per question, each with one correction."""
     policy: str | None = None
-    """How questions are answered: `recipe`, `until_unchanged`, `until_right`, `vote`; None: as the recipe
-    says."""
+    """How questions are answered, by name (docs/methods.md lists the policies); None: as the recipe says."""
     rounds: PositiveInt = 1
     """Corrections in a row at most, each of the answer before."""
     greedy: bool = False

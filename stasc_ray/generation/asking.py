@@ -6,6 +6,8 @@ engine actors.
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Literal
 
 from stasc_ray import config
 from stasc_ray.generation.samples import Request, Sample, request_seed
@@ -56,6 +58,8 @@ class Asker:
     ) -> None:
         self.chat, self.generate, self.sampling, self.identity = chat, generate, sampling, identity
         self.writer, self.max_prompt_tokens, self.on_text = writer, max_prompt_tokens, on_text
+        self.scores: Literal["logprob", "certainty"] | None = None
+        """What every text comes with, besides: its log-probability; its self-certainty too."""
         self.texts: list[Text] = list(given)
 
     async def __call__(
@@ -66,6 +70,7 @@ class Asker:
         n: int = 1,
         parent: Text | None = None,
         logprob: bool = False,
+        budget: float = 1.0,
     ) -> list[Text]:
         """The `n` texts of a turn; see `recipes.recipe.Ask`."""
         if not n:
@@ -75,6 +80,9 @@ class Asker:
         texts = [Text(turn, "", number, parent, writer) for number in range(n)]
         texts[0].prompt_tokens = len(token_ids)  # the samples share it
         request = self.request(turn, parent, n, logprob)
+        if budget < 1:
+            bound = {"max_tokens": max(1, round(request.sampling.max_tokens * budget))}
+            request = replace(request, sampling=request.sampling.model_copy(update=bound))
         on_text, started = self.on_text, time.monotonic()
         on_piece = on_text and (lambda sample, piece: on_text(texts[sample], piece))
         samples = await generate(token_ids, request, on_piece)
@@ -86,7 +94,8 @@ class Asker:
                 0 if request.final.schema else reasoning.answer_start(sample.text, opened=opened)
             )
             text.finish_reason = sample.finish_reason
-            text.logprob, text.tokens = sample.logprob, sample.tokens
+            text.logprob, text.certainty = sample.logprob, sample.certainty
+            text.tokens = sample.tokens
             text.seconds = time.monotonic() - started
             text.first_token_s, text.token_s = sample.first_token_s, sample.token_s
         self.texts += texts
@@ -101,7 +110,8 @@ class Asker:
         sampling = self.sampling.initial if turn == ANSWER else self.sampling.correction
         seed = request_seed(*self.identity, place(turn, parent))
         # Greedy texts are all the same: one is generated and stands for all.
-        return Request(sampling, n if sampling.temperature > 0 else 1, seed, logprob)
+        count = n if sampling.temperature > 0 else 1
+        return Request(sampling, count, seed, logprob or self.scores is not None, self.scores == "certainty")
 
     async def rendered(self, messages: Sequence[Message]) -> list[int]:
         """`render`, where and when it suits."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from stasc_ray.generation import vllm_calls
 from stasc_ray.generation.samples import Adapter, FinalTurn, Load, RefusedError, Request, Sample, cut
 from stasc_ray.generation.spec import EngineSpec
+from stasc_ray.generation.vllm_calls import LEAST_LOGPROB
 from stasc_ray.recipes.trace import TokenLogprob
 from stasc_ray.runtime import model_folder
 from stasc_ray.tasks.chat import hidden_tokens
@@ -130,7 +131,7 @@ class Engine:
         params = functools.partial(
             vllm_calls.sampling_params, request, self._stop_token_ids, streaming=on_tokens is not None
         )
-        read = functools.partial(self._samples, request.final)
+        read = functools.partial(self._samples, request)
         return self._put(prompt_token_ids, params, read, adapter, on_tokens)
 
     def check(self, request: Request) -> None:
@@ -295,11 +296,12 @@ class Engine:
                 result = error
             _settle(submission.future, result)
 
-    def _samples(self, final: FinalTurn, output: "RequestOutput") -> list[Sample]:
+    def _samples(self, request: Request, output: "RequestOutput") -> list[Sample]:
         times = vllm_calls.times(output)
-        return [self._sample(completion, final, times) for completion in output.outputs]
+        return [self._sample(completion, request, times) for completion in output.outputs]
 
-    def _sample(self, completion: "CompletionOutput", final: FinalTurn, times: dict[str, float]) -> Sample:
+    def _sample(self, completion: "CompletionOutput", request: Request, times: dict[str, float]) -> Sample:
+        final, ids = request.final, tuple(completion.token_ids)
         shown = [token for token in completion.token_ids if token not in self.hidden]
         text, stopped = cut(str(self.tokenizer.decode(shown)), final.stop)
         why = "stop" if stopped else completion.finish_reason or "unknown"
@@ -307,7 +309,8 @@ class Engine:
             _check_json(text)
         end = len(text) if stopped else None
         tokens = () if final.top_logprobs is None else tuple(self._tokens(completion, final, end))
-        return Sample(text, tuple(completion.token_ids), why, completion.cumulative_logprob, tokens, **times)
+        certainty = vllm_calls.certainty(completion) if request.certainty else None
+        return Sample(text, ids, why, completion.cumulative_logprob, certainty, tokens, **times)
 
     def _tokens(
         self, completion: "CompletionOutput", final: FinalTurn, end: int | None
@@ -322,10 +325,12 @@ class Engine:
             if end is not None and len(self.tokenizer.decode(before)) >= end:
                 return
             before.append(token_id)
-            # vLLM gives the sampled token and the likeliest; JSON knows no infinity
+            # vLLM gives the sampled token and the likeliest
             best = sorted(found.items(), key=lambda one: one[1].rank or 0)[: final.top_logprobs]
-            likeliest = [(self._text(one), max(value.logprob, -9999.0)) for one, value in best]
-            yield TokenLogprob(self._text(token_id), max(found[token_id].logprob, -9999.0), tuple(likeliest))
+            likeliest = [(self._text(one), max(value.logprob, LEAST_LOGPROB)) for one, value in best]
+            yield TokenLogprob(
+                self._text(token_id), max(found[token_id].logprob, LEAST_LOGPROB), tuple(likeliest)
+            )
 
     def _text(self, token_id: int) -> str:
         return str(self.tokenizer.decode([token_id]))

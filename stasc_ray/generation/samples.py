@@ -7,6 +7,8 @@ from stasc_ray import config
 from stasc_ray.config import hashing
 from stasc_ray.recipes.trace import TokenLogprob
 
+CERTAINTY_TOKENS = 20
+"""As many as vLLM gives by default; all of the vocabulary would be 50,000 numbers a token."""
 SEED_SPACING = 1 << 12  # vLLM gives the children of `n` the seeds s, s + 1, ...
 
 
@@ -20,6 +22,9 @@ class Sample:
     """`stop` (end-of-turn token) or `length` (max_tokens or the context was full)."""
     logprob: float | None = None
     """Sum of its tokens' log-probabilities at temperature 1, if the request asked for it."""
+    certainty: float | None = None
+    """Self-certainty (arXiv 2502.18581), if the request asked for it: over the tokens the mean of
+    KL(uniform || p), here over the `CERTAINTY_TOKENS` likeliest tokens at each place: -mean(log(K p))."""
     tokens: tuple[TokenLogprob, ...] = ()
     """Its tokens one by one, if the request asked for them."""
     first_token_s: float | None = field(default=None, compare=False)
@@ -74,6 +79,8 @@ class Request:
     seed: int
     logprob: bool = False
     """Whether the samples come with their log-probability."""
+    certainty: bool = False
+    """Whether they come with their self-certainty too."""
     final: FinalTurn = NOTHING_MORE
 
 

@@ -16,7 +16,7 @@ from stasc_ray.generation.asking import Asker, Generate, OnPiece, empty
 from stasc_ray.generation.samples import Request, Sample
 from stasc_ray.generation.unit_files import Row, from_one_row
 from stasc_ray.recipes import recipe_of
-from stasc_ray.recipes.policies import answer
+from stasc_ray.recipes.policies import answer, policy
 from stasc_ray.recipes.recipe import Plan, gather, plan_for
 from stasc_ray.recipes.trace import Text, read_texts, write_texts
 from stasc_ray.store.rows import trace_schema
@@ -105,6 +105,7 @@ class UnitRollout:
     async def tree(self, row: Row, source: str, given: list[Text] | None) -> tuple[list[Text], str | None]:
         """The texts that go back to M0's answers (`base`) or to the model's own; or why there are none."""
         job = self.job
+        name = "recipe" if row["split"] == "train" else job.settings.evaluation.policy
         ask = Asker(
             self.chat,
             self._count,
@@ -114,7 +115,7 @@ class UnitRollout:
             max_prompt_tokens=job.settings.engine.max_model_len_tokens - 1,
             given=given or (),
         )
-        name = None if row["split"] == "train" else job.settings.evaluation.policy
+        ask.scores = policy(name, self.recipe).scores
         try:
             if given == []:
                 raise ValueError("no initial answer was given to correct")

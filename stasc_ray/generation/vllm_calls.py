@@ -3,6 +3,7 @@ adapters.
 """
 
 import contextlib
+import math
 import multiprocessing.connection
 import os
 import threading
@@ -10,14 +11,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import InvalidStateError
 from typing import TYPE_CHECKING, Any
 
-from stasc_ray.generation.samples import Adapter, Load, RefusedError, Request
+from stasc_ray.generation.samples import CERTAINTY_TOKENS, Adapter, Load, RefusedError, Request
 from stasc_ray.generation.spec import OWNER, EngineSpec
 from stasc_ray.runtime import capacity, model_folder, ray_session
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
-    from vllm.outputs import RequestOutput
+    from vllm.outputs import CompletionOutput, RequestOutput
 
+LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON does not know."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
 
 
@@ -126,7 +129,11 @@ def sampling_params(request: Request, stop_token_ids: list[int], streaming: bool
         max_tokens=sampling.max_tokens,
         seed=request.seed,
         # 0: of the sampled token alone. Raw, so temperature plays no part
-        logprobs=0 if request.logprob and final.top_logprobs is None else final.top_logprobs,
+        logprobs=max(CERTAINTY_TOKENS, final.top_logprobs or 0)
+        if request.certainty
+        else 0
+        if request.logprob and final.top_logprobs is None
+        else final.top_logprobs,
         logit_bias=dict(final.logit_bias) or None,
         structured_outputs=StructuredOutputsParams(json=final.schema) if final.schema else None,
         stop=list(final.stop),
@@ -204,6 +211,18 @@ def prompt_logprobs(output: "RequestOutput") -> list[float]:
     assert output.prompt_token_ids is not None and output.prompt_logprobs is not None, "they were asked for"
     pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
     return [place[token_id].logprob for token_id, place in pairs if place is not None]
+
+
+def certainty(completion: "CompletionOutput") -> float | None:
+    """`Sample.certainty` of a text whose request asked for it; None if it has no token."""
+    assert completion.logprobs is not None, "they were asked for"
+    found = [
+        math.log(CERTAINTY_TOKENS) + max(value.logprob, LEAST_LOGPROB)
+        for place in completion.logprobs
+        for value in place.values()
+        if value.rank is not None and value.rank <= CERTAINTY_TOKENS  # the sampled token may be another
+    ]
+    return -sum(found) / len(found) if found else None
 
 
 def times(output: "RequestOutput") -> dict[str, float]:

@@ -1,33 +1,72 @@
-"""How a question is answered when asked: policies, by name, for evaluation and serving.
+"""How a question is answered when asked: policies, by name, for evaluation, comparison and serving.
 
-A policy runs a recipe's turns, perhaps several times in a row; `ask` keeps the texts. `ranked` then orders
-the answers that the samples ended in.
+A policy says what is asked (answering.py), and which of the answers that the samples ended in counts: each
+has a weight, equal answers add theirs up, and the heaviest is chosen.
 """
 
-from collections import Counter
+import functools
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from stasc_ray.config import Config
+from stasc_ray.recipes import answering
 from stasc_ray.recipes.recipe import Ask, Plan, Question, Recipe
-from stasc_ray.recipes.trace import Text, finals, roots
+from stasc_ray.recipes.trace import VERDICT_TURN, Text
 from stasc_ray.tasks import matching, rewards
 from stasc_ray.tasks.choices import choice_letter
 
-Policy = Callable[[Recipe, Question, Ask, Plan, Sequence[Text] | None], Awaitable[None]]
+Asks = Callable[[Recipe, Question, Ask, Plan, Sequence[Text] | None], Awaitable[None]]
+Reads = Callable[[str], bool | None]
+"""Reads a verdict."""
+Weigh = Callable[[Sequence[Text], Sequence[Text], Reads], Sequence[float]]
+"""`weigh(ends, texts, reads)` gives each of the last answers its weight; `texts`: all of the question's."""
 
 
-async def recipe(
-    recipe: Recipe, question: Question, ask: Ask, plan: Plan, given: Sequence[Text] | None = None
-) -> None:
-    """As trained: `plan.rounds` times the recipe's turns, each round on the answers of the one before.
+@dataclass(frozen=True)
+class Policy:
+    """A way to answer a question."""
 
-    A chain that the recipe itself ended (a verdict said right) goes on no further.
-    """
-    await _in_rounds(recipe, question, ask, plan, given, lambda answer: False)
+    asks: Asks
+    weigh: Weigh | None = None
+    """The answer is the heaviest of all samples'; None: each sample's is one, and the endpoint, which gives
+    one, gives the commonest."""
+    grows: Literal["samples", "rounds"] | None = None
+    """What more tokens buy."""
+    ends: Literal["first", "last", "later", "any"] = "last"
+    """Which round writes the final answer: the first answer, the last of `rounds`, any after the first,
+    any."""
+    own_turns: bool = False
+    """Whether it corrects by turns of its own, not by the recipe's."""
+    beside: int = 0
+    """Texts of its own beside the answer in each round (critiques, verdicts)."""
+    least_samples: int = 1
+    scores: Literal["logprob", "certainty"] | None = None
+    """What the engine says of every text, besides."""
+    needs_reward: bool = False
+    """It knows which answer is right: for evaluation alone."""
+
+    def rounds(self, plan: Plan) -> int:
+        """Corrections in a row at most."""
+        corrects = self.own_turns or plan.n_corrections > 0
+        return plan.rounds if corrects and self.ends != "first" else 0
+
+    def final_rounds(self, recipe: Recipe, plan: Plan) -> range:
+        """Rounds that may write the final answer, 0 for the first answer."""
+        last = self.rounds(plan)
+        any_of_them = self.ends == "any" or (recipe.verdicts and not self.own_turns)
+        first = {"last": last, "later": min(1, last)}.get(self.ends, 0)
+        return range(0 if any_of_them else first, last + 1)
+
+    def texts_beside(self, recipe: Recipe, plan: Plan) -> int:
+        """Texts at most that a chain has beside its answers."""
+        if self.ends == "first":
+            return self.beside
+        return self.rounds(plan) * (self.beside if self.own_turns else len(recipe.verdicts))
 
 
-async def until_unchanged(
+async def _until_unchanged(
     recipe: Recipe, question: Question, ask: Ask, plan: Plan, given: Sequence[Text] | None = None
 ) -> None:
     """At most `plan.rounds` corrections in a row; a chain ends when its final answer stays the same."""
@@ -38,35 +77,71 @@ async def until_unchanged(
         keys = [answer_key(text.answer, choices, marker) for text in (*before[-1:], answer) if text.answered]
         return len(keys) == 2 and keys[0] == keys[1]
 
-    await _in_rounds(recipe, question, ask, plan, given, unchanged)
+    await answering.in_rounds(recipe, question, ask, plan, given, unchanged)
 
 
-async def _in_rounds(
-    recipe: Recipe,
-    question: Question,
-    ask: Ask,
-    plan: Plan,
-    given: Sequence[Text] | None,
-    stops: Callable[[Text], bool],
-) -> None:
-    if plan.rounds == 0:
-        plan = replace(plan, n_corrections=0)
-    await recipe.turns(question, ask, plan, given)
-    plan = replace(plan, n_corrections=min(1, plan.n_corrections))  # a chain goes on, and branches no further
-    for _ in range(plan.rounds - 1):
-        followed = {id(text.parent) for text in ask.texts}
-        ends = [text for root in roots(ask.texts) for text in finals(ask.texts, root, recipe.answers)]
-        open_ends = [text for text in ends if id(text) not in followed and not stops(text)]
-        if not open_ends:
-            return
-        await recipe.turns(question, ask, plan, open_ends)
+def one_each(ends: Sequence[Text], texts: Sequence[Text], reads: Reads) -> list[float]:
+    """A vote for each (self-consistency, arXiv 2203.11171)."""
+    return [1] * len(ends)
+
+
+def likelihood(ends: Sequence[Text], texts: Sequence[Text], reads: Reads) -> list[float]:
+    """The geometric mean of the tokens' probabilities; 0 if it is not known (a text from elsewhere)."""
+    return [
+        0.0 if text.logprob is None else math.exp(text.logprob / max(1, len(text.token_ids))) for text in ends
+    ]
+
+
+def confidence(ends: Sequence[Text], texts: Sequence[Text], reads: Reads) -> list[float]:
+    """P(right): the probability of a verdict that says so, or one minus that of one that says wrong (exact if
+    there are two verdicts to choose from); 0.5 without a readable one.
+    """
+
+    def of(end: Text) -> float:
+        for verdict in (text for text in texts if text.parent is end and text.turn == VERDICT_TURN):
+            if (right := reads(verdict.answer)) is not None and verdict.logprob is not None:
+                said = math.exp(verdict.logprob)
+                return said if right else 1 - said
+        return 0.5
+
+    return [of(end) for end in ends]
+
+
+def likeliest(ends: Sequence[Text], texts: Sequence[Text], reads: Reads) -> list[float]:
+    """All for the text of the highest probability (arXiv 2412.01951)."""
+    return _best([-math.inf if text.logprob is None else text.logprob for text in ends])
+
+
+def borda(ends: Sequence[Text], texts: Sequence[Text], reads: Reads) -> list[float]:
+    """(N - rank + 1) ** 0.5 by self-certainty (arXiv 2502.18581; the power as in its code)."""
+    certainty = [-math.inf if text.certainty is None else text.certainty for text in ends]
+    return [(sum(other <= own for other in certainty)) ** 0.5 for own in certainty]
+
+
+def _best(values: Sequence[float]) -> list[float]:
+    best = values.index(max(values))
+    return [float(number == best) for number in range(len(values))]
 
 
 POLICIES: Mapping[str, Policy] = {
-    "recipe": recipe,
-    "until_right": recipe,  # a recipe with verdicts ends a chain when the model says right
-    "until_unchanged": until_unchanged,
-    "vote": recipe,  # and the commonest answer counts, see `ranked`
+    "recipe": Policy(answering.as_trained),
+    "direct": Policy(answering.direct, ends="first"),
+    "chain_of_thought": Policy(answering.chain_of_thought, ends="first"),
+    "self_consistency": Policy(answering.direct, one_each, "samples", "first"),
+    "vote": Policy(answering.as_trained, one_each, "samples"),
+    "vote_by_likelihood": Policy(answering.direct, likelihood, "samples", "first", scores="logprob"),
+    "vote_by_verdict": Policy(answering.judged, confidence, "samples", "first", beside=1),
+    "best_by_likelihood": Policy(answering.direct, likeliest, "samples", "first", scores="logprob"),
+    "best_by_certainty": Policy(answering.direct, borda, "samples", "first", scores="certainty"),
+    "with_history": Policy(answering.with_history, grows="rounds", own_turns=True),
+    "until_unchanged": Policy(_until_unchanged, grows="rounds", ends="later"),
+    "until_right": Policy(answering.until_right, None, "rounds", "any", own_turns=True, beside=1),
+    "self_refine": Policy(answering.self_refine, None, "rounds", "any", own_turns=True, beside=1),
+    "rci": Policy(answering.rci, grows="rounds", own_turns=True, beside=1),
+    "chain_of_verification": Policy(answering.chain_of_verification, ends="later", own_turns=True, beside=2),
+    "debate": Policy(answering.debate, one_each, "rounds", own_turns=True, least_samples=2),
+    "deepening": Policy(answering.deepening, one_each, "samples", "any", own_turns=True),
+    "oracle_stop": Policy(answering.as_trained, grows="rounds", ends="any", needs_reward=True),
 }
 
 
@@ -97,7 +172,7 @@ async def answer(
 ) -> None:
     """Answer a question by a policy. An error that a recipe's own TaskGroup wrapped is raised as it was."""
     try:
-        await policy(name, of)(of, question, ask, plan, given)
+        await policy(name, of).asks(of, question, ask, plan, given)
     except ExceptionGroup as errors:
         first: Exception = errors
         while isinstance(first, ExceptionGroup):
@@ -105,16 +180,53 @@ async def answer(
         raise first from None
 
 
-def ranked(ends: Sequence[Text], choices: Sequence[str], answer_marker: str) -> list[tuple[Text, int]]:
-    """Answers with their votes, most votes first, the first of equals first; answers count as the same by
-    `answer_key`.
+def seen(of: Policy, recipe: Recipe, texts: Sequence[Text], threshold: float) -> list[Text]:
+    """The texts of a graded trace that the policy asked for: if it needs the reward, no text after a right
+    answer. The others are there because nobody knew that while they were written.
+    """
+
+    def after_right(text: Text) -> bool:
+        before = (one for one in text.lineage[:-1] if one.turn in recipe.answers)
+        return any((one.reward or 0.0) >= threshold for one in before)
+
+    return [text for text in texts if not (of.needs_reward and after_right(text))]
+
+
+def votes_of(
+    name: str | None,
+    recipe: Recipe,
+    ends: Sequence[Text],
+    texts: Sequence[Text],
+    choices: Sequence[str],
+    settings: Config,
+) -> list[tuple[Text, float]]:
+    """The last answers as the policy ranks them, with their votes (`ranked`).
+
+    Args:
+        ends: the last answers of all samples.
+        texts: all of the question's.
+    """
+    reads = functools.partial(answering.reads, recipe, settings.algorithm, settings.prompts)
+    weigh = policy(name, recipe).weigh or one_each
+    return ranked(ends, choices, settings.prompts.answer_marker, weigh(ends, texts, reads))
+
+
+def ranked(
+    ends: Sequence[Text], choices: Sequence[str], answer_marker: str, weights: Sequence[float] | None = None
+) -> list[tuple[Text, float]]:
+    """Answers with their weights (a vote each if there are none), heaviest first, the first of equals first.
+
+    Answers count as the same by `answer_key`; the heaviest text stands for them.
     """
     # A text that was cut inside its reasoning votes for nothing, and comes last.
     keys = [answer_key(text.answer, choices, answer_marker) if text.answered else text for text in ends]
-    first = dict(zip(reversed(keys), reversed(ends), strict=True))
-    # Equal counts stay in the order in which they were met.
-    votes = [(first[key], count) for key, count in Counter(keys).most_common()]
-    return sorted(votes, key=lambda vote: not vote[0].answered)
+    of_key: dict[Any, list[tuple[float, Text]]] = {}  # in the order in which they were met
+    for key, weight, text in zip(keys, weights or [1] * len(ends), ends, strict=True):
+        of_key.setdefault(key, []).append((weight, text))
+    votes = [
+        (max(same, key=lambda one: one[0])[1], sum(weight for weight, _ in same)) for same in of_key.values()
+    ]
+    return sorted(votes, key=lambda vote: (not vote[0].answered, -vote[1]))
 
 
 def answer_key(answer: str, choices: Sequence[str], answer_marker: str) -> Any:

@@ -70,8 +70,10 @@ class Ask(Protocol):
         n: int = 1,
         parent: Text | None = None,
         logprob: bool = False,
+        budget: float = 1.0,
     ) -> Awaitable[list[Text]]:
-        """Gives the texts, with samples counted from 0; with `logprob` each has its log-probability.
+        """Gives the texts, with samples counted from 0; with `logprob` each has its log-probability. `budget`
+        is the share of the turn's `max_tokens` that a text may have.
 
         Raises:
             PromptTooLongError: the prompt leaves no room for an answer.
@@ -121,6 +123,8 @@ class Recipe:
     """Turns whose texts judge the answer that they follow."""
     says_right: Callable[[Any, str], bool | None] = lambda section, text: None
     """`says_right(section, text)` reads a verdict; None: it can't be read."""
+    judge: "Callable[[Question, Text, Plan], list[Message]] | None" = None
+    """`judge(question, answer, plan)` asks for a verdict; None: as `prompts.policies.verdict` does."""
     keeps: Callable[[Any], str] = lambda section: "what its `examples` gives"
     """What `examples` keeps, in words, for the message if it kept nothing; by section."""
     objective: str = "sft"

@@ -40,4 +40,4 @@ def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -
     return kept
 
 
-RFT = Recipe(Rft, turns, examples, answers=(ANSWER,), chosen_by="r_y1", keeps=lambda _: "right answers")
+RFT = Recipe(Rft, turns, examples, chosen_by="r_y1", keeps=lambda _: "right answers")

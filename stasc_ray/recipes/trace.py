@@ -48,6 +48,7 @@ class Text:
     reward: float | None = None
     grader_error: str | None = None
     logprob: float | None = None
+    certainty: float | None = None
     answer_start: int = 0
     seconds: float = field(default=0.0, repr=False)
     """How long its request took; not kept on disk, as all below."""
@@ -133,6 +134,7 @@ def write_texts(texts: Sequence[Text]) -> list[dict[str, Any]]:
             "reward": text.reward,
             "grader_error": text.grader_error,
             "logprob": text.logprob,
+            "certainty": text.certainty,
             "answer_start": text.answer_start,
         }
         for text in ordered

@@ -8,12 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from stasc_ray.config import Algorithm
+from stasc_ray.config import Algorithm, Phrase
 from stasc_ray.recipes.recipe import Ask, Example, Plan, Question, Recipe, gather, learnt, written
 from stasc_ray.recipes.trace import ANSWER, CORRECTION, VERDICT_TURN, Text, roots
 from stasc_ray.tasks.prompts import assistant, correction_messages, initial_messages, user
-
-Phrase = Annotated[str, Field(pattern=r"\S")]
 
 
 class Verdict(Algorithm):
@@ -115,5 +113,12 @@ def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -
 
 
 VERDICT = Recipe(
-    Verdict, turns, examples, Verdict.shares, "until_right", verdicts=("verdict",), says_right=Verdict.reads
+    Verdict,
+    turns,
+    examples,
+    Verdict.shares,
+    "until_right",
+    verdicts=(VERDICT_TURN,),
+    says_right=Verdict.reads,
+    judge=verdict_messages,
 )

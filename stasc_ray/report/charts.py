@@ -299,3 +299,40 @@ def _svg(label: str, body: Sequence[Markup]) -> Markup:
         WIDTH, HEIGHT, f"{label} (a chart; the table below it has the same figures)"
     )
     return opening + Markup("").join(body) + Markup("</svg>")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in `scatter`, with the interval of its height."""
+
+    name: str
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+def scatter(label: str, points: Sequence[Point], mark: float) -> Markup:
+    """Points with 95% whiskers, numbered in their order; `mark` is a place on the x axis."""
+    known = [value for point in points for value in (point.low, point.high)]
+    y_ticks = ticks(min(known), max(max(known), min(known) + 0.1))
+    x_ticks = ticks(0.0, max(mark, *(point.x for point in points)), 6)
+    frame = Frame(1, y_ticks[0], y_ticks[-1])
+    across = (WIDTH - LEFT - RIGHT) / x_ticks[-1]
+    body = [_axes(frame, [], y_ticks)]
+    for tick in x_ticks:
+        at = LEFT + tick * across
+        body.append(
+            _tag("text", compact(tick), css="tick", x=at, y=HEIGHT - BOTTOM + 16, text_anchor="middle")
+        )
+    at = LEFT + mark * across
+    body.append(_path([(at, TOP), (at, HEIGHT - BOTTOM)], "zero"))
+    for place, point in enumerate(points, start=1):
+        x, y = LEFT + point.x * across, frame.y(point.y)
+        tip = Markup("<title>{}: {} [{}, {}], {} tokens</title>").format(
+            point.name, number(point.y), number(point.low), number(point.high), number(point.x, 1)
+        )
+        body.append(_path([(x, frame.y(point.low)), (x, frame.y(point.high))], "whisker y1"))
+        body.append(_tag("circle", tip, css="dot y1", cx=x, cy=y, r=3.2))
+        body.append(_tag("text", str(place), css="note", x=x + 5, y=y - 4))
+    return _svg(label, body)

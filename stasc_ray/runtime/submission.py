@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stasc_ray import config
+from stasc_ray.config import hashing
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -91,6 +92,7 @@ def submit(
     max_upload_bytes: int,
     *,
     command: str = "run",
+    options: Sequence[str] = (),
 ) -> Submitted:
     """Start `stasc run` on the cluster, or attach to the job that runs (or has finished) the same config.
 
@@ -101,7 +103,8 @@ def submit(
     Args:
         settings: what `config_file` and `overrides` make.
         config_file: a TOML file, or a run folder that the cluster sees under the same path.
-        command: `run`, or `plan` for a job that only plans.
+        command: `run`; or `plan` or `compare`, for a job that only does that.
+        options: of the command; jobs with other options are other jobs.
 
     Raises:
         ValueError: a storage path the cluster can't share, or an upload above `max_upload_bytes`.
@@ -109,6 +112,7 @@ def submit(
     if not config_file.is_dir():
         check_storage(settings)
     what = "" if command == "run" else f"{command}-"
+    what += f"{hashing.number(shlex.join(options)) % 16**4:04x}-" if options else ""
     stem = f"stasc-{what}{settings.name}-{config.fingerprint(settings)[:8]}"
     id, attach = choose_attempt(
         stem, {job.submission_id or "": job.status.value for job in client.list_jobs()}
@@ -121,7 +125,9 @@ def submit(
         size = pack(settings, config_file, Path(folder), Path.cwd(), max_upload_bytes)
         try:
             client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "stasc_ray.cli", command, source, *overrides]),
+                entrypoint=shlex.join(
+                    ["python", "-m", "stasc_ray.cli", command, source, *overrides, *options]
+                ),
                 submission_id=id,
                 runtime_env={"working_dir": folder, "env_vars": JOB_ENVIRONMENT},
                 metadata={"run": settings.name, "storage": settings.storage, "needs": needs(settings)},

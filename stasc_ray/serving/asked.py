@@ -3,10 +3,11 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from stasc_ray import config
 from stasc_ray.generation.samples import SEED_SPACING, FinalTurn
-from stasc_ray.recipes.policies import POLICIES, policies
+from stasc_ray.recipes.policies import Policy, policies
 from stasc_ray.recipes.recipe import Plan, Question, Recipe
 from stasc_ray.recipes.trace import ANSWER, Text
 from stasc_ray.serving.errors import invalid
@@ -22,6 +23,8 @@ class Asked:
     given: Sequence[Text]
     plan: Plan
     policy: str
+    scores: Literal["logprob", "certainty"] | None
+    """What the policy needs to know of every text."""
     sampling: config.SamplingPerTurn
     seed: int
     max_prompt_tokens: int
@@ -48,13 +51,14 @@ def checked(request: CorrectRequest, settings: config.Config, recipe: Recipe) ->
         value = getattr(request, name)
         if value is not None and value > limit:
             raise invalid(name, f"expected at most {limit}, found {value}")
-    known = policies(recipe)
-    if request.policy not in (None, *known):
-        raise invalid("policy", f"expected one of {', '.join(known)}, found {request.policy!r}")
+    name = request.policy or evaluation.policy or recipe.policy
+    policy = _policy(name, recipe, request.samples)
     rounds = evaluation.rounds if request.rounds is None else request.rounds
-    corrects = settings.algorithm.n_corrections > 0
+    corrects = policy.ends != "first" and (policy.own_turns or settings.algorithm.n_corrections > 0)
     if request.initial_answer is not None and not (rounds and corrects):
-        what = "0 rounds" if corrects else f"recipe {settings.algorithm.recipe!r}, which corrects nothing"
+        of_recipe = policy.ends != "first"
+        who = f"recipe {settings.algorithm.recipe!r}" if of_recipe else f"policy {name!r}"
+        what = "0 rounds" if corrects else f"{who}, which corrects nothing"
         raise invalid(
             "rounds",
             f"expected at least 1 with an initial_answer, found {what}: nothing would be left to do",
@@ -81,8 +85,7 @@ def checked(request: CorrectRequest, settings: config.Config, recipe: Recipe) ->
         n_corrections=(request.samples if given else 1) if corrects else 0,
         rounds=rounds,
     )
-    policy = request.policy or evaluation.policy or recipe.policy
-    final_rounds = _final_rounds(policy, plan, recipe)
+    final_rounds = policy.final_rounds(recipe, plan)
     return Asked(
         question={
             "question": request.question,
@@ -91,7 +94,8 @@ def checked(request: CorrectRequest, settings: config.Config, recipe: Recipe) ->
         },
         given=given,
         plan=plan,
-        policy=policy,
+        policy=name,
+        scores=policy.scores,
         sampling=sampling,
         seed=secrets.randbits(62) // SEED_SPACING * SEED_SPACING if request.seed is None else request.seed,
         max_prompt_tokens=min(serve.max_prompt_tokens or longest, longest),
@@ -102,7 +106,7 @@ def checked(request: CorrectRequest, settings: config.Config, recipe: Recipe) ->
             top_logprobs=request.top_logprobs if request.logprobs else None,
         ),
         final_rounds=final_rounds,
-        most_tokens=request.samples * _most_tokens(request, sampling, plan, final_rounds, recipe),
+        most_tokens=request.samples * _most_tokens(request, sampling, plan, policy, recipe),
     )
 
 
@@ -119,20 +123,22 @@ def _sampling(request: CorrectRequest, of_run: config.SamplingPerTurn) -> config
     return config.SamplingPerTurn(**turns)
 
 
-def _final_rounds(policy: str, plan: Plan, recipe: Recipe) -> range:
-    last = plan.rounds if plan.n_corrections else 0
-    if policy not in POLICIES or recipe.verdicts:  # it may end with any answer
-        return range(last + 1)
-    return range(min(1, last) if policy == "until_unchanged" else last, last + 1)
-
-
 def _most_tokens(
-    request: CorrectRequest, sampling: config.SamplingPerTurn, plan: Plan, final_rounds: range, recipe: Recipe
+    request: CorrectRequest, sampling: config.SamplingPerTurn, plan: Plan, policy: Policy, recipe: Recipe
 ) -> int:
-    """Of one sample: its answers, round by round, and the verdicts between them."""
-    rounds, later = plan.rounds if plan.n_corrections else 0, sampling.correction.max_tokens
-    answers = [sampling.initial.max_tokens, *[later] * rounds]
-    for number in final_rounds:
+    """Of one sample: its answers, round by round, and what is written between them."""
+    later = sampling.correction.max_tokens
+    answers = [sampling.initial.max_tokens, *[later] * policy.rounds(plan)]
+    for number in policy.final_rounds(recipe, plan):
         answers[number] = request.max_answer_tokens or answers[number]
     written = answers[1:] if request.initial_answer is not None else answers
-    return sum(written) + rounds * len(recipe.verdicts) * later
+    return sum(written) + policy.texts_beside(recipe, plan) * later
+
+
+def _policy(name: str, recipe: Recipe, samples: int) -> Policy:
+    known = {name: one for name, one in policies(recipe).items() if not one.needs_reward}
+    if name not in known:
+        raise invalid("policy", f"expected one of {', '.join(known)}, found {name!r}")
+    if samples < (least := known[name].least_samples):
+        raise invalid("samples", f"expected at least {least} with policy {name!r}, found {samples}")
+    return known[name]

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 
 from stasc_ray import config
 from stasc_ray.recipes import recipe_of
-from stasc_ray.recipes.policies import final_answer, ranked
+from stasc_ray.recipes.policies import final_answer, votes_of
 from stasc_ray.recipes.recipe import Recipe
 from stasc_ray.recipes.trace import Text, TokenLogprob, finals, roots
+from stasc_ray.serving.asked import Asked
 from stasc_ray.serving.schemas import (
     CompletionDetails,
     CorrectRequest,
@@ -24,7 +25,7 @@ from stasc_ray.serving.schemas import (
 
 def make_reply(
     request: CorrectRequest,
-    given: Sequence[Text],
+    asked: Asked,
     texts: Sequence[Text],
     settings: config.Config,
     *,
@@ -36,16 +37,16 @@ def make_reply(
     """What the endpoint says: the chosen answer, how it came about, and what it cost.
 
     Args:
-        given: those of `texts` that nobody wrote here.
+        asked: the request, checked.
     """
     recipe, marker = recipe_of(settings.algorithm.recipe), settings.prompts.answer_marker
     finished = [text for root in roots(texts) for text in finals(texts, root, recipe.answers)]
-    votes = ranked(finished, request.choices, marker)
+    votes = votes_of(asked.policy, recipe, finished, texts, request.choices, settings)
     ends = {text: _end(text, request, recipe, marker) for text in finished}
     chosen = votes[0][0]
     first, *corrections = (text for text in chosen.lineage if text.turn in recipe.answers)
     after = [text for text in texts if text.parent is chosen]  # a verdict that ended the chain
-    turns = [_turn(text, recipe, settings, given=text in given) for text in (*chosen.lineage, *after)]
+    turns = [_turn(text, recipe, settings, given=text in asked.given) for text in (*chosen.lineage, *after)]
     return CorrectResponse(
         id=request_id,
         question=request.question,
@@ -57,14 +58,14 @@ def make_reply(
         turns=turns,
         finish_reason=ends[chosen].finish_reason,
         model_version=version,
-        initial_version=None if given else first.writer,
+        initial_version=None if asked.given else first.writer,
         votes=[
             Vote(answer=text.text, final_answer=ends[text].final_answer, votes=count) for text, count in votes
         ]
         if request.samples > 1
         else None,
         ends=list(ends.values()),
-        usage=_usage([text for text in texts if text not in given], ends),
+        usage=_usage([text for text in texts if text not in asked.given], ends),
         timings_ms=_timings(texts, queued_s, total_s),
     )
 

@@ -89,7 +89,7 @@ class CorrectRequest(BaseModel):
     policy: str | None = Field(
         None,
         max_length=64,
-        description="recipe, until_right, until_unchanged, vote; default: as it was measured",
+        description="How it is answered, one of `policies` of /v1/run; default: as it was measured",
     )
     samples: int = Field(
         1, ge=1, description="Independent answers, the commonest of which wins; needs a temperature above 0"
@@ -155,11 +155,11 @@ FINAL = (
 
 
 class Vote(BaseModel):
-    """How many samples ended in this answer, compared without case, punctuation and articles."""
+    """Samples that ended in this answer, compared without case, punctuation and articles."""
 
     answer: str
     final_answer: str = Field(description=FINAL)
-    votes: int
+    votes: int | float = Field(description="How many, or the sum of the weights that the policy gives them")
 
 
 class LikelyToken(BaseModel):

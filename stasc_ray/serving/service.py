@@ -142,7 +142,7 @@ class Service:
                     given=asked.given,
                     on_text=on_text if emit else None,
                 )
-                broken_off = False
+                ask.scores, broken_off = asked.scores, False
                 try:
                     await self._ask(asked, ask, loaded)
                 except EngineDiedError:
@@ -155,7 +155,7 @@ class Service:
                 else:
                     reply = make_reply(
                         request,
-                        asked.given,
+                        asked,
                         ask.texts,
                         self.settings,
                         request_id=request_id,

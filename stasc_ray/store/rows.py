@@ -40,7 +40,8 @@ TEXT = pa.struct(
         "reward": pa.float64(),  # in [0, 1]; null: not graded
         "grader_error": pa.string(),  # the grader's failure; the reward is 0 then
         "answer_start": pa.int32(),  # characters of reasoning before the answer; the length: cut inside it
-        "logprob": pa.float64(),  # sum over its tokens at temperature 1; null unless a recipe asks for it
+        "logprob": pa.float64(),  # sum over its tokens at temperature 1; null unless it was asked for
+        "certainty": pa.float64(),  # self-certainty (generation.samples.Sample); null unless it was asked for
     }
 )
 """One text that a model wrote."""

@@ -9,7 +9,7 @@ from harness.traces import ScriptedGenerate
 
 from stasc_ray import config
 from stasc_ray.generation.asking import Asker, PromptTooLongError, empty, place
-from stasc_ray.recipes.policies import recipe as as_trained
+from stasc_ray.recipes.answering import as_trained
 from stasc_ray.recipes.recipe import Plan
 from stasc_ray.recipes.stasc import STASC, Stasc
 from stasc_ray.recipes.trace import Text

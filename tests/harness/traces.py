@@ -1,6 +1,6 @@
 """Traces made by hand, and settings that read the recipes' sections."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from stasc_ray import config
@@ -71,10 +71,14 @@ def plan(section: Mapping[str, Any] | None = None, preset: str = "sandbox", **fi
 
 class ScriptedAsk:
     """An `Ask` that answers with given texts in turn, and keeps what it was asked. No model stands behind
-    it."""
+    it.
 
-    def __init__(self, *texts: str) -> None:
-        self.left, self.texts, self.asked = list(texts), [], []
+    Args:
+        cut: texts that end at the turn's last token.
+    """
+
+    def __init__(self, *texts: str, cut: Collection[str] = ()) -> None:
+        self.left, self.cut, self.texts, self.asked, self.budgets = list(texts), cut, [], [], []
 
     async def __call__(
         self,
@@ -84,11 +88,15 @@ class ScriptedAsk:
         n: int = 1,
         parent: Text | None = None,
         logprob: bool = False,
+        budget: float = 1.0,
     ) -> list[Text]:
         if not n:
             return []
         self.asked.append((turn, list(messages), n))
+        self.budgets.append(budget)
         found = [Text(turn, self.left.pop(0), number, parent) for number in range(n)]
+        for text in found:
+            text.finish_reason = "length" if text.text in self.cut else "stop"
         self.texts += found
         return found
 

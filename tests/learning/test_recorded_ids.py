@@ -49,6 +49,7 @@ class RenderingAsk:
         n: int = 1,
         parent: Text | None = None,
         logprob: bool = False,
+        budget: float = 1.0,
     ) -> list[Text]:
         self.prompts.append(chat.Chat(self.tokenizer).render(messages, add_generation_prompt=True))
         self.texts.append(Text(turn, parent=parent, **self.left.pop(0)))

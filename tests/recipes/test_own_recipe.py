@@ -22,7 +22,7 @@ from benchmarks.ray_cluster import free_port
 from stasc_ray import config, store
 from stasc_ray.learning.encoding import IGNORED, encode
 from stasc_ray.recipes import recipe_of, section_of
-from stasc_ray.recipes.policies import recipe as as_trained
+from stasc_ray.recipes.answering import as_trained
 from stasc_ray.recipes.recipe import Plan, written
 from stasc_ray.recipes.trace import Text, finals, grade, read_texts, write_texts
 from stasc_ray.tasks import chat, sandbox
@@ -202,6 +202,7 @@ class GreedyAsk:
         n: int = 1,
         parent: Text | None = None,
         logprob: bool = False,
+        budget: float = 1.0,
     ) -> list[Text]:
         import torch
 

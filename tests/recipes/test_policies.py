@@ -33,7 +33,7 @@ def run(
     ask.texts += given or []
     asked = plan({"recipe": recipe.section().recipe}, preset="qa", learn=False, rounds=rounds)
     asked = replace(asked, n_initial=n_initial, n_corrections=n_corrections)
-    asyncio.run(policy(name, recipe)(recipe, question, ask, asked, given))
+    asyncio.run(policy(name, recipe).asks(recipe, question, ask, asked, given))
     assert ask.left == []
     return ask
 
@@ -116,7 +116,7 @@ def test_until_right_each_chain_ends_by_itself():
 def test_the_recipe_says_its_policy_and_another_name_is_refused():
     assert policy(None, VERDICT) is POLICIES["until_right"] and policy(None, STASC) is POLICIES["recipe"]
     assert policy("until_unchanged", VERDICT) is POLICIES["until_unchanged"]
-    with pytest.raises(ValueError, match=r"expected one of recipe, until_right, .*, found 'best'"):
+    with pytest.raises(ValueError, match=r"expected one of recipe, direct, .*, found 'best'"):
         policy("best", STASC)
 
 

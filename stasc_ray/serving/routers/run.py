@@ -29,7 +29,7 @@ def summary(service: Service) -> RunSummary:
         name=settings.name,
         recipe=settings.algorithm.recipe,
         variant=settings.algorithm.variant,
-        policies=list(policies(service.recipe)),
+        policies=[name for name, one in policies(service.recipe).items() if not one.needs_reward],
         model=settings.model.path,
         preset=settings.prompts.preset,
         initial_answers_from="base" if versions.base_answers else "current",

@@ -1,0 +1,61 @@
+"""Two ways to answer the same questions: a paired interval of their difference, and McNemar's test. Pure."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The second against the first, over the same questions."""
+
+    questions: int
+    difference: float
+    """Mean reward of the second less that of the first."""
+    low: float
+    high: float
+    """Its 95% interval: percentiles of a bootstrap over questions, the pairs kept together."""
+    gained: int
+    """Questions that only the second has right."""
+    lost: int
+    """Questions that only the first has right."""
+    p: float
+    """Of McNemar's exact test (two-sided binomial over `gained` and `lost`): how likely a split as uneven
+    is if both are as good."""
+
+
+def paired(
+    first: Sequence[float], second: Sequence[float], threshold: float, samples: int, seed: int
+) -> Paired:
+    """Compare rewards (Q,) of the same questions in the same order.
+
+    Args:
+        threshold: reward from which an answer is right.
+        samples: resamples of the questions behind the interval.
+
+    Raises:
+        ValueError: no questions, or not the same number.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(
+            f"expected rewards of the same questions, found {len(first)} and {len(second)} of them"
+        )
+    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    differences, random = other - one, np.random.default_rng(seed)
+    count = len(differences)
+    means = [differences[random.integers(count, size=count)].mean() for _ in range(samples)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    gained = int(((one < threshold) & (other >= threshold)).sum())
+    lost = int(((one >= threshold) & (other < threshold)).sum())
+    return Paired(
+        count, float(differences.mean()), float(low), float(high), gained, lost, mcnemar(gained, lost)
+    )
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """P value of McNemar's exact test; 1 if nothing differs."""
+    count = gained + lost
+    tail = sum(math.comb(count, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**count)

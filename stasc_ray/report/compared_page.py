@@ -1,0 +1,108 @@
+"""The pages of `stasc compare`: strategies on the same questions, and two runs side by side. One HTML file
+each, without scripts or anything from the network.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from stasc_ray.report import charts
+from stasc_ray.report.charts import number
+from stasc_ray.report.figures import Table
+from stasc_ray.report.page import CONTROL_PICTURES, templates
+from stasc_ray.store import write_atomically
+
+FILE = "compare.html"
+
+
+def write_page(found: Mapping[str, Any], folder: Path) -> Path:
+    """Write FILE into a comparison's folder.
+
+    Args:
+        found: what `comparing.contest` gives.
+    """
+    return _write("compare.html.j2", folder / FILE, found=found, cells=table(found), plot=plot(found))
+
+
+def write_runs_page(found: Mapping[str, Any], page: Path) -> Path:
+    """Write the page of two runs.
+
+    Args:
+        found: what `comparing.two_runs` gives.
+    """
+    return _write("compare_runs.html.j2", page, found=found)
+
+
+def _write(template: str, page: Path, **contents: Any) -> Path:
+    html = templates().get_template(template).render(number=number, **contents)
+    write_atomically(page, html.translate(CONTROL_PICTURES).encode("utf-8", "replace").decode("utf-8"))
+    return page
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    """The cells' figures; intervals in brackets."""
+    header = (
+        "strategy",
+        "n",
+        "reward",
+        "first answers",
+        "against the first",
+        "only it right",
+        "only the first",
+    )
+    header += ("McNemar p", "CL", "CS", "i->c", "c->i", "tokens", "calls", "seconds", "failed")
+    return Table(header, [_row(cell, several_versions(found)) for cell in found["cells"]])
+
+
+def several_versions(found: Mapping[str, Any]) -> bool:
+    """Whether more than one version was compared."""
+    return len({cell["version"] for cell in found["cells"]}) > 1
+
+
+def name_of(cell: Mapping[str, Any], with_version: bool) -> str:
+    """What a cell is called."""
+    name = f"{cell['version']} {cell['strategy']}" if with_version else cell["strategy"]
+    return f"{name}*" if cell["needs_reward"] else name
+
+
+def _row(cell: Mapping[str, Any], with_version: bool) -> Sequence[str]:
+    against = cell["against_first"]
+    return (
+        name_of(cell, with_version),
+        f"{cell['n']} {cell['grows']}" if cell["grows"] else "\N{EN DASH}",
+        f"{number(cell['reward'])} [{number(cell['low'])}, {number(cell['high'])}]",
+        number(cell["first_reward"]),
+        *_against(against),
+        number(cell["cl"]),
+        number(cell["cs"]),
+        number(cell["i_to_c"]),
+        number(cell["c_to_i"]),
+        number(cell["tokens"], 1),
+        number(cell["calls"], 1),
+        number(cell["seconds"], 2),
+        str(cell["failed"]),
+    )
+
+
+def _against(found: Mapping[str, Any] | None) -> Sequence[str]:
+    if found is None:
+        return ("\N{EN DASH}",) * 4
+    interval = f"[{number(found['low'])}, {number(found['high'])}]"
+    return (
+        f"{number(found['difference'])} {interval}",
+        str(found["gained"]),
+        str(found["lost"]),
+        number(found["p"]),
+    )
+
+
+def plot(found: Mapping[str, Any]) -> Markup:
+    """Mean reward over generated tokens per question, a point with its interval for each cell."""
+    several = several_versions(found)
+    points = [
+        charts.Point(name_of(cell, several), cell["tokens"], cell["reward"], cell["low"], cell["high"])
+        for cell in found["cells"]
+    ]
+    return charts.scatter("Reward over generated tokens a question", points, found["budget_tokens"])
