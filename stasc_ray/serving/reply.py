@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 from stasc_ray import config
-from stasc_ray.recipes import recipe_of
+from stasc_ray.recipes import answering, recipe_of
 from stasc_ray.recipes.policies import final_answer, votes_of
 from stasc_ray.recipes.recipe import Recipe
-from stasc_ray.recipes.trace import Text, TokenLogprob, finals, roots
+from stasc_ray.recipes.trace import VERDICT_TURN, Text, TokenLogprob, finals, roots
 from stasc_ray.serving.asked import Asked
 from stasc_ray.serving.schemas import (
     CompletionDetails,
@@ -88,12 +88,13 @@ def _token(token: TokenLogprob) -> Token:
 
 
 def _turn(text: Text, recipe: Recipe, settings: config.Config, *, given: bool) -> Turn:
-    verdict = text.turn in recipe.verdicts
+    section, prompts = settings.algorithm, settings.prompts
+    verdict = text.turn in (recipe.verdicts or (VERDICT_TURN,))
     return Turn(
         turn=text.turn,
         text=text.text,
         finish_reason=None if given else _finish_reason(text),
-        says_right=recipe.says_right(settings.algorithm, text.answer) if verdict else None,
+        says_right=answering.reads(recipe, section, prompts, text.answer) if verdict else None,
     )
 
 

@@ -11,9 +11,12 @@ import pytest
 from harness.scripted_api import Api, ScriptedEngine
 
 from stasc_ray.generation.samples import Sample
+from stasc_ray.recipes.policies import POLICIES
 from stasc_ray.recipes.verdict import Verdict
 from stasc_ray.serving import monitor, service, streaming
+from stasc_ray.serving.asked import checked
 from stasc_ray.serving.keys import KeyRing, add_key
+from stasc_ray.serving.schemas import CorrectRequest
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,38 @@ def test_rounds_that_are_not_asked_for_are_as_measured(tmp_path):
     assert body["corrections"] == ["second", "first", "second"]
 
 
+@pytest.mark.parametrize("recipe", ["stasc", "rft", "verdict"])
+@pytest.mark.parametrize("name", [name for name, one in POLICIES.items() if not one.needs_reward])
+def test_every_policy_answers_here_and_is_charged_for_no_less_than_it_writes(tmp_path, recipe, name):
+    api = Api(tmp_path, f"algorithm.recipe={recipe}")
+    asked = {"question": "Why?", "policy": name, "samples": 2, "rounds": 2, "max_tokens": 3}
+    reply = api.call("POST", "/v1/correct", json=asked)
+    assert reply.status_code == 200, reply.text
+    body, scores = reply.json(), POLICIES[name].scores
+    assert len(body["turns"]) >= 1 and sum(vote["votes"] for vote in body["votes"]) >= 0
+    of = checked(CorrectRequest(**asked), api.service.settings, api.service.recipe)
+    assert body["usage"]["completion_tokens"] <= of.most_tokens, "the engine's texts have three tokens"
+    requests = [request for _, request in api.engine.asked]
+    assert {request.certainty for request in requests} == {scores == "certainty"}
+    assert not scores or all(request.logprob for request in requests)
+
+
+def test_a_policy_that_needs_references_is_none_here(api):
+    reply = api.call("POST", "/v1/correct", json={"question": "Why?", "policy": "oracle_stop"})
+    assert (
+        reply.status_code == 400 and "oracle_stop" not in reply.json()["error"]["message"].split("found")[0]
+    )
+    assert "oracle_stop" not in api.call("GET", "/v1/run").json()["policies"]
+
+
+def test_a_verdict_that_a_policy_asks_for_is_read(tmp_path):
+    api = Api(tmp_path, engine=Saying("My answer is wrong."))
+    body = api.call("POST", "/v1/correct", json={"question": "Why?", "policy": "until_right"}).json()
+    assert [(turn["turn"], turn["says_right"]) for turn in body["turns"]] == [
+        ("answer", None), ("verdict", False), ("correction", None),
+    ]  # fmt: skip
+
+
 class Judge(ScriptedEngine):
     """Writes a verdict where one is asked for."""
 
@@ -148,6 +183,8 @@ def test_a_verdict_is_among_the_turns_and_decides_about_the_correction(tmp_path,
         ({"rounds": 0, "initial_answer": "x"}, 400, "rounds"),
         ({"samples": 17}, 400, "samples"),
         ({"policy": "best"}, 400, "policy"),
+        ({"policy": "debate", "samples": 1}, 400, "samples"),
+        ({"policy": "direct", "initial_answer": "x"}, 400, "rounds"),
         ({"samples": 2, "temperature": 0}, 400, "samples"),
         ({"max_tokens": 2000}, 400, "max_tokens"),
         ({"temperature": -1}, 400, "temperature"),
