@@ -82,12 +82,13 @@ class Cell:
 
 
 def check_strategies(names: Sequence[str], settings: config.Config) -> list[str]:
-    """The names, checked; all that there are if none is given.
+    """The names, checked; all that there are if none is given, `direct` first.
 
     Raises:
         ValueError: an unknown name, the same twice, or one of several samples at temperature 0.
     """
     known = policies(recipe_of(settings.algorithm.recipe))
+    every = sorted(known, key=lambda name: name != "direct")
     for number, name in enumerate(names):
         if name not in known:
             raise ValueError(f"--strategies: expected some of {', '.join(known)}, found {name!r}")
@@ -95,7 +96,7 @@ def check_strategies(names: Sequence[str], settings: config.Config) -> list[str]
             raise ValueError(f"--strategies: expected each once, found {name!r} twice")
     greedy = settings.evaluation.greedy or settings.sampling.initial.temperature == 0
     several = [
-        name for name in names or known if known[name].grows == "samples" or known[name].least_samples > 1
+        name for name in names or every if known[name].grows == "samples" or known[name].least_samples > 1
     ]
     if greedy and several:
         if names:
@@ -103,8 +104,8 @@ def check_strategies(names: Sequence[str], settings: config.Config) -> list[str]
                 f"--strategies {several[0]} asks for several samples: expected evaluation.greedy = false and "
                 "sampling.initial.temperature above 0, found greedy answers, which are all the same"
             )
-        return [name for name in known if name not in several]
-    return list(names or known)
+        return [name for name in every if name not in several]
+    return list(names or every)
 
 
 def versions_of(names: Sequence[str], settings: config.Config, base_model: str) -> list[Version]:

@@ -1,5 +1,6 @@
 """The engine on the real vLLM: samples, seeds, refusals, requests that come in while it steps."""
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
@@ -10,7 +11,14 @@ import pytest
 
 from stasc_ray import config
 from stasc_ray.generation.engine import Engine
-from stasc_ray.generation.samples import SEED_SPACING, FinalTurn, Load, Request, request_seed
+from stasc_ray.generation.samples import (
+    CERTAINTY_TOKENS,
+    SEED_SPACING,
+    FinalTurn,
+    Load,
+    Request,
+    request_seed,
+)
 from stasc_ray.generation.spec import EngineSpec
 from stasc_ray.runtime import model_folder
 from stasc_ray.tasks import chat, prompts, sandbox
@@ -89,6 +97,26 @@ def test_a_log_probability_is_the_sum_over_the_texts_tokens_at_temperature_1(eng
         assert sample.logprob == pytest.approx(sum(of_all[len(prompt) - 1 :]), abs=1e-3)
     (silent,) = engine.submit(prompt, Request(GREEDY, 1, 0)).result(timeout=120)
     assert silent.logprob is None
+
+
+@pytest.mark.slow
+def test_self_certainty_is_that_of_the_models_own_logits(engine: Engine) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompt = _prompt(engine, "What is 47 + 385 + 12?")
+    asked = Request(WARM, 2, SEED_SPACING, logprob=True, certainty=True)
+    samples = engine.submit(prompt, asked).result(timeout=120)
+    model = AutoModelForCausalLM.from_pretrained(sandbox.model_path(), dtype=torch.float32)
+    for sample in samples:
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *sample.token_ids]])).logits[0, len(prompt) - 1 : -1]
+        likeliest = logits.log_softmax(-1).topk(CERTAINTY_TOKENS).values  # (T, K)
+        expected = -(math.log(CERTAINTY_TOKENS) + likeliest).mean()
+        assert sample.certainty == pytest.approx(float(expected), abs=1e-3)
+        assert sample.logprob is not None and sample.tokens == ()
+    (plain,) = engine.submit(prompt, Request(GREEDY, 1, 0, logprob=True)).result(timeout=120)
+    assert plain.certainty is None and plain.logprob is not None
 
 
 @pytest.mark.slow

@@ -1,0 +1,100 @@
+"""`stasc sweep`: which runs there are, that a typo costs nothing, what is put side by side."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from stasc_ray import store
+from stasc_ray.cli.main import app
+from stasc_ray.comparing import sweep
+
+DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.toml"
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("seed=0..3", ["0", "1", "2", "3"]),
+        ("seed=-1..1", ["-1", "0", "1"]),
+        ("algorithm.variant=EIE, ENE", ["EIE", "ENE"]),
+        ("finetune.learning_rate=1e-5", ["1e-5"]),
+    ],
+)
+def test_values(text: str, values: list[str]) -> None:
+    assert sweep.values_of(text) == (text.partition("=")[0], values)
+
+
+@pytest.mark.parametrize("text", ["seed", "seed=", "=1", "seed=1,,2", "seed=3..1", "seed=1,1"])
+def test_values_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--vary: expected field=a,b,c or field=0\.\.4, each value once"):
+        sweep.values_of(text)
+
+
+def test_all_combinations_are_run_seed_after_seed() -> None:
+    found = sweep.runs_of(DEMO, [], ["algorithm.variant=EIE,ENE", "seed=0..1"])
+    assert [(one.seed, one.settings.algorithm.variant) for one in found] == [
+        (0, "EIE"), (0, "ENE"), (1, "EIE"), (1, "ENE"),
+    ]  # fmt: skip
+    assert [one.settings.name for one in found][:2] == ["demo-seed_0-variant_EIE", "demo-seed_0-variant_ENE"]
+    assert {one.label for one in found} == {"algorithm.variant=EIE", "algorithm.variant=ENE"}
+
+
+@pytest.mark.parametrize(
+    ("vary", "said"),
+    [
+        (["algorithm.variant=ENE,EXE"], "expected one of EIE"),
+        (["seed=0..1", "seed=2..3"], "expected each field once"),
+        (["seed=0..2000"], "expected at most 1000 runs, found 2001"),
+        (["finetune.learning=1,2"], "finetune.learning"),
+        (["algorithm.n_corrections=1, 1 "], "each value once"),
+    ],
+)
+def test_a_value_that_makes_no_config_is_found_before_anything_starts(vary: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        sweep.runs_of(DEMO, [], vary)
+
+
+BASE = {"base/r_y2": 0.9, "base/r_y1": 0.2}
+
+
+def measured(folder: Path, one: sweep.SweptRun, last: int, **figures: float) -> None:
+    """A run folder that has measured so far; the figures are the last iteration's."""
+    with store.open_run(folder / one.settings.name, one.settings) as run:
+        for k in range(last + 1):
+            better = {f"evaluation/dev/{name}": value + k for name, value in figures.items()}
+            values = {f"evaluation/test/{name}": value * k / last for name, value in figures.items()}
+            run.log({"stage": "evaluation", "iteration": k, "time": 0.0, **values, **better})
+            run.log({"stage": "publish", "iteration": k, "time": 0.0})
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_line_with_its_error(tmp_path: Path) -> None:
+    runs = sweep.runs_of(DEMO, [], ["algorithm.variant=EIE,FIE", "seed=0..1"])
+    for one, reward in zip(runs, (0.5, 0.3, 0.7, 0.3), strict=True):
+        measured(tmp_path, one, 3, r_y1=0.1, r_y2=reward, **(BASE if "FIE" in one.label else {}))
+    found: list[Any] = [sweep.figures(one, tmp_path) for one in runs]
+    assert [line["finished"] for line in found] == [True] * 4
+    assert {line["r_y2"] for line in found if "FIE" in line["label"]} == {0.9}, "M0's answers corrected"
+    lines = list(sweep.lines_of([{**line, "r_y2": reward} for line, reward in zip(found, (0.5, 0.3, 0.7, 0.3), strict=True)]))  # fmt: skip
+    assert "0.600 ± 0.100" in lines[1] and "0.300 ± 0.000" in lines[2] and len(lines) == 3
+    assert sweep.figures(runs[0], tmp_path / "nowhere") is None
+
+
+def test_finished_runs_are_not_run_again_and_one_that_fails_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = sweep.runs_of(DEMO, [], ["seed=0..2"])
+    measured(tmp_path, runs[0], 3, r_y1=0.1, r_y2=0.5)
+    measured(tmp_path, runs[1], 1, r_y1=0.1, r_y2=0.4)
+    # the run itself is stood in for: a process that notes that it was started, and fails for seed 1
+    script = "import sys; sys.exit(int('seed=1' in sys.argv))"
+    monkeypatch.setattr(sweep, "command", lambda file, given, one, folder: [sys.executable, "-c", script, *one.overrides])  # fmt: skip
+    arguments = ["sweep", str(DEMO), "--vary", "seed=0..2", "--output", str(tmp_path)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    assert "demo-seed_0: finished before" in done.output and "demo-seed_1: failed" in done.output
+    assert "3 of 3, demo-seed_2" in done.output, "the others go on"
+    assert [line["seed"] for line in json.loads((tmp_path / sweep.FILE).read_text())] == [0, 1]
