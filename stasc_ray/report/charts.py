@@ -312,7 +312,7 @@ class Point:
     high: float
 
 
-def scatter(label: str, points: Sequence[Point], mark: float) -> Markup:
+def scatter(label: str, x_label: str, points: Sequence[Point], mark: float) -> Markup:
     """Points with 95% whiskers, numbered in their order; `mark` is a place on the x axis."""
     known = [value for point in points for value in (point.low, point.high)]
     y_ticks = ticks(min(known), max(max(known), min(known) + 0.1))
@@ -325,6 +325,8 @@ def scatter(label: str, points: Sequence[Point], mark: float) -> Markup:
         body.append(
             _tag("text", compact(tick), css="tick", x=at, y=HEIGHT - BOTTOM + 16, text_anchor="middle")
         )
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    body.append(_tag("text", x_label, css="axis", x=middle, y=HEIGHT - 5, text_anchor="middle"))
     at = LEFT + mark * across
     body.append(_path([(at, TOP), (at, HEIGHT - BOTTOM)], "zero"))
     for place, point in enumerate(points, start=1):
@@ -334,5 +336,7 @@ def scatter(label: str, points: Sequence[Point], mark: float) -> Markup:
         )
         body.append(_path([(x, frame.y(point.low)), (x, frame.y(point.high))], "whisker y1"))
         body.append(_tag("circle", tip, css="dot y1", cx=x, cy=y, r=3.2))
-        body.append(_tag("text", str(place), css="note", x=x + 5, y=y - 4))
+        # to the left and to the right in turn, since strategies that spend the budget crowd beside its line
+        side = {"x": x + 5, "text_anchor": "start"} if place % 2 else {"x": x - 5, "text_anchor": "end"}
+        body.append(_tag("text", str(place), css="note", y=y - 4, **side))
     return _svg(label, body)

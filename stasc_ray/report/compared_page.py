@@ -15,6 +15,7 @@ from stasc_ray.report.page import CONTROL_PICTURES, templates
 from stasc_ray.store import write_atomically
 
 FILE = "compare.html"
+NONE = "\N{EN DASH}"
 
 
 def write_page(found: Mapping[str, Any], folder: Path) -> Path:
@@ -42,18 +43,11 @@ def _write(template: str, page: Path, **contents: Any) -> Path:
 
 
 def table(found: Mapping[str, Any]) -> Table:
-    """The cells' figures; intervals in brackets."""
-    header = (
-        "strategy",
-        "n",
-        "reward",
-        "first answers",
-        "against the first",
-        "only it right",
-        "only the first",
-    )
-    header += ("McNemar p", "CL", "CS", "i->c", "c->i", "tokens", "calls", "seconds", "failed")
-    return Table(header, [_row(cell, several_versions(found)) for cell in found["cells"]])
+    """The cells' figures, numbered as in the plot; intervals in brackets."""
+    header = ("", "strategy", "n", "reward", "first answers", "against the first", "only it / only the first")
+    header += ("McNemar p", "CL", "CS", "tokens", "calls", "seconds", "failed")
+    several = several_versions(found)
+    return Table(header, [(str(place), *_row(cell, several)) for place, cell in enumerate(found["cells"], 1)])
 
 
 def several_versions(found: Mapping[str, Any]) -> bool:
@@ -68,17 +62,15 @@ def name_of(cell: Mapping[str, Any], with_version: bool) -> str:
 
 
 def _row(cell: Mapping[str, Any], with_version: bool) -> Sequence[str]:
-    against = cell["against_first"]
+    many = f"{cell['n']} {cell['grows'][: None if cell['n'] > 1 else -1]}" if cell["grows"] else NONE
     return (
         name_of(cell, with_version),
-        f"{cell['n']} {cell['grows']}" if cell["grows"] else "\N{EN DASH}",
+        many,
         f"{number(cell['reward'])} [{number(cell['low'])}, {number(cell['high'])}]",
         number(cell["first_reward"]),
-        *_against(against),
+        *_against(cell["against_first"]),
         number(cell["cl"]),
         number(cell["cs"]),
-        number(cell["i_to_c"]),
-        number(cell["c_to_i"]),
         number(cell["tokens"], 1),
         number(cell["calls"], 1),
         number(cell["seconds"], 2),
@@ -88,13 +80,11 @@ def _row(cell: Mapping[str, Any], with_version: bool) -> Sequence[str]:
 
 def _against(found: Mapping[str, Any] | None) -> Sequence[str]:
     if found is None:
-        return ("\N{EN DASH}",) * 4
-    interval = f"[{number(found['low'])}, {number(found['high'])}]"
+        return (NONE,) * 3
     return (
-        f"{number(found['difference'])} {interval}",
-        str(found["gained"]),
-        str(found["lost"]),
-        number(found["p"]),
+        f"{number(found['difference'])} [{number(found['low'])}, {number(found['high'])}]",
+        f"{found['gained']} / {found['lost']}",
+        "< 0.001" if found["p"] < 0.001 else number(found["p"]),
     )
 
 
@@ -105,4 +95,6 @@ def plot(found: Mapping[str, Any]) -> Markup:
         charts.Point(name_of(cell, several), cell["tokens"], cell["reward"], cell["low"], cell["high"])
         for cell in found["cells"]
     ]
-    return charts.scatter("Reward over generated tokens a question", points, found["budget_tokens"])
+    return charts.scatter(
+        "Reward over generated tokens", "generated tokens a question", points, found["budget_tokens"]
+    )
