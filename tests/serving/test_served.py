@@ -37,32 +37,35 @@ def test_the_newest_version_answers_what_its_weights_say(served):
 
 
 def test_a_served_answer_at_temperature_0_is_the_evaluated_one(served, tmp_path):
-    """Rollouts by Ray Data on the version's model, greedy as in evaluation, against the endpoint."""
+    """Rollouts by Ray Data on the version's model, greedy as in evaluation, against the endpoint: text by
+    text, whatever the policy, so their figures are the same too.
+    """
     version = served.health()["active"]
     (manifest,) = [one for one in served.run.versions() if one["version"] == version]
     settings = store.read_config(served.run.path, section_of)
-    evaluation = settings.evaluation.model_copy(update={"greedy": True})
-    job = Job(
-        str(served.run.path / manifest["model"]),
-        manifest["iteration"],
-        settings.model_copy(update={"evaluation": evaluation}),
-        str(tmp_path / "rollouts"),
-        on_cuda=False,
-    )
+    names = ("recipe", "until_right", "with_history")
+
+    def job(name: str) -> Job:
+        evaluation = settings.evaluation.model_copy(update={"greedy": True, "policy": name, "rounds": 2})
+        asked = settings.model_copy(update={"evaluation": evaluation})
+        model, folder = str(served.run.path / manifest["model"]), str(tmp_path / name)
+        return Job(model, manifest["iteration"], asked, folder, on_cuda=False)
+
     rows = [row | {"split": "test"} for row in sandbox.questions("dev", 8, seed=0)]
     unit_files.write_questions(rows, tmp_path / "test.parquet", len(rows))
     (unit,) = unit_files.question_units(tmp_path / "test.parquet", "test")
-    with run_engines.engines(job.settings, on_cuda=False) as engines:
-        list(rollouts.roll_out(job, [unit], engines))
-    (file,) = (tmp_path / "rollouts").glob("*.parquet")
-    traces = pq.read_table(file).to_pylist()
-    assert len(traces) == len(rows)
-    for trace in traces:
-        reply = served.correct(trace["question"]).json()
-        assert [(turn["turn"], turn["text"]) for turn in reply["turns"]] == [
-            (text["turn"], text["text"]) for text in trace["texts"]
-        ]
-        assert reply["usage"]["completion_tokens"] == sum(len(text["token_ids"]) for text in trace["texts"])
+    with run_engines.engines(settings, on_cuda=False) as engines:
+        for name in names:
+            list(rollouts.roll_out(job(name), [unit], engines))
+    for name in names:
+        traces = pq.read_table(tmp_path / name / f"{unit.name}.parquet").to_pylist()
+        assert len(traces) == len(rows)
+        for trace in traces:
+            reply = served.correct(trace["question"], policy=name, rounds=2).json()
+            said = [(turn["turn"], turn["text"]) for turn in reply["turns"]]
+            assert said == [(text["turn"], text["text"]) for text in trace["texts"]], name
+            tokens = sum(len(text["token_ids"]) for text in trace["texts"])
+            assert reply["usage"]["completion_tokens"] == tokens, name
 
 
 def test_a_stream_comes_in_pieces_that_add_up(served):
