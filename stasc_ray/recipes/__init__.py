@@ -1,6 +1,7 @@
 """Recipes: what is asked, what is learnt, how questions are answered. `RECIPES` lists those that ship."""
 
 from stasc_ray.config import Algorithm, named
+from stasc_ray.recipes.cct import CCT
 from stasc_ray.recipes.critique import CRITIQUE
 from stasc_ray.recipes.recipe import Recipe
 from stasc_ray.recipes.rft import RFT
@@ -12,6 +13,7 @@ RECIPES: dict[str, Recipe] = {
     "rft": RFT,
     "verdict": VERDICT,
     "critique": CRITIQUE,
+    "cct": CCT,
 }
 
 
