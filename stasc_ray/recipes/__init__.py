@@ -5,6 +5,7 @@ from stasc_ray.recipes.cct import CCT
 from stasc_ray.recipes.critique import CRITIQUE
 from stasc_ray.recipes.recipe import Recipe
 from stasc_ray.recipes.rft import RFT
+from stasc_ray.recipes.sharpening import SHARPENING
 from stasc_ray.recipes.splice import SPLICE
 from stasc_ray.recipes.stasc import STASC
 from stasc_ray.recipes.verdict import VERDICT
@@ -16,6 +17,7 @@ RECIPES: dict[str, Recipe] = {
     "critique": CRITIQUE,
     "cct": CCT,
     "splice": SPLICE,
+    "sharpening": SHARPENING,
 }
 
 
