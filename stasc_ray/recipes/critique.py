@@ -17,8 +17,6 @@ from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text, roots
 from stasc_ray.tasks import teacher
 from stasc_ray.tasks.prompts import Message, assistant, correction_messages, initial_messages, user
 
-CRITIQUE_TURN = "critique"
-
 
 class Critique(Algorithm):
     """A critique in words stands between an answer and its correction."""
@@ -49,6 +47,8 @@ class Critique(Algorithm):
     says_right: str = "Nothing is wrong."
     """How a critique ends that finds nothing wrong; no correction follows then (Self-Refine, TEaR). Empty:
     one always follows (RCI, RealCritic)."""
+    learn_answers: Literal["none", "right", "all"] = "none"
+    """Which first answers are learnt along; `all`: wrong ones too, so the answers stay as they are judged."""
     keep_correct_share: Annotated[float, Field(ge=0, le=1)] | None = None
     """Target share of corrections of right answers among the kept, reached by dropping; 0: none
     (AutoMathCritique); None leaves it."""
@@ -96,7 +96,7 @@ async def _criticize(question: Question, ask: Ask, plan: Plan, answer: Text) -> 
     first = plan.iteration == 0 or section.view == "direct"
     if plan.learn and section.critiques == "constructed" and first:
         return await correct(constructed(question, answer, section), answer)
-    found = await ask(CRITIQUE_TURN, asked, n=section.n_critiques if plan.learn else 1, parent=answer)
+    found = await ask("critique", asked, n=section.n_critiques if plan.learn else 1, parent=answer)
     goes_on = [critique for critique in found if plan.learn or not section.reads(critique.answer)]
     await gather(correct(assistant(critique.said), critique) for critique in goes_on)
 
@@ -121,19 +121,21 @@ def second_messages(question: Question, answer: Text, critique: Message, plan: P
 
 def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -> list[Example]:
     """Right corrections, in the configured view; not those of a critique that was wrong about the answer."""
-    section, found = plan.section, []
+    section, asked, found = plan.section, initial_messages(question, plan.prompts), []
     for j, answer in enumerate(roots(texts)):
+        right, learns = answer.graded >= section.threshold, section.learn_answers
         below = [text for text in texts if text.root is answer and text.turn == CORRECTION]
         for number, correction in enumerate(below):
             sampled = correction.parent if correction.parent is not answer else None
             critique = learnt(sampled) if sampled else constructed(question, answer, section)
             nothing_wrong = section.reads(sampled.answer if sampled else critique["content"])
             kind = transition(answer.graded, correction.graded, section.threshold)
-            if kind.endswith("->c") and nothing_wrong in (None, kind == "c->c"):
-                before = initial_messages(question, plan.prompts)
-                if section.view == "conversation":
-                    before = second_messages(question, answer, critique, plan)
+            if kind.endswith("->c") and nothing_wrong in (None, right):
+                seen = second_messages(question, answer, critique, plan)
+                before = seen if section.view == "conversation" else asked
                 found.append(Example(question["id"], (j, number), kind, [*before, learnt(correction)]))
+        if learns == "all" or (right and learns == "right"):
+            found.append(Example(question["id"], (j, len(below)), "answer", [*asked, learnt(answer)]))
     return found
 
 
@@ -143,7 +145,6 @@ CRITIQUE = Recipe(
     examples,
     Critique.shares,
     "until_right",
-    verdicts=(CRITIQUE_TURN,),
+    verdicts=("critique",),
     says_right=Critique.reads,
-    keeps=lambda _: "right corrections whose critique was not wrong about the answer",
 )

@@ -133,6 +133,17 @@ def test_a_constructed_critique_that_contradicts_the_reward_is_not_learnt():
     assert kept(texts, iteration=0, **CONSTRUCTED) == []
 
 
+@pytest.mark.parametrize(
+    ("learn_answers", "expected"), [("none", []), ("right", [RIGHT]), ("all", [RIGHT, WRONG])]
+)
+def test_which_first_answers_are_learnt_along(learn_answers: str, expected: list[str]):
+    texts = [*trace(RIGHT, NOTHING, WRONG), *trace(WRONG, NOTHING, WRONG, WRONG)]
+    found = kept(texts, learn_answers=learn_answers)
+    assert [trained(one) for one in found] == [[text + END] for text in expected]
+    assert [one.id for one in found] == ["q1/0/1", "q1/1/2"][: len(expected)]
+    assert all(one.messages[:-1] == initial_messages(ROW, of().prompts) for one in found)
+
+
 def test_shares_balance_corrections_of_right_and_wrong_answers():
     assert CRITIQUE.shares(Critique()) == {}
     assert CRITIQUE.shares(Critique(keep_correct_share=0.25)) == {("c->c",): 0.25, ("i->c",): 0.75}
