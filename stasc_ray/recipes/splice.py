@@ -8,10 +8,10 @@ after it, since uncut ones cost LEMMA 15.5 points.
 
 import re
 from collections.abc import Sequence
-from itertools import takewhile
-from typing import Annotated, Any, Literal
+from itertools import groupby, takewhile
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from stasc_ray.config import Algorithm
 from stasc_ray.recipes.recipe import Ask, Example, Plan, Question, Recipe, learnt
@@ -36,7 +36,16 @@ class Splice(Algorithm):
     """First steps that both solutions share at least; with fewer they differ in words rather than in an
     error."""
     learn_answers: Literal["none", "right"] = "right"
-    """Whether right answers are learnt along as they are, equal texts once."""
+    """Whether right answers are learnt along, equal texts once."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.step_end in self.connecting_phrase:
+            raise ValueError(
+                f"algorithm.connecting_phrase: expected one step, found {self.connecting_phrase!r} with "
+                f"step_end = {self.step_end!r} in it: the wrong step before it could not be told; change one"
+            )
+        return self
 
 
 async def turns(question: Question, ask: Ask, plan: Plan, given: Sequence[Text] | None = None) -> None:
@@ -58,43 +67,56 @@ def shared_steps(left: Sequence[str], right: Sequence[str]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0].split() == pair[1].split(), pairs))
 
 
-def spliced(wrong: str, rights: Sequence[str], section: Splice) -> list[dict[str, Any]] | None:
-    """The pieces of one message: shared steps, the wrong one (masked), the phrase and the right rest.
+def spliced(wrong: str, rights: Sequence[str], section: Splice) -> str | None:
+    """The wrong solution up to its first wrong step, the phrase, and the rest of a right one: that which
+    shares most first steps.
 
-    The right solution is the one that shares most first steps. None: no right one goes on after enough shared
-    steps, or the wrong one only stops early.
+    None: no right one goes on after enough shared steps, or the wrong one only stops early.
     """
-    failed = steps(wrong, section.step_end)
-    siblings = [steps(right, section.step_end) for right in rights]
+    end, failed = section.step_end, steps(wrong, section.step_end)
+    siblings = [steps(right, end) for right in rights]
     best = max(siblings, key=lambda sibling: shared_steps(failed, sibling), default=[])
     at = shared_steps(failed, best)
     if at < section.min_shared_steps or at >= min(len(failed), len(best)):
         return None
-    error = failed[at] if section.step_end in failed[at] else failed[at] + section.step_end
-    rest = f"{section.connecting_phrase}{section.step_end}{''.join(best[at:])}"
-    pieces = [("".join(failed[:at]), True), (error, False), (rest, True)]
-    return [{"text": text, "token_ids": None, "train": train, "cut": False} for text, train in pieces if text]
+    tried = "".join(failed[: at + 1])
+    return (
+        f"{tried if end in failed[at] else tried + end}{section.connecting_phrase}{end}{''.join(best[at:])}"
+    )
+
+
+def masked(text: str, section: Splice) -> list[dict[str, Any]]:
+    """The pieces of a message: no loss falls on a step that the connecting phrase follows."""
+    found, phrase = steps(text, section.step_end), (section.connecting_phrase + section.step_end).split()
+    wrong = [following.split() == phrase for following in (*found[1:], "")]
+    runs = groupby(zip(found, wrong, strict=True), key=lambda pair: pair[1])
+    texts = [(not bad, "".join(step for step, _ in run)) for bad, run in runs]
+    return [{"text": text, "token_ids": None, "train": train, "cut": False} for train, text in texts]
 
 
 def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -> list[Example]:
-    """Each wrong answer spliced with a right sibling; right answers as they are.
+    """Each wrong answer spliced with a right sibling; right answers, those with a splice masked like it.
 
     Answers with reasoning, whose marks the template may rewrite, and right ones that were cut give no splice.
     """
     section, asked = plan.section, initial_messages(question, plan.prompts)
-    answers, seen, found = roots(texts), set(), []
-    plain = [answer for answer in answers if not answer.answer_start and answer.answered]
-    rights = [answer.text for answer in plain if answer.graded >= section.threshold and not answer.cut]
-    for number, answer in enumerate(answers):
-        if answer.text in seen:
+    plain = [one for one in roots(texts) if not one.answer_start and one.answered]
+    rights = [one for one in plain if one.graded >= section.threshold and not one.cut]
+    seen, found = set(), []
+    for number, answer in enumerate(roots(texts)):
+        right = answer.graded >= section.threshold
+        if answer.text in seen or (right and section.learn_answers == "none"):
             continue
         seen.add(answer.text)
-        if answer.graded >= section.threshold:
-            if section.learn_answers == "right":
-                found.append(Example(question["id"], (number,), "answer", [*asked, learnt(answer)]))
-        elif answer in plain and (pieces := spliced(answer.text, rights, section)):
-            message = {"role": "assistant", "pieces": pieces}
-            found.append(Example(question["id"], (number,), "splice", [*asked, message]))
+        text: str | None = answer.text
+        if not right:
+            text = spliced(answer.text, [one.text for one in rights], section) if answer in plain else None
+        if text is not None:
+            as_it_is = right and (section.connecting_phrase not in text or answer not in rights)
+            message = learnt(answer) if as_it_is else {"role": "assistant", "pieces": masked(text, section)}
+            found.append(
+                Example(question["id"], (number,), "answer" if right else "splice", [*asked, message])
+            )
     return found
 
 
@@ -104,7 +126,5 @@ SPLICE = Recipe(
     examples,
     answers=(ANSWER,),
     chosen_by="r_y1",
-    keeps=lambda _: (
-        "wrong answers whose first steps a right answer of the question shares, and right answers"
-    ),
+    keeps=lambda _: "wrong answers that begin like a right one of their question, and right answers",
 )

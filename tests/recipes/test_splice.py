@@ -109,6 +109,31 @@ def test_right_answers_are_learnt_along_and_equal_texts_once():
     assert trained(found[1]) == [RIGHT + END] and trained_tokens(found[1]) == len(RIGHT) + 1
 
 
+def test_what_a_model_spliced_itself_is_masked_like_a_splice():
+    own = f"7+5=12\n4+8=12\n{PHRASE}\n4+8+1=13\n=132"
+    (answer,) = kept(own)
+    assert answer.kind == "answer" and message(answer) == own
+    assert trained(answer) == ["7+5=12\n", f"{PHRASE}\n4+8+1=13\n=132{END}"]
+    assert trained_tokens(answer) == len(own) - len("4+8=12\n") + 1
+    (splice,) = kept("7+5=13\n=133", own, learn_answers="none", min_shared_steps=0)
+    assert trained(splice) == [f"{PHRASE}\n7+5=12\n", f"{PHRASE}\n4+8+1=13\n=132{END}"]
+    assert "4+8=12" in message(splice), "its sibling's own wrong step"
+
+
+@pytest.mark.parametrize("how", [{"finish_reason": "length"}, {"answer_start": 3}])
+def test_a_text_that_pieces_would_change_keeps_its_ids(how: dict):
+    own = said("answer", f"4+8=12\n{PHRASE}\n=132", 1.0, **how)
+    (example,) = kept(own)
+    assert [piece["token_ids"] for piece in example.messages[-1]["pieces"]] == [own.token_ids]
+
+
+def test_a_phrase_of_several_steps_is_refused():
+    with pytest.raises(
+        ValueError, match=r"expected one step, found 'No\. Again' with step_end = '\. ' in it"
+    ):
+        Splice(connecting_phrase="No. Again", step_end=". ")
+
+
 def test_phrase_and_step_end_are_words_of_the_config():
     section = {"learn_answers": "none", "connecting_phrase": "No", "step_end": ". "}
     (example,) = kept("One. Two. =1", "One. Three. =132", **section)
