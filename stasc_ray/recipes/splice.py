@@ -95,7 +95,8 @@ def masked(text: str, section: Splice) -> list[dict[str, Any]]:
 
 
 def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -> list[Example]:
-    """Each wrong answer spliced with a right sibling; right answers, those with a splice masked like it.
+    """Each wrong answer spliced with a right sibling; right answers, with a splice of theirs masked as well.
+    Equal texts once.
 
     Answers with reasoning, whose marks the template may rewrite, and right ones that were cut give no splice.
     """
@@ -104,14 +105,13 @@ def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -
     rights = [one for one in plain if one.graded >= section.threshold and not one.cut]
     seen, found = set(), []
     for number, answer in enumerate(roots(texts)):
-        right = answer.graded >= section.threshold
-        if answer.text in seen or (right and section.learn_answers == "none"):
-            continue
-        seen.add(answer.text)
-        text: str | None = answer.text
-        if not right:
-            text = spliced(answer.text, [one.text for one in rights], section) if answer in plain else None
-        if text is not None:
+        right, text = answer.graded >= section.threshold, None
+        if right and section.learn_answers == "right":
+            text = answer.text
+        elif not right and answer in plain:
+            text = spliced(answer.text, [one.text for one in rights], section)
+        if text and text not in seen:
+            seen.add(text)
             as_it_is = right and (section.connecting_phrase not in text or answer not in rights)
             message = learnt(answer) if as_it_is else {"role": "assistant", "pieces": masked(text, section)}
             found.append(
