@@ -6,9 +6,12 @@ import pytest
 from harness.traces import QUESTION, ScriptedAsk, plan
 from harness.trained import END, said, trained, trained_tokens
 
+from stasc_ray.config import Columns, Reward
 from stasc_ray.recipes.sharpening import SHARPENING
 from stasc_ray.recipes.trace import Text
+from stasc_ray.tasks.canonical import canonical_row
 from stasc_ray.tasks.prompts import assistant, initial_messages, user
+from stasc_ray.tasks.rewards import gradable
 
 SAYS_RIGHT = "So my answer is right."
 
@@ -66,6 +69,15 @@ def test_questions_without_references_can_be_learnt():
     texts = answered(("a=1", -3.0))
     found = SHARPENING.examples({**QUESTION, "answers": []}, texts, of(), 0)
     assert [trained(one) for one in found] == [["a=1" + END]]
+
+
+@pytest.mark.parametrize("answers", [[], None, ""])
+def test_questions_without_references_are_read_as_the_docs_say(answers: object):
+    """docs/methods.md: by `questions.columns.no_answer`, a text that the reward can read."""
+    row = canonical_row({"question": "7 + 5?", "answers": answers}, Columns(no_answer="0"))
+    assert gradable([row], Reward(name="math"), "=", skip=False) == [row]
+    with pytest.raises(ValueError, match="no answer"):
+        canonical_row({"question": "7 + 5?", "answers": answers}, Columns())
 
 
 def test_likelihood_per_token_does_not_prefer_short_answers():
