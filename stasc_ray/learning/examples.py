@@ -39,6 +39,7 @@ FIELDS = (
     "reward",
     "grader_error",
     "answer_start",
+    "logprob",
 )
 
 

@@ -1,12 +1,24 @@
 """Recipes: what is asked, what is learnt, how questions are answered. `RECIPES` lists those that ship."""
 
 from stasc_ray.config import Algorithm, named
+from stasc_ray.recipes.cct import CCT
+from stasc_ray.recipes.critique import CRITIQUE
 from stasc_ray.recipes.recipe import Recipe
 from stasc_ray.recipes.rft import RFT
+from stasc_ray.recipes.sharpening import SHARPENING
+from stasc_ray.recipes.splice import SPLICE
 from stasc_ray.recipes.stasc import STASC
 from stasc_ray.recipes.verdict import VERDICT
 
-RECIPES: dict[str, Recipe] = {"stasc": STASC, "rft": RFT, "verdict": VERDICT}
+RECIPES: dict[str, Recipe] = {
+    "stasc": STASC,
+    "rft": RFT,
+    "verdict": VERDICT,
+    "critique": CRITIQUE,
+    "cct": CCT,
+    "splice": SPLICE,
+    "sharpening": SHARPENING,
+}
 
 
 def recipe_of(name: str) -> Recipe:

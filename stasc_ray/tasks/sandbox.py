@@ -7,7 +7,8 @@ carries (jobs/pretrain_sandbox.py made it). Reads nothing, writes nothing; stand
 """
 
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
@@ -101,6 +102,34 @@ def column_addition(addends: Sequence[int], remember: Callable[[], bool] = lambd
         lines.append(f"{'+'.join(digits + kept)}={total}")
         result, carry = str(total % 10) + result, total // 10
     return "\n".join([*lines, f"={carry or ''}{result}"])
+
+
+def solution(question_row: Mapping[str, Any]) -> str:
+    """The sum of a sandbox question, worked out by columns with every carry.
+
+    Raises:
+        ValueError: the question is no sum of the sandbox.
+    """
+    text = question_row["question"]
+    found = re.fullmatch(r"What is (\d+(?: \+ \d+)+)\?", text)
+    if not found:
+        raise ValueError(
+            f"sandbox: expected a question such as {question_text((47, 385, 12))!r}, found {text!r}: it "
+            "works out its own sums alone; for other questions name a function of yours"
+        )
+    return column_addition([int(addend) for addend in found[1].split(" + ")])
+
+
+def first_wrong_column(answer: str, question_row: Mapping[str, Any]) -> str:
+    """The first line of an answer that is not as in `solution`, such as `4+8+1=13`; "" if all are.
+
+    If the answer ends too early, it is the line that it lacks.
+
+    Raises:
+        ValueError: the question is no sum of the sandbox.
+    """
+    lines = zip_longest(answer.strip().splitlines(), solution(question_row).splitlines())
+    return next((said or right or "" for said, right in lines if said != right), "")
 
 
 def _row(addends: tuple[int, ...], split: str) -> dict[str, Any]:

@@ -67,6 +67,26 @@ def test_what_a_recipe_keeps_comes_back_with_the_generated_ids(tmp_path: Path) -
     assert pq.read_table(file)["class"].to_pylist() == ["i->c", "c->c", "c->c"]
 
 
+def test_a_recipe_that_ranks_by_likelihood_reads_it_from_the_trace(tmp_path: Path) -> None:
+    texts = answered([1, 0, 1])
+    for text, logprob in zip(texts, (-3.0, -1.0, -2.0), strict=True):
+        text.logprob = logprob
+    _, found = selected(tmp_path, [row(texts)], settings_of("algorithm.recipe=sharpening"))
+    assert [one["id"] for one in found] == ["q1/1"]
+
+
+def test_pieces_that_no_model_wrote_come_back_without_ids(tmp_path: Path) -> None:
+    texts = answered([0, 1], answers=["1\n2\n=3", "1\n=2"])
+    given = settings(algorithm={"recipe": "splice", "learn_answers": "none"})
+    (example,) = selected(tmp_path, [row(texts)], given)[1]
+    pieces = example["messages"][-1]["pieces"]
+    assert [(piece["text"][:2], piece["token_ids"], piece["train"]) for piece in pieces] == [
+        ("1\n", None, True),
+        ("2\n", None, False),
+        ("Wa", None, True),
+    ]
+
+
 def test_a_trace_that_the_grader_failed_on_is_not_learnt(tmp_path: Path) -> None:
     """Its 0 stands for "unknown": a correction of it must not look like an improvement."""
     texts = answered([0], [[1]])
