@@ -94,7 +94,7 @@ def score_file(
             answers=recipe.answers,
             writer=writer,
             rounds=rounds,
-            judges=recipe.verdicts or (VERDICT_TURN,),
+            judges=(*recipe.verdicts, VERDICT_TURN),
             says_right=says,
             pick=pick if policy.weigh else None,
         )

@@ -37,7 +37,7 @@ def score_row(
     writer: str | None = None,
     rounds: int | None = None,
     judges: Collection[str] = (),
-    says_right: Callable[[str], bool | None] = lambda text: None,
+    says_right: Callable[[Text], bool | None] = lambda verdict: None,
     pick: Callable[[Sequence[Text]], Text] | None = None,
 ) -> dict[str, Any]:
     """Reduce one question's trace to a few floats, each the mean over its first answers and, for each, over
@@ -75,7 +75,7 @@ def score_row(
     for text in texts:
         judged = text.turn in judges and text.parent and text.root in first
         if judged and text.parent and (rounds is None or depth(text, answers) <= rounds):
-            verdicts[_verdict(says_right(text.answer), text.parent, threshold)] += 1
+            verdicts[_verdict(says_right(text), text.parent, threshold)] += 1
     return {**{name: float(value) for name, value in values.items()}, **verdicts, "failed": 0.0}
 
 

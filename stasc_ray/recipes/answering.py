@@ -67,16 +67,16 @@ async def judged(recipe: Recipe, question: Question, ask: Ask, plan: Plan, given
 
 
 async def until_right(recipe: Recipe, question: Question, ask: Ask, plan: Plan, given: Given = None) -> None:
-    """Corrections until a verdict says right, `plan.rounds` at most; by the recipe's own verdicts if it has
-    some. A verdict that can't be read counts as "wrong".
+    """At most `plan.rounds` corrections until a verdict says right, by the recipe's own turns if they end so.
+    A verdict that can't be read counts as "wrong".
     """
-    if recipe.verdicts:
+    if recipe.policy == "until_right":
         return await as_trained(recipe, question, ask, plan, given)
 
     async def chain(answer: Text) -> None:
         for _ in range(plan.rounds):
             verdict = await _verdict(recipe, question, ask, plan, answer)
-            if reads(recipe, plan.section, plan.prompts, verdict.answer):
+            if reads(recipe, plan.section, plan.prompts, verdict):
                 return
             asked = correction_messages(question, answer.said, plan.prompts)
             (answer,) = await ask(CORRECTION, asked, parent=verdict)
@@ -94,12 +94,12 @@ def _judge(question: Question, answer: Text, plan: Plan) -> list[Message]:
     return [*_conversation(question, answer, plan), user(plan.prompts.policies.verdict)]
 
 
-def reads(recipe: Recipe, section: Any, prompts: Prompts, text: str) -> bool | None:
+def reads(recipe: Recipe, section: Any, prompts: Prompts, verdict: Text) -> bool | None:
     """What a verdict says, the recipe's or that of `prompts.policies`; None: it can't be read."""
-    if recipe.verdicts:
-        return recipe.says_right(section, text)
-    texts = prompts.policies
-    return True if _ends_in(text, texts.says_right) else False if _ends_in(text, texts.says_wrong) else None
+    if verdict.turn in recipe.verdicts:
+        return recipe.says_right(section, verdict.answer)
+    said, texts = verdict.answer, prompts.policies
+    return True if _ends_in(said, texts.says_right) else False if _ends_in(said, texts.says_wrong) else None
 
 
 async def rci(recipe: Recipe, question: Question, ask: Ask, plan: Plan, given: Given = None) -> None:

@@ -18,7 +18,7 @@ from stasc_ray.tasks import matching, rewards
 from stasc_ray.tasks.choices import choice_letter
 
 Asks = Callable[[Recipe, Question, Ask, Plan, Sequence[Text] | None], Awaitable[None]]
-Reads = Callable[[str], bool | None]
+Reads = Callable[[Text], bool | None]
 """Reads a verdict."""
 Weigh = Callable[[Sequence[Text], Sequence[Text], Reads], Sequence[float]]
 """`weigh(ends, texts, reads)` gives each of the last answers its weight; `texts`: all of the question's."""
@@ -99,7 +99,7 @@ def confidence(ends: Sequence[Text], texts: Sequence[Text], reads: Reads) -> lis
 
     def of(end: Text) -> float:
         for verdict in (text for text in texts if text.parent is end and text.turn == VERDICT_TURN):
-            if (right := reads(verdict.answer)) is not None and verdict.logprob is not None:
+            if (right := reads(verdict)) is not None and verdict.logprob is not None:
                 said = math.exp(verdict.logprob)
                 return said if right else 1 - said
         return 0.5

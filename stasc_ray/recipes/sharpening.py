@@ -14,6 +14,7 @@ from stasc_ray.config import Algorithm
 from stasc_ray.recipes.policies import answer_key
 from stasc_ray.recipes.recipe import Ask, Example, Plan, Question, Recipe, gather, learnt
 from stasc_ray.recipes.trace import ANSWER, VERDICT_TURN, Text, roots
+from stasc_ray.tasks.chat import Message
 from stasc_ray.tasks.prompts import assistant, initial_messages, user
 
 
@@ -51,11 +52,16 @@ async def turns(question: Question, ask: Ask, plan: Plan, given: Sequence[Text] 
     section, asked = plan.section, initial_messages(question, plan.prompts)
     answers = given or await ask(ANSWER, asked, n=plan.n_initial, logprob=plan.learn)
     if plan.learn and section.by == "verdict":
-        prompt = user(section.verdict_prompt)
         await gather(
-            ask(VERDICT_TURN, [*asked, assistant(answer.said), prompt], n=section.n_verdicts, parent=answer)
+            ask(VERDICT_TURN, verdict_messages(question, answer, plan), n=section.n_verdicts, parent=answer)
             for answer in answers
         )
+
+
+def verdict_messages(question: Question, answer: Text, plan: Plan) -> list[Message]:
+    """The conversation that asks for a verdict on an answer."""
+    asked = initial_messages(question, plan.prompts)
+    return [*asked, assistant(answer.said), user(plan.section.verdict_prompt)]
 
 
 def likelihood(answer: Text, section: Sharpening) -> float:
@@ -114,9 +120,9 @@ SHARPENING = Recipe(
     Sharpening,
     turns,
     examples,
-    answers=(ANSWER,),
     verdicts=(VERDICT_TURN,),
     says_right=Sharpening.reads,
+    judge=verdict_messages,
     chosen_by="r_y1",
     keeps=lambda section: f"of each question the best answer by {section.by}",
 )

@@ -124,7 +124,6 @@ SPLICE = Recipe(
     Splice,
     turns,
     examples,
-    answers=(ANSWER,),
     chosen_by="r_y1",
     keeps=lambda _: "wrong answers that begin like a right one of their question, and right answers",
 )

@@ -89,12 +89,12 @@ def _token(token: TokenLogprob) -> Token:
 
 def _turn(text: Text, recipe: Recipe, settings: config.Config, *, given: bool) -> Turn:
     section, prompts = settings.algorithm, settings.prompts
-    verdict = text.turn in (recipe.verdicts or (VERDICT_TURN,))
+    verdict = text.turn in (*recipe.verdicts, VERDICT_TURN)
     return Turn(
         turn=text.turn,
         text=text.text,
         finish_reason=None if given else _finish_reason(text),
-        says_right=answering.reads(recipe, section, prompts, text.answer) if verdict else None,
+        says_right=answering.reads(recipe, section, prompts, text) if verdict else None,
     )
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from harness.traces import answered, row, settings
 
-from stasc_ray.evaluation.measuring import _score_file
+from stasc_ray.evaluation.measuring import score_file
 from stasc_ray.evaluation.metrics import (
     EDIT_CHARACTERS,
     INTERVALS,
@@ -167,7 +167,7 @@ def test_a_file_gives_the_scores_of_the_texts_in_memory(tmp_path):
     rows = [row(texts, id=id, split="test") for id, texts in traces]
     assert rows[0]["texts"] == write_texts(traces[0][1])
     pq.write_table(pa.Table.from_pylist(rows, schema=trace_schema()), tmp_path / "test-000000.parquet")
-    found = _score_file({"file": str(tmp_path / "test-000000.parquet")}, settings(), "base", None)
+    found = score_file(str(tmp_path / "test-000000.parquet"), settings(), "base")
     assert found == scores_of(traces)
 
 
@@ -211,8 +211,8 @@ def test_a_vote_makes_one_answer_of_all_samples():
     assert evaluate([("a", of)], 1.0, 10, 0)["r_y2"] == pytest.approx(2 / 3)
 
 
-def says_right(text):
-    return {"right": True, "wrong": False}.get(text)
+def says_right(verdict):
+    return {"right": True, "wrong": False}.get(verdict.answer)
 
 
 def judged(reward, said, corrected=None):

@@ -9,6 +9,7 @@ from harness.traces import QUESTION, ScriptedAsk, plan, settings
 
 from stasc_ray.config import Config
 from stasc_ray.recipes import RECIPES, answering
+from stasc_ray.recipes.critique import CRITIQUE
 from stasc_ray.recipes.policies import POLICIES, policy, seen, votes_of
 from stasc_ray.recipes.recipe import Recipe
 from stasc_ray.recipes.rft import RFT
@@ -188,5 +189,14 @@ def test_the_oracle_stops_at_the_first_right_answer():
 
 
 def test_a_verdict_that_is_neither_phrase_is_not_read():
-    read = [answering.reads(STASC, None, PROMPTS, text) for text in (RIGHT, WRONG, "right", "")]
-    assert read == [True, False, None, None]
+    verdicts = [Text("verdict", text) for text in (RIGHT, WRONG, "right", "")]
+    assert [answering.reads(STASC, None, PROMPTS, one) for one in verdicts] == [True, False, None, None]
+
+
+def test_a_verdict_is_read_by_whoever_asked_for_it():
+    """A recipe's critiques end otherwise than the verdicts that a policy asks for."""
+    section = CRITIQUE.section()
+    read = [answering.reads(CRITIQUE, section, PROMPTS, Text(*of)) for of in (
+        ("critique", section.says_right), ("verdict", section.says_right), ("verdict", RIGHT), ("critique", RIGHT),
+    )]  # fmt: skip
+    assert read == [True, None, True, False]
