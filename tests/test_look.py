@@ -59,7 +59,7 @@ def make_run(folder: Path, rows: list[dict[str, Any]], *overrides: str, learnt: 
         if one["split"] == "train" and not any(text.grader_error for text in texts):
             recipe, plan = recipe_of(given.algorithm.recipe), train_plan(given, 0)
             kept += choose(recipe, one, texts, plan, given.seed + 1).kept
-    chosen = [{"id": one.id, "class": one.kind, "messages": list(one.messages)} for one in kept]
+    chosen = [one.as_row() for one in kept]
     chosen = [one for one in chosen if not one["id"].startswith("thinned")]
     with store.open_run(folder, given) as run:
         for split in {one["split"] for one in rows}:
