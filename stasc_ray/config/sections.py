@@ -385,7 +385,7 @@ class Algorithm(Section):
     """The loop: what every recipe has. Each recipe's section adds its words (stasc_ray/recipes/)."""
 
     recipe: str = "stasc"
-    """Self-correction method: `stasc`, `rft`, `verdict`, or a dotted path `package.module:RECIPE`."""
+    """Self-correction method: a name in docs/methods.md, such as `stasc`; or a path `package.module:NAME`."""
     iterations: Annotated[int, Field(ge=0), MAY_GROW] = 4
     """N: how often the loop runs; 0 only measures the model."""
     initial_answers_from: Literal["base", "current"] = "current"

@@ -1,12 +1,13 @@
 """Recipes: what is asked, what is learnt, how questions are answered. `RECIPES` lists those that ship."""
 
 from stasc_ray.config import Algorithm, named
+from stasc_ray.recipes.preference import PREFERENCE
 from stasc_ray.recipes.recipe import Recipe
 from stasc_ray.recipes.rft import RFT
 from stasc_ray.recipes.stasc import STASC
 from stasc_ray.recipes.verdict import VERDICT
 
-RECIPES: dict[str, Recipe] = {"stasc": STASC, "rft": RFT, "verdict": VERDICT}
+RECIPES: dict[str, Recipe] = {"stasc": STASC, "rft": RFT, "verdict": VERDICT, "preference": PREFERENCE}
 
 
 def recipe_of(name: str) -> Recipe:

@@ -106,7 +106,8 @@ def test_two_workers_train_as_one_does_however_the_model_is_shared(tmp_path: Pat
     together = torch.load(tmp_path / "found")
     for name, one in alone.items():
         two = together[name]
-        assert two["figures"] == [pytest.approx(pair, rel=1e-5) for pair in one["figures"]], name
+        near = 1e-4 if "pairs" in name else 1e-5  # a margin is a small difference of large sums
+        assert two["figures"] == [pytest.approx(pair, rel=near) for pair in one["figures"]], name
         assert one["weights"].keys() == two["weights"].keys() and one["saved"] == two["saved"], name
         for weight, right in one["weights"].items():
             assert torch.allclose(two["weights"][weight], right, atol=1e-4), (name, weight)
