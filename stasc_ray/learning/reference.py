@@ -102,7 +102,8 @@ def _read(path: Path) -> dict[str, tuple[float, float]] | None:
     if not path.is_file():
         return None
     columns = files.read(path).to_pydict()
-    return {id: pair for id, *pair in zip(columns["id"], columns["chosen"], columns["rejected"], strict=True)}
+    pairs = zip(columns["chosen"], columns["rejected"], strict=True)
+    return dict(zip(columns["id"], pairs, strict=True))
 
 
 def _write(path: Path, ids: Any, found: np.ndarray) -> None:

@@ -45,12 +45,14 @@ def facts(row: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def mask(chat: Chat, example: Example, most: int, how: str = "") -> Iterator[Block]:
     """The tokens of an example, of a pair both sides, with those that carry loss."""
-    sides = [encoding.encode(chat, messages, most) for messages in example.sides]
-    if reasons := [side for side in sides if isinstance(side, str)]:
-        yield Note(
-            f"example {example.id} is left out of training: {reasons[0].replace('_', ' ')}", warns=True
-        )
-        return
+    sides = list[list[encoding.Encoded]]()
+    for messages in example.sides:
+        encoded = encoding.encode(chat, messages, most)
+        if isinstance(encoded, str):
+            reason = encoded.replace("_", " ")
+            yield Note(f"example {example.id} is left out of training: {reason}", warns=True)
+            return
+        sides.append(encoded)
     said = f"weight {example.weight:+.3g}, " if example.weight != 1 else ""
     for number, side in enumerate(sides):
         which = ("the chosen side, ", "the rejected side, ")[number] if len(sides) > 1 else ""
