@@ -51,10 +51,7 @@ def prepare(
     overrides = [f"engine.device={case.device}", *values]
     work = gpu_work.make_work(case.work / name, path, overrides, numbers=(1, number), lengths=lengths)
     found = baselines.read_encoded(work)
-    rows = [
-        {"id": str(number), **one, "trained_tokens": int((one["labels"] != encoding.IGNORED).sum())}
-        for number, one in enumerate(found)
-    ]
+    rows = [encoding.as_row(str(number), [one]) for number, one in enumerate(found)]
     settings, folder = baselines.read_config(work), case.work / name
     more: dict[str, Any] = {"iteration": 1, "on_cuda": True}
     job = FinetuneJob.of(settings, path, output=folder / "out", storage=folder / "state", **more)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from stasc_ray import config
-from stasc_ray.learning import encoding
+from stasc_ray.learning import encoding, objectives
 from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.policies import answer
 from stasc_ray.recipes.recipe import plan_for, train_plan
@@ -290,7 +290,11 @@ def _check_examples(chat: Chat, settings: config.Config, row: Row, traces: Seque
     limit = settings.finetune.max_length_tokens
     encoded = []
     for example in found:
-        sequences = encoding.encode(chat, example.messages, sys.maxsize)
+        pair, weight = example.rejected is not None, example.weight
+        if problem := objectives.misfit(recipe.objective, pair=pair, weight=weight):
+            raise ValueError(f"recipe {settings.algorithm.recipe!r}: {problem}")
+    for messages in (messages for example in found for messages in example.sides):
+        sequences = encoding.encode(chat, messages, sys.maxsize)
         if isinstance(sequences, str):
             continue
         found_tokens = max(len(sequence["input_ids"]) for sequence in sequences)

@@ -267,7 +267,6 @@ def _finetune_job(run: Run, iteration: int, gpus: float) -> FinetuneJob:
         iteration=iteration,
         on_cuda=run.on_cuda,
         gpus=gpus,
-        objective=recipe_of(run.settings.algorithm.recipe).objective,
         adapter=adapter,
         lease=folder.lease,
     )

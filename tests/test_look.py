@@ -1,5 +1,6 @@
 """`stasc look`: what is wrong with a config or a run can be seen, token by token; texts are shown harmlessly."""
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -19,7 +20,7 @@ from stasc_ray import config, store
 from stasc_ray.cli.main import app
 from stasc_ray.look import Wanted, look_at_config, look_at_run
 from stasc_ray.look.tokens import load_chat
-from stasc_ray.recipes import recipe_of
+from stasc_ray.recipes import RECIPES, recipe_of
 from stasc_ray.recipes.recipe import train_plan
 from stasc_ray.recipes.selection import choose
 from stasc_ray.recipes.trace import ANSWER, CORRECTION, Text, read_texts, write_texts
@@ -59,7 +60,7 @@ def make_run(folder: Path, rows: list[dict[str, Any]], *overrides: str, learnt: 
         if one["split"] == "train" and not any(text.grader_error for text in texts):
             recipe, plan = recipe_of(given.algorithm.recipe), train_plan(given, 0)
             kept += choose(recipe, one, texts, plan, given.seed + 1).kept
-    chosen = [{"id": one.id, "class": one.kind, "messages": list(one.messages)} for one in kept]
+    chosen = [one.as_row() for one in kept]
     chosen = [one for one in chosen if not one["id"].startswith("thinned")]
     with store.open_run(folder, given) as run:
         for split in {one["split"] for one in rows}:
@@ -297,3 +298,41 @@ def test_the_page_on_own_data_is_walked_up_to_the_look(tmp_path: Path):
     said = look(made, f"questions.train.source={tmp_path / 'sums.csv'}")
     assert "train  400" in said and "nothing: one question of each split went through" in said
     assert "! " not in said
+
+
+def test_both_sides_of_a_pair_are_seen(tmp_path: Path):
+    rows = [corrected("q1", "=4", ("2+3=5", 1.0), ("=6", 0.0))]
+    folder = make_run(tmp_path / "run", rows, *SANDBOX, "algorithm.recipe=preference")
+    page = look_at_run(folder, Wanted())
+    said, ids = words(page), TOKENIZER.encode
+    assert "tokens by base, kept as c over i, chosen, i->c, chosen" in said
+    assert "reward 0, 3 tokens by base, kept as c over i, rejected" in said
+    assert "reward 0, 3 tokens by base, kept as i->c, rejected" in said
+    assert "(c over i), the chosen side, 6 of" in said and "tokens count as what to avoid" in said
+    ends = [TOKENIZER.eos_token_id]
+    expected = [[*ids(one, add_special_tokens=False), *ends] for one in ("2+3=5", "=4", "2+3=5", "=6")]
+    assert learnt(page) == expected
+    assert "the rejected side, with made-up texts" in look(own_config(tmp_path, "preference"))
+
+
+def test_weights_are_seen(tmp_path: Path):
+    answers = [
+        text(ANSWER, said, reward, None, n) for n, (said, reward) in enumerate([("=5", 1.0), ("=4", 0.0)])
+    ]
+    given = (*SANDBOX, "algorithm.recipe=harness.reinforce:REINFORCE")
+    page = look_at_run(make_run(tmp_path / "run", [row("q1", *answers)], *given), Wanted())
+    said = words(page)
+    assert "kept as better, weight +0.5" in said and "kept as worse, weight -0.5" in said
+    assert "(better), weight +0.5, 3 of" in said and "(worse), weight -0.5, 3 of" in said
+    assert said.count("are learnt") == said.count("count as what to avoid") == 1
+
+
+def test_what_the_objective_cannot_learn_is_seen_before_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    wrong = dataclasses.replace(recipe_of("preference"), objective="sft")
+    monkeypatch.setitem(RECIPES, "preference", wrong)
+    said = " ".join(look(own_config(tmp_path, "preference")).split())
+    assert (
+        "a run would stop: recipe 'preference': objective 'sft' expects no pair, found a `rejected`" in said
+    )

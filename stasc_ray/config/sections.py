@@ -473,6 +473,17 @@ class Lora(Section):
     """Module names that get an adapter."""
 
 
+class Dpo(Section):
+    """Direct preference optimization (arXiv 2305.18290), for recipes that learn pairs."""
+
+    beta: PositiveFloat = 0.1
+    """How strongly the model is held to the weights that it starts from; smaller: it may go further."""
+    sft_weight: NonNegativeFloat = 0.0
+    """Weight of the chosen text's loss per token, added to each pair's; 0: none."""
+    length_normalized: bool = False
+    """Whether log-probabilities count per token; `beta` is of the order of 1 to 10 then."""
+
+
 class Finetune(Section):
     """One iteration's fine-tune on the kept examples (Ray Train)."""
 
@@ -480,6 +491,8 @@ class Finetune(Section):
     """Train all weights, or an adapter that is merged (in float32) at export."""
     lora: Lora = Lora()
     """Adapter settings, used with `method = "lora"`."""
+    dpo: Dpo = Dpo()
+    """Used by recipes whose objective is `dpo`."""
     workers: Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], OPERATIONAL] = 1
     """Ray Train workers, one GPU each on CUDA, FSDP2 between them; `[min, max]`: as many as there is room
     for."""
@@ -489,7 +502,7 @@ class Finetune(Section):
     learning_rate: PositiveFloat = 7e-6
     """Peak learning rate of AdamW."""
     batch_size: PositiveInt = 8
-    """Examples per optimizer step over all workers together."""
+    """Examples (pairs with `dpo`) per optimizer step over all workers together."""
     epochs: PositiveInt = 1
     """Passes over the kept examples per iteration."""
     trained_tokens: PositiveInt | None = None
@@ -504,7 +517,7 @@ class Finetune(Section):
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
     max_length_tokens: PositiveInt = 2048
-    """Length of one example; a longer one is left out and counted."""
+    """Length of one example, or of each side of a pair; a longer one is left out and counted."""
     pack_tokens: Annotated[PositiveInt, OPERATIONAL] = 16_384
     """Tokens of one packed forward pass on CUDA with variable-length attention, or one example if that is
     longer; `max_length_tokens` where a pass pays for attention between examples."""

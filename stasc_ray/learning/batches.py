@@ -6,6 +6,7 @@ so workers agree on token counts and on the number of forward passes without tal
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,15 +17,18 @@ from stasc_ray.learning import encoding
 if TYPE_CHECKING:
     import pyarrow
 
+Shares = list[list[list[int]]]
+"""For each worker its forward passes, each a list of example indices; a worker may have none."""
+
 
 @dataclass(frozen=True)
 class Examples:
     """The encoded examples that are trained on. Tables stay in Ray's shared memory, rows are views into
-    them.
+    them. A pair is one example: its sequences are dealt, packed and counted together.
     """
 
     tables: Sequence["pyarrow.Table"]
-    """Blocks with columns id, input_ids, labels, trained_tokens."""
+    """Blocks of `encoding.Row`."""
     table: np.ndarray
     """(N,) which block an example is in."""
     row: np.ndarray
@@ -32,34 +36,69 @@ class Examples:
     ids: Sequence[str]
     """(N,) ids."""
     lengths: np.ndarray
-    """(N,) tokens."""
+    """(N,) tokens, of all sequences."""
     trained: np.ndarray
-    """(N,) tokens that are trained on."""
+    """(N,) tokens that are trained on, of all sequences."""
+    squares: np.ndarray
+    """(N,) sum of the squared lengths of its sequences: what attention costs."""
+    stacked: np.ndarray
+    """(N,) tokens that it takes side by side: number of sequences times the longest."""
+    pairs: np.ndarray
+    """(N,) whether it is a pair."""
+    weights: np.ndarray
+    """(N,) float32"""
+    reference: np.ndarray | None = None
+    """(N, 2) float32, of pairs: log-probabilities of both sides under the weights at the start; see
+    reference.py."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def counts(self) -> np.ndarray:
+        """(N,) what the mean loss of a batch is taken over: 1 for a pair, else trained tokens."""
+        return np.where(self.pairs, 1, self.trained)
+
+    def room(self, *, stacked: bool) -> np.ndarray:
+        """(N,) tokens that an example takes in a forward pass."""
+        return self.stacked if stacked else self.lengths
+
     def read(self, index: int) -> dict[str, np.ndarray]:
-        """input_ids and labels, (T,) int32 each, of one example."""
+        """input_ids and labels, (T,) int32 each, of an example's first sequence."""
+        return self.sequences(index)[0][0]
+
+    def sequences(self, index: int) -> list[tuple[dict[str, np.ndarray], int]]:
+        """The same of all its sequences, each with its side: 0, or 1 for the rejected one."""
         table, row = self.tables[self.table[index]], int(self.row[index])
-        return {name: table.column(name)[row].values.to_numpy() for name in ("input_ids", "labels")}
+        arrays = {name: table.column(name)[row].values.to_numpy() for name in ("input_ids", "labels")}
+        chosen = table.column("chosen")[row].as_py()
+        ends = np.cumsum(table.column("lengths")[row].as_py())
+        return [
+            ({name: values[start:end] for name, values in arrays.items()}, int(number >= chosen))
+            for number, (start, end) in enumerate(pairwise([0, *ends.tolist()]))
+        ]
 
 
 def collect(tables: Sequence["pyarrow.Table"]) -> Examples:
     """Index the rows that have something to train on; rows that were left out have no tokens."""
-    import pyarrow.compute as pc
-
     kept = [np.flatnonzero(table.column("trained_tokens").to_numpy()) for table in tables]
-    lengths = [pc.list_value_length(table.column("input_ids")).to_numpy() for table in tables]  # type: ignore[attr-defined]
-    trained = [table.column("trained_tokens").to_numpy() for table in tables]
-    ids = [table.column("id").to_pylist() for table in tables]
+
+    def of(name: str) -> np.ndarray:
+        columns = [table.column(name).to_numpy()[rows] for table, rows in zip(tables, kept, strict=True)]
+        return np.concatenate(columns)
+
+    lengths = of("lengths")  # of lists
     return Examples(
         tables=tables,
         table=np.repeat(np.arange(len(tables)), [len(rows) for rows in kept]),
         row=np.concatenate(kept),
-        ids=[ids[number][row] for number, rows in enumerate(kept) for row in rows],
-        lengths=np.concatenate([values[rows] for values, rows in zip(lengths, kept, strict=True)]),
-        trained=np.concatenate([values[rows] for values, rows in zip(trained, kept, strict=True)]),
+        ids=of("id").tolist(),
+        lengths=np.array([each.sum() for each in lengths], np.int64),
+        trained=of("trained_tokens"),
+        squares=np.array([(each.astype(np.int64) ** 2).sum() for each in lengths], np.int64),
+        stacked=np.array([len(each) * each.max() for each in lengths], np.int64),
+        pairs=of("chosen") < np.array([len(each) for each in lengths], np.int64),
+        weights=of("weight").astype(np.float32),
     )
 
 
@@ -94,7 +133,7 @@ def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
 
 def deal(
     batch: np.ndarray, lengths: np.ndarray, workers: int, capacity_tokens: int, *, stacked: bool
-) -> list[list[list[int]]]:
+) -> Shares:
     """Deal a global batch to the workers and cut each share into forward passes of at most `capacity_tokens`
     or one example.
 
@@ -102,8 +141,9 @@ def deal(
     another. A pass's examples are to be packed into one sequence or, with `stacked`, put side by side.
     With `capacity_tokens` 0 each example is a pass of its own.
 
-    Returns:
-        for each worker its forward passes, each a list of example indices; a worker may have none.
+    Args:
+        batch: indices of examples.
+        lengths: (N,) of all examples, `Examples.room`.
     """
     shares: list[list[int]] = [[] for _ in range(workers)]
     tokens = [0] * workers

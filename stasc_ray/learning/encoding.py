@@ -27,6 +27,23 @@ class Encoded(TypedDict):
     """(T,) int32: `input_ids` over what is trained, end-of-turn tokens included; -100 elsewhere."""
 
 
+class Row(TypedDict):
+    """What is trained on as one, whose sequences stay together: one sequence, or both sides of a pair."""
+
+    id: str
+    input_ids: np.ndarray
+    """(T,) int32: of its sequences, one after another."""
+    labels: np.ndarray
+    """(T,) int32"""
+    lengths: list[int]
+    """Tokens of each sequence."""
+    chosen: int
+    """How many of them are the chosen side; the others are the rejected one. All: it is no pair."""
+    weight: float
+    trained_tokens: int
+    """Of all its sequences."""
+
+
 class Packed(TypedDict):
     """One sequence of one or more examples; int64, as torch's embedding and cross entropy want it."""
 
@@ -98,6 +115,19 @@ def encode(chat: Chat, messages: Sequence[Message], max_length_tokens: int) -> l
         Encoded(input_ids=np.array(ids, np.int32), labels=np.array(labels, np.int32))
         for ids, labels in sequences
     ]
+
+
+def as_row(id: str, sequences: Sequence[Encoded], *, chosen: int | None = None, weight: float = 1.0) -> Row:
+    """The row of these sequences, the first `chosen` of which are a pair's chosen side; None: no pair."""
+    return Row(
+        id=id,
+        input_ids=np.concatenate([one["input_ids"] for one in sequences]),
+        labels=np.concatenate([one["labels"] for one in sequences]),
+        lengths=[len(one["input_ids"]) for one in sequences],
+        chosen=len(sequences) if chosen is None else chosen,
+        weight=weight,
+        trained_tokens=sum(int((one["labels"] != IGNORED).sum()) for one in sequences),
+    )
 
 
 def _is_trained(message: Message) -> bool:

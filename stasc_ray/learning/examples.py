@@ -1,6 +1,6 @@
 """Algorithm 1, step 3, over files: train traces in, training examples out, one Ray Data task per trace file.
 
-Reads trace Parquet files, writes one examples file {id, class, messages} for each that keeps something. Only
+Reads trace Parquet files, writes one file of `store.rows.EXAMPLE_SCHEMA` for each that keeps something. Only
 counts reach the driver. Which texts are learnt, and in which conversation, is the recipe's to say.
 """
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 READ_ROWS = 1024
+LEARNT = ("id", "messages", "rejected", "weight")
+"""Columns of an examples file that a fine-tune reads; the last two may lack."""
 FIELDS = (
     "turn",
     "sample",
@@ -88,7 +90,7 @@ def write_examples(
 
 
 def read_examples(paths: Sequence[str]) -> "Dataset":
-    """The rows {id, messages} of these files.
+    """The rows {id, messages, rejected, weight} of these files.
 
     Not by `ray.data.read_parquet`, which starts 32 actors to look at footers first: 3 to 13 s on two cores
     (Ray 2.60).
@@ -113,15 +115,10 @@ def _read(batch: pa.Table) -> Iterator[pa.Table]:
                     f"{name}: expected the columns id and messages, found no "
                     f"{' and no '.join(sorted(missing))}"
                 )
-            for rows in file.iter_batches(batch_size=READ_ROWS, columns=["id", "messages"]):
-                table = pa.Table.from_pylist(
-                    [
-                        {"id": str(row["id"]), "class": "", "messages": row["messages"]}
-                        for row in rows.to_pylist()
-                    ],
-                    schema=EXAMPLE_SCHEMA,
-                )
-                yield table
+            there = [name for name in LEARNT if name in file.schema_arrow.names]
+            for rows in file.iter_batches(batch_size=READ_ROWS, columns=there):
+                found = [{**row, "id": str(row["id"]), "class": ""} for row in rows.to_pylist()]
+                yield pa.Table.from_pylist(found, schema=EXAMPLE_SCHEMA)
 
 
 def _count(item: Mapping[str, str], job: Selecting) -> dict[str, str]:
@@ -147,7 +144,8 @@ def _lengths(texts: Sequence[Text], examples: Sequence[Example], turn: str) -> d
 
     A reward that is easy to please by long texts shows here.
     """
-    pieces = [piece for example in examples for one in example.messages for piece in one.get("pieces") or ()]
+    gained = [example for example in examples if example.weight > 0]
+    pieces = [piece for example in gained for one in example.messages for piece in one.get("pieces") or ()]
     learnt = {tuple(piece.get("token_ids") or ()) for piece in pieces if piece["train"]}
     found: collections.Counter[str] = collections.Counter()
     for text in texts:
@@ -168,7 +166,7 @@ def _write(
         counts["kept"] += len(kept)
         counts["questions_with_examples"] += bool(kept)
         counts.update(f"kept_{_key(example.kind)}" for example in kept)
-        rows += [{"id": one.id, "class": one.kind, "messages": list(one.messages)} for one in kept]
+        rows += [one.as_row() for one in kept]
     if rows:
         table = pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
         pq.write_table(table, Path(folder) / Path(item["file"]).name)

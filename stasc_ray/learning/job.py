@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import config, store
+from stasc_ray.learning.objectives import objective_of
+from stasc_ray.recipes import recipe_of
 from stasc_ray.runtime import capacity, model_folder
+
+
+class RefusedError(ValueError):
+    """The fine-tune can't be carried out as it is asked for, and another try would not help."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class FinetuneJob:
     chat: tuple[config.Model, bool | None] = (config.Model(), None)
     """Model section and `keep_reasoning`, by which conversations are rendered (`tasks.chat.Chat`)."""
     objective: str = "sft"
-    """Name in `objectives.OBJECTIVES`."""
+    """Name in `objectives.OBJECTIVES`; the recipe's."""
     adapter: Path | None = None
     """LoRA adapter folder, trained on the same model, to continue; None starts a fresh one."""
     lease: store.Lease | None = None
@@ -44,7 +50,13 @@ class FinetuneJob:
     def of(
         cls, settings: config.Config, base_model: str, *, output: Path, storage: Path, **more: Any
     ) -> "FinetuneJob":
-        """The job that a run's config describes; `more` are further fields."""
+        """The job that a run's config describes; `more` are further fields.
+
+        Raises:
+            ValueError: as `objectives.objective_of`.
+        """
+        objective = recipe_of(settings.algorithm.recipe).objective
+        objective_of(objective)  # which raises now, not in the workers
         return cls(
             source=model_source(base_model, settings),
             output=output.resolve(),
@@ -52,6 +64,7 @@ class FinetuneJob:
             seed=settings.seed,
             chat=(settings.model, settings.prompts.keep_reasoning),
             finetune=settings.finetune,
+            objective=objective,
             **{"gpus": min(capacity.reserved_gpus(settings.engine, more["on_cuda"]), 1), **more},
         )
 

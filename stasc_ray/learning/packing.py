@@ -69,23 +69,28 @@ class Measured:
     """Whether the loss in chunks is the loss."""
 
 
-def passes(finetune: config.Finetune, on_cuda: bool, found: Measured) -> Passes:
+def passes(finetune: config.Finetune, on_cuda: bool, found: Measured, longest: int = 0) -> Passes:
     """How examples share a pass: packed on CUDA, if that leaves them as they are; else side by side.
 
     On CPUs the T x T mask of a packed sequence costs more than the filling of stacked ones.
+
+    Args:
+        longest: tokens of the longest example; a pair's two sides are in one pass, so it may be above
+            `max_length_tokens`.
     """
+    longest = max(longest, finetune.max_length_tokens)
     chunk = objectives.CHUNK_LOGITS if found.chunked else None
     if not finetune.packing:
         return Passes(0, stacked=not on_cuda, chunk_logits=chunk)
     if not on_cuda:
         return Passes(CPU_CAPACITY_TOKENS, stacked=True, chunk_logits=chunk)
     if found.leak is not None and found.leak > TOLERANCE:
-        return Passes(finetune.max_length_tokens, stacked=True, note=_leaks(found.leak), chunk_logits=chunk)
+        return Passes(longest, stacked=True, note=_leaks(found.leak), chunk_logits=chunk)
     if found.varlen is None:
-        capacity = max(finetune.pack_tokens, finetune.max_length_tokens)
+        capacity = max(finetune.pack_tokens, longest)
         return Passes(capacity, stacked=False, varlen=True, chunk_logits=chunk)
     note = f"packed without variable-length attention: {found.varlen}" if found.varlen else ""
-    return Passes(finetune.max_length_tokens, stacked=False, note=note, chunk_logits=chunk)
+    return Passes(longest, stacked=False, note=note, chunk_logits=chunk)
 
 
 def _leaks(leak: float) -> str:

@@ -5,7 +5,7 @@ which train_loop.py reads in groups.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from stasc_ray import config
 from stasc_ray.learning import attention, batches, encoding, packing
-from stasc_ray.learning.objectives import OBJECTIVES
+from stasc_ray.learning.objectives import objective_of
 from stasc_ray.learning.placing import compute_dtype
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stasc_ray.learning.job import FinetuneJob
 
 Forward = Callable[[Mapping[str, Any]], "torch.Tensor"]
-"""Packed or stacked examples -> their summed loss."""
+"""What `join` gives -> the summed loss of its examples."""
 
 
 def make_optimizer(model: Any, finetune: config.Finetune) -> "torch.optim.Optimizer":
@@ -55,14 +55,19 @@ def learning_rate_factor(step: int, steps: int, finetune: config.Finetune) -> fl
 
 
 def make_forward(
-    model: Any, job: "FinetuneJob", device: Any, world: int, passes: packing.Passes | None = None
+    model: Any,
+    job: "FinetuneJob",
+    device: Any,
+    world: int,
+    passes: packing.Passes | None = None,
+    compute: Callable[..., "torch.Tensor"] | None = None,
 ) -> Forward:
-    """A function of packed or stacked examples that returns the summed cross-entropy of their trained tokens
-    (a scalar).
+    """A function of joined examples that returns their summed loss (a scalar), or what `compute` gives, which
+    is called as an objective's loss is.
     """
     import torch
 
-    objective, dtype = OBJECTIVES[job.objective], compute_dtype(job.finetune, device)
+    compute, dtype = compute or objective_of(job.objective).loss, compute_dtype(job.finetune, device)
     mixed = world == 1 and dtype != torch.float32  # FSDP2 casts by its own policy
     varlen, chunk = (passes.varlen, passes.chunk_logits) if passes else (False, None)
 
@@ -74,7 +79,7 @@ def make_forward(
         if varlen:
             tensors["bounds"] = attention.bounds_of(row, device)  # type: ignore[assignment]
         with torch.autocast(device.type, dtype=dtype) if mixed else nullcontext():
-            return objective(model, tensors, chunk_logits=chunk)
+            return compute(model, tensors, job.finetune, chunk_logits=chunk)
 
     return forward
 
@@ -87,37 +92,67 @@ def to_device(array: np.ndarray, device: Any) -> "torch.Tensor":
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def join(examples: batches.Examples, group: list[int], *, stacked: bool) -> dict[str, np.ndarray]:
+    """The examples of one forward pass, with what their objective needs: `weights`; of pairs `sides` and
+    `reference` (zero before it is known).
+    """
+    found = [(place, *one) for place, index in enumerate(group) for one in examples.sequences(index)]
+    rows = [row for _, row, _ in found]
+    joined: dict[str, Any] = {**(encoding.stack(rows) if stacked else encoding.concatenate(rows))}
+
+    def of_tokens(values: list[Any], kind: Any) -> np.ndarray:
+        """Each sequence's value at each of its tokens."""
+        if stacked:
+            return np.repeat(np.array(values, kind)[:, None], joined["labels"].shape[1], axis=1)
+        return np.repeat(np.array(values, kind), [len(row["labels"]) for row in rows])
+
+    if examples.pairs[group].all():
+        joined["sides"] = of_tokens([2 * place + side for place, _, side in found], np.int64)
+        known = examples.reference
+        joined["reference"] = np.zeros((len(group), 2), np.float32) if known is None else known[group]
+    elif (examples.weights[group] != 1).any():
+        joined["weights"] = of_tokens([examples.weights[group[place]] for place, *_ in found], np.float32)
+    return joined
+
+
+def turns(shares: batches.Shares, rank: int) -> Iterator[tuple[list[int], bool]]:
+    """This worker's forward passes, each with whether it counts.
+
+    A worker that has run out still takes part in FSDP's collectives, with examples that do not count.
+    """
+    mine, some = shares[rank], next(group for share in shares for group in share)
+    for turn in range(max(len(share) for share in shares)):
+        yield (mine[turn], True) if turn < len(mine) else (some[:1], False)
+
+
 def backward(
     forward: Forward,
     examples: batches.Examples,
-    shares: list[list[list[int]]],
+    shares: batches.Shares,
     rank: int,
     device: Any,
     *,
     stacked: bool,
     flag: bool = False,
 ) -> "torch.Tensor":
-    """Gradients of the mean loss of the global batch, whose `shares` are `batches.deal`'s.
+    """Gradients of the mean loss (over `examples.counts`) of the global batch, whose `shares` are
+    `batches.deal`'s.
 
     Returns:
-        (2,): the batch's summed loss in nats, and how many workers raised `flag`; alike on every worker.
+        (2,): the batch's summed loss, and how many workers raised `flag`; alike on every worker.
     """
     import torch
     import torch.distributed as dist
 
-    world, mine = len(shares), shares[rank]
+    world = len(shares)
     everything = [index for share in shares for group in share for index in group]
-    trained = int(examples.trained[everything].sum())
+    count = int(examples.counts[everything].sum())
     summed = torch.zeros(2, device=device)
     if flag:
         summed[1] = 1
-    for turn in range(max(len(share) for share in shares)):
-        # A worker that has run out still takes part in FSDP's collectives, with a loss of zero.
-        group, weight = (mine[turn], 1.0) if turn < len(mine) else (everything[:1], 0.0)
-        rows = [examples.read(index) for index in group]
-        joined = encoding.stack(rows) if stacked else encoding.concatenate(rows)
-        loss = forward(joined) * weight
-        (loss * world / trained).backward()  # FSDP2 averages gradients over the workers; the loss is a sum
+    for group, counts in turns(shares, rank):
+        loss = forward(join(examples, group, stacked=stacked)) * float(counts)
+        (loss * world / count).backward()  # FSDP2 averages gradients over the workers; the loss is a sum
         summed[0] += loss.detach()
     if world > 1:
         dist.all_reduce(summed)

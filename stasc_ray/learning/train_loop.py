@@ -23,8 +23,10 @@ from stasc_ray.learning import (
     objectives,
     packing,
     placing,
+    reference,
     steps,
 )
+from stasc_ray.learning.job import FinetuneJob, RefusedError
 from stasc_ray.runtime import ray_session
 from stasc_ray.runtime.capacity import trainer_threads
 from stasc_ray.store import step_log
@@ -32,8 +34,6 @@ from stasc_ray.store import step_log
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-    from stasc_ray.learning.job import FinetuneJob
 
 CANARY_PROMPTS = 4
 STEPS_PER_READ = 8
@@ -54,12 +54,20 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         not_finite, refused with a message; or nothing, if no examples come. Those two are returned, not
         raised, because Ray Train would run a raised error `max_failures` times again.
     """
+    try:
+        return _train(config["job"], config["given"])
+    except RefusedError as error:
+        return {"refused": str(error)}
+    except FloatingPointError as error:
+        return {"not_finite": str(error)}
+
+
+def _train(job: FinetuneJob, waits: Any) -> dict[str, Any]:
     import ray
     import torch
     from ray import train
     from ray.train.torch import get_device
 
-    job: FinetuneJob = config["job"]
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     # a reserved GPU may be one that is only declared
@@ -70,10 +78,10 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
             f"storage: expected a folder that every node sees, worker {rank} does not see {storage}"
         )
     if _taken_over(job.lease, rank, world):
-        return {"refused": f"{storage}: another attempt has taken this run over"}
+        raise RefusedError(f"{storage}: another attempt has taken this run over")
     _prepare_process(context.get_local_world_size())
     whole, layers = placing.load_model(job, device, empty=rank > 0)
-    given: dict[str, Any] = ray.get(config["given"].take.remote())
+    given: dict[str, Any] = ray.get(waits.take.remote())
     if "cancelled" in given:
         return {}
     job = replace(job, examples=given["examples"], model_card=given["model_card"])
@@ -90,16 +98,15 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     del whole
     if passes.varlen:
         attention.install(model)
+    if objectives.objective_of(job.objective).pairs:  # of the weights at the start, which `resume` replaces
+        examples = reference.known(model, job, examples, passes, device, rank=rank, world=world)
     optimizer = steps.make_optimizer(model, job.finetune)
     losses, steps_before = checkpoints.resume(model, optimizer, len(plan))
     if steps_before != len(plan):
         found = f"expected a fine-tune of {len(plan)} steps, its checkpoint belongs to one of {steps_before}"
-        return {"refused": f"{storage}: {found}; delete the folder"}
+        raise RefusedError(f"{storage}: {found}; delete the folder")
     resumed_from, loop_started = len(losses), time.time()
-    try:
-        tokens = Training(model, optimizer, examples, plan, passes, job, losses, device, weights).run()
-    except FloatingPointError as error:
-        return {"not_finite": str(error)}
+    tokens = Training(model, optimizer, examples, plan, passes, job, losses, device, weights).run()
     train_s = time.time() - loop_started
     del optimizer  # first: on CPUs its moments are half of all memory
     state = checkpoints.gather(model, export.saved_dtype(job))
@@ -151,7 +158,7 @@ class Training:
     examples: batches.Examples
     plan: Sequence["np.ndarray"]
     passes: packing.Passes
-    job: "FinetuneJob"
+    job: FinetuneJob
     losses: list[float]
     """Grows by each step's."""
     device: Any
@@ -200,7 +207,11 @@ class Training:
         torch.manual_seed(hash((job.seed, job.iteration, step, self.rank)))
         rate = job.finetune.learning_rate * steps.learning_rate_factor(step, len(self.plan), job.finetune)
         shares = batches.deal(
-            batch, self.examples.lengths, self.world, passes.capacity, stacked=passes.stacked
+            batch,
+            self.examples.room(stacked=passes.stacked),
+            self.world,
+            passes.capacity,
+            stacked=passes.stacked,
         )
         # The first worker's clock decides; the others learn it with the loss, at no cost.
         due = self.rank == 0 and time.monotonic() - self.saved >= job.finetune.checkpoint_every_s
@@ -221,7 +232,7 @@ class Training:
         figures = torch.stack([torch.cat([one.sums, one.norm.reshape(1)]) for one in waiting]).tolist()
         lines = []
         for one, (summed, _, norm) in zip(waiting, figures, strict=True):
-            self.losses.append(summed / int(self.examples.trained[one.batch].sum()))
+            self.losses.append(summed / int(self.examples.counts[one.batch].sum()))
             if not (math.isfinite(self.losses[-1]) and math.isfinite(norm)):
                 raise FloatingPointError(_not_finite(self.losses, norm, len(self.plan), one.rate))
             line = {"step": len(self.losses), "time": time.time(), "loss": self.losses[-1]}
@@ -237,13 +248,13 @@ class Training:
         now = time.monotonic()
         seconds, self.read_at = max(now - self.read_at, 1e-9), now
         batch = [index for one in waiting for index in one.batch]
-        lengths = self.examples.lengths[batch].astype(float)
+        tokens, squares = (float(of[batch].sum()) for of in (self.examples.lengths, self.examples.squares))
         mfu = None
         if self.weights and self.peak:
             trained = float(self.examples.trained[batch].sum())
-            done = flops.training_flops(self.weights, lengths.sum(), (lengths**2).sum(), trained)
+            done = flops.training_flops(self.weights, tokens, squares, trained)
             mfu = float(done / seconds / self.peak / self.world)
-        return {"tokens_per_s": float(lengths.sum() / seconds), "mfu": mfu}
+        return {"tokens_per_s": tokens / seconds, "mfu": mfu}
 
     def _save(self) -> None:
         if self.job.lease:
@@ -267,7 +278,7 @@ def _prepare_process(local_workers: int) -> None:
 def choose_passes(
     model: Any,
     layers: set[str],
-    job: "FinetuneJob",
+    job: FinetuneJob,
     examples: batches.Examples,
     first_batch: "np.ndarray",
     device: Any,
@@ -283,6 +294,7 @@ def choose_passes(
     import torch.distributed as dist
 
     finetune, on_cuda = job.finetune, job.on_cuda
+    longest = int(max(examples.lengths.max(), examples.stacked.max()))
     pack = packing.passes(finetune, on_cuda, packing.Measured()).packed
     varlen = pack and device.type == "cuda" and placing.compute_dtype(finetune, device).itemsize == 2
     found = [packing.Measured()]
@@ -293,10 +305,10 @@ def choose_passes(
             found = [packing.measure(model, layers, rows, device, pack=pack, varlen=varlen, chunk=chunk)]
     if world > 1:
         dist.broadcast_object_list(found)
-    return packing.passes(finetune, on_cuda, found[0])
+    return packing.passes(finetune, on_cuda, found[0], longest)
 
 
-def _most_logits(model: Any, job: "FinetuneJob", examples: batches.Examples) -> int:
+def _most_logits(model: Any, job: FinetuneJob, examples: batches.Examples) -> int:
     """That a forward pass can have."""
     values = job.finetune
     capacity = (
@@ -316,7 +328,7 @@ def _not_finite(losses: Sequence[float], norm: float, steps: int, rate: float) -
     )
 
 
-def _write_progress(job: "FinetuneJob", step: int, steps: int, loss: float) -> None:
+def _write_progress(job: FinetuneJob, step: int, steps: int, loss: float) -> None:
     path, lease = Path(job.storage) / "progress.json", job.lease
     if step < steps and path.exists() and time.time() - path.stat().st_mtime < 0.5:
         return

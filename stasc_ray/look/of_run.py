@@ -245,18 +245,19 @@ class _Traced:
         if self.failed:
             return "not learnt, the grader failed on a text of this question"
         kinds: dict[str, list[str]] = defaultdict(list)
-        for example in filter(lambda one: _learns(one, text), self.chosen.kept):
-            kinds["kept" if self._is_learnt(example) else "thinned"].append(example.kind)
+        for example in self.chosen.kept:
+            if (role := _role(example, text)) is not None:
+                kinds["kept" if self._is_learnt(example) else "thinned"].append(example.kind + role)
         if kinds["kept"]:
             when = "kept" if self.learnt_ids is not None else "to be kept"
             return f"{when} as {', '.join(dict.fromkeys(kinds['kept']))}"
         if kinds["thinned"]:
             return "chosen, then dropped: too many of its class for the shares that the recipe aims at"
         section = self.run.section
-        if any(_learns(one, text) for one in self.chosen.beyond_cap):
+        if any(_role(one, text) is not None for one in self.chosen.beyond_cap):
             most = section.max_examples_per_question
             return f"chosen, but beyond algorithm.max_examples_per_question = {most}"
-        if any(_learns(one, text) for one in self.chosen.cut):
+        if any(_role(one, text) is not None for one in self.chosen.cut):
             return "chosen, but cut at max_tokens (algorithm.keep_truncated = false)"
         return "not chosen"
 
@@ -287,12 +288,15 @@ def other_rewards(ours: config.Reward, row: Row, text: Text, marker: str) -> Ite
             yield other
 
 
-def _learns(example: Example, text: Text) -> bool:
-    return any(
-        piece["train"] and piece.get("token_ids") is text.token_ids  # not an equal text's
-        for message in example.messages
-        for piece in message.get("pieces") or ()
-    )
+def _role(example: Example, text: Text) -> str | None:
+    """What a text is in an example, as words after its class; None: no loss falls on it there."""
+    for number, messages in enumerate(example.sides):
+        pieces = [piece for message in messages for piece in message.get("pieces") or ()]
+        # `is`: not an equal text's
+        if any(piece["train"] and piece.get("token_ids") is text.token_ids for piece in pieces):
+            side = (", chosen", ", rejected")[number] if example.rejected is not None else ""
+            return side + (f", weight {example.weight:+.3g}" if example.weight != 1 else "")
+    return None
 
 
 def _name(text: Text) -> str:

@@ -44,17 +44,26 @@ def facts(row: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def mask(chat: Chat, example: Example, most: int, how: str = "") -> Iterator[Block]:
-    """The tokens of an example, with those that carry loss."""
-    encoded = encoding.encode(chat, example.messages, most)
-    if isinstance(encoded, str):
-        yield Note(f"example {example.id} is left out of training: {encoded.replace('_', ' ')}", warns=True)
-        return
-    for sequence in encoded:
-        learnt = [int(label) != encoding.IGNORED for label in sequence["labels"]]
-        title = (
-            f"example {example.id} ({example.kind}), {how}{sum(learnt)} of {len(learnt)} tokens are learnt"
-        )
-        yield Tokens(title, as_tokens(chat, [int(token) for token in sequence["input_ids"]], learnt))
+    """The tokens of an example, of a pair both sides, with those that carry loss."""
+    sides = list[list[encoding.Encoded]]()
+    for messages in example.sides:
+        encoded = encoding.encode(chat, messages, most)
+        if isinstance(encoded, str):
+            reason = encoded.replace("_", " ")
+            yield Note(f"example {example.id} is left out of training: {reason}", warns=True)
+            return
+        sides.append(encoded)
+    said = f"weight {example.weight:+.3g}, " if example.weight != 1 else ""
+    for number, side in enumerate(sides):
+        which = ("the chosen side, ", "the rejected side, ")[number] if len(sides) > 1 else ""
+        for sequence in side:
+            learnt = [int(label) != encoding.IGNORED for label in sequence["labels"]]
+            what = "count as what to avoid" if number or example.weight < 0 else "are learnt"
+            title = (
+                f"example {example.id} ({example.kind}), {which}{said}{how}{sum(learnt)} of {len(learnt)} "
+                f"tokens {what}"
+            )
+            yield Tokens(title, as_tokens(chat, [int(token) for token in sequence["input_ids"]], learnt))
 
 
 def as_tokens(chat: Chat, ids: Sequence[int], learnt: Sequence[bool] | None = None) -> list[Token]:

@@ -255,7 +255,7 @@ def _learn(run: Run, *, few: bool) -> tuple[forecast.Learnt, dict[str, Any]]:
         stages.keep_improvements(run, 1)
     folder = run.folder.stage(1, "examples")
     kept = [row for file in folder.glob("*.parquet") for row in _rows(file)]
-    chosen = kept or [{"id": one.id, "class": one.kind, "messages": list(one.messages)} for one in if_right]
+    chosen = kept or [one.as_row() for one in if_right]
     if not chosen:
         raise ValueError(
             f"stasc plan: expected examples to learn from {asked} train questions, found that recipe "

@@ -3,6 +3,7 @@
 from stasc_ray.config import Algorithm, named
 from stasc_ray.recipes.cct import CCT
 from stasc_ray.recipes.critique import CRITIQUE
+from stasc_ray.recipes.preference import PREFERENCE
 from stasc_ray.recipes.recipe import Recipe
 from stasc_ray.recipes.rft import RFT
 from stasc_ray.recipes.sharpening import SHARPENING
@@ -18,6 +19,7 @@ RECIPES: dict[str, Recipe] = {
     "cct": CCT,
     "splice": SPLICE,
     "sharpening": SHARPENING,
+    "preference": PREFERENCE,
 }
 
 

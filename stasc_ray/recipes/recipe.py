@@ -87,7 +87,7 @@ Turns = Callable[[Question, Ask, Plan, Sequence[Text] | None], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation to learn from."""
+    """One conversation to learn from, or a pair of them."""
 
     question: str
     """The question's id."""
@@ -97,11 +97,26 @@ class Example:
     """Name of its class, counted in the metrics and balanced by `Recipe.shares`."""
     messages: Sequence[Mapping[str, Any]]
     """As `store.rows.EXAMPLE_SCHEMA`; `learnt(text)` makes a message that carries loss."""
+    rejected: Sequence[Mapping[str, Any]] | None = None
+    """For an objective that learns pairs: the conversation that `messages` is preferred to, marked alike."""
+    weight: float = 1.0
+    """For an objective that knows weights: of its loss; negative: it becomes less likely."""
 
     @property
     def id(self) -> str:
         """`question/place/...`: names it in files and orders it in training."""
         return "/".join(map(str, (self.question, *self.place)))
+
+    @property
+    def sides(self) -> list[Sequence[Mapping[str, Any]]]:
+        """Its conversations: one, or the chosen and the rejected one."""
+        return [self.messages] if self.rejected is None else [self.messages, self.rejected]
+
+    def as_row(self) -> dict[str, Any]:
+        """As `store.rows.EXAMPLE_SCHEMA`."""
+        rejected = None if self.rejected is None else list(self.rejected)
+        row = {"id": self.id, "class": self.kind, "messages": list(self.messages)}
+        return {**row, "rejected": rejected, "weight": self.weight}
 
 
 @dataclass(frozen=True)
@@ -144,6 +159,14 @@ def learnt(*texts: Text, train: bool = True) -> dict[str, Any]:
         for text in texts
     ]
     return {"role": "assistant", "pieces": pieces}
+
+
+def advantages(texts: Sequence[Text]) -> list[float]:
+    """Reward minus the mean of these texts', which answer one prompt: weights for `weighted_sft`
+    (REINFORCE with a group baseline). Where all rewards are equal there is nothing to learn.
+    """
+    mean = sum(text.graded for text in texts) / max(1, len(texts))
+    return [text.graded - mean for text in texts]
 
 
 def _as_list(ids: Sequence[int]) -> list[int]:

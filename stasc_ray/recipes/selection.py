@@ -80,6 +80,9 @@ def choose(recipe: Recipe, question: Question, texts: Sequence[Text], plan: Plan
 
 
 def _learns_cut_text(example: Example) -> bool:
+    """What becomes less likely (the rejected side, a negative weight) may be cut."""
+    if example.weight < 0:
+        return False
     pieces = [piece for message in example.messages for piece in message.get("pieces") or ()]
     return any(piece["train"] and piece.get("cut") for piece in pieces)
 

@@ -62,9 +62,18 @@ PIECE = pa.struct(
 MESSAGE = pa.struct(
     {"role": pa.string(), "content": pa.string(), "train": pa.bool_(), "pieces": pa.list_(PIECE)}
 )
-EXAMPLE_SCHEMA = pa.schema({"id": pa.string(), "class": pa.string(), "messages": pa.list_(MESSAGE)})
+MESSAGES = pa.list_(MESSAGE)
+EXAMPLE_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "class": pa.string(),
+        "messages": MESSAGES,
+        "rejected": MESSAGES,  # of a pair, the conversation that `messages` is preferred to; else null
+        "weight": pa.float64(),  # of its loss, may be negative; null: 1
+    }
+)
 """One example. Loss falls on messages, and on pieces of an assistant's message, with `train`. Ids are
-unique."""
+unique. Files of before have no `rejected` and no `weight`."""
 
 
 def question_columns(names: Sequence[str]) -> list[str]:

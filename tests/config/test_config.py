@@ -124,7 +124,7 @@ OF_THE_RUN = {
     "engine": "dtype max_model_len_tokens batch_size",
     "finetune": "method lora.rank lora.alpha lora.dropout lora.target_modules learning_rate batch_size "
     "epochs trained_tokens weight_decay schedule warmup_fraction max_grad_norm max_length_tokens packing "
-    "dtype",
+    "dtype dpo.beta dpo.sft_weight dpo.length_normalized",
     "reward": "name scope example max_answer_words rehearse timeout_s",
     "evaluation": "samples policy rounds greedy",
 }

@@ -77,10 +77,11 @@ def tiny(name: str) -> Any:
     return transformers.AutoModelForCausalLM.from_config(settings).eval()
 
 
-def example(seed: int, length: int, prompt: int) -> dict[str, np.ndarray]:
+def example(seed: int, length: int, prompt: int) -> encoding.Encoded:
     """Random tokens, trained on after the prompt."""
     ids = np.random.default_rng(seed).integers(3, TINY["vocab_size"], length).astype(np.int32)
-    return {"input_ids": ids, "labels": np.where(np.arange(length) < prompt, encoding.IGNORED, ids)}
+    labels = np.where(np.arange(length) < prompt, encoding.IGNORED, ids)
+    return encoding.Encoded(input_ids=ids, labels=labels)
 
 
 TWO = (example(1, 60, 20), example(2, 50, 12))

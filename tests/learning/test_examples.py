@@ -27,7 +27,8 @@ def test_files_of_several_row_groups_with_columns_of_their_own_are_read(tmp_path
     pq.write_table(pa.Table.from_pylist([], schema=examples.EXAMPLE_SCHEMA), tmp_path / "empty.parquet")
     found = read(tmp_path / "a.parquet", tmp_path / "empty.parquet")
     messages = [message | NOTHING for message in MESSAGES]
-    assert found == [{"id": str(number), "class": "", "messages": messages} for number in range(5)]
+    alone = {"class": "", "messages": messages, "rejected": None, "weight": None}
+    assert found == [{"id": str(number), **alone} for number in range(5)]
 
 
 def settings_of(*overrides: str):
@@ -63,7 +64,7 @@ def test_what_a_recipe_keeps_comes_back_with_the_generated_ids(tmp_path: Path) -
     assert [counts[name] for name in ("c_to_c", "c_to_i", "i_to_c", "i_to_i")] == [2, 0, 1, 2]
     assert (counts["kept_c_to_c"], counts["kept_i_to_c"]) == (2, 1)
     (file,) = (tmp_path / "examples").glob("*.parquet")
-    assert pq.read_schema(file).names == ["id", "class", "messages"]
+    assert pq.read_schema(file).names == ["id", "class", "messages", "rejected", "weight"]
     assert pq.read_table(file)["class"].to_pylist() == ["i->c", "c->c", "c->c"]
 
 

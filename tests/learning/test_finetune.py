@@ -83,9 +83,7 @@ def encode(rows: list[dict[str, Any]], max_length_tokens: int = 512) -> batches.
     encoded = [
         sequence
         for row in rows
-        for sequence in finetune._encode(
-            Chat(tokenizer_of("chatml")), row["id"], row["messages"], max_length_tokens
-        )
+        for sequence in finetune._encode(Chat(tokenizer_of("chatml")), row, max_length_tokens)
     ]
     return batches.collect([pa.Table.from_pylist(encoded[:3]), pa.Table.from_pylist(encoded[3:])])
 
@@ -223,7 +221,9 @@ def test_a_conversation_of_several_sequences_keeps_their_ids_apart():
     first = {"role": "assistant", "pieces": [{"text": "Rhine", "token_ids": ids, "train": True}]}
     asked = [{"role": "user", "content": "Which river?"}]
     second = {"role": "assistant", "content": "Danube", "train": True}
-    found = finetune._encode(Chat(tokenizer), "q1/0", [*asked, first, *asked, second], 512)
+    found = finetune._encode(
+        Chat(tokenizer), {"id": "q1/0", "messages": [*asked, first, *asked, second]}, 512
+    )
     assert [row["id"] for row in found] == ["q1/0", "q1/0#1"]
     assert [row["trained_tokens"] for row in found] == [6, len(tokenizer.encode("Danube")) + 1]
     plain = [
@@ -232,7 +232,7 @@ def test_a_conversation_of_several_sequences_keeps_their_ids_apart():
         *asked,
         {"role": "assistant", "content": "Danube"},
     ]
-    (row,) = finetune._encode(Chat(tokenizer), "mine", plain, 512)
+    (row,) = finetune._encode(Chat(tokenizer), {"id": "mine", "messages": plain}, 512)
     assert row["trained_tokens"] == found[1]["trained_tokens"]
 
 

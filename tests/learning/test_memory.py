@@ -67,12 +67,10 @@ def measure(folder: Path, method: str) -> dict[str, float]:
     from test_placing import make_job
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    from stasc_ray.learning import batches, checkpoints, export, packing, placing, steps
+    from stasc_ray.learning import batches, checkpoints, encoding, export, packing, placing, steps
 
     job, cpu = make_job(folder, shape="large", method=method), torch.device("cpu")
-    examples = batches.collect(
-        [pa.Table.from_pylist([{"id": "q", "trained_tokens": 8, **example(0, 16, 8)}])]
-    )
+    examples = batches.collect([pa.Table.from_pylist([encoding.as_row("q", [example(0, 16, 8)])])])
     placing.load_model(make_job(folder, method=method))  # a tiny one, so that imports do not count
     before, found = anonymous_bytes(), dict[str, float]()
     weights = json.loads((folder / "weights").read_text())

@@ -1,13 +1,16 @@
-"""The loss in chunks is the loss, and so are its gradients."""
+"""The loss in chunks is the loss, and so are its gradients; a weight multiplies the loss of its example."""
 
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from harness.tiny_models import TWO, example, tiny
+from harness.traces import answered
 
-from stasc_ray.learning import encoding, objectives, packing
+from stasc_ray.learning import batches, encoding, objectives, packing, steps
+from stasc_ray.recipes.recipe import advantages
 
 CPU = torch.device("cpu")
 VOCABULARY = 512
@@ -51,3 +54,34 @@ def test_models_that_change_their_logits_are_not_chunked() -> None:
 
 def test_the_sandbox_never_computes_in_chunks() -> None:
     assert packing.CPU_CAPACITY_TOKENS * 8192 < objectives.CHUNK_LOGITS
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_weight_multiplies_the_loss_of_its_example_alone(stacked: bool) -> None:
+    weights, model = [1.0, -0.5, 0.25], tiny("LlamaConfig")
+    rows = [*TWO, example(5, 33, 11)]
+    examples = batches.collect(
+        [
+            pa.Table.from_pylist(
+                [encoding.as_row(str(n), [row], weight=weights[n]) for n, row in enumerate(rows)]
+            )
+        ]
+    )
+
+    def loss(group: list[int], compute: Any) -> float:
+        joined = steps.join(examples, group, stacked=stacked)
+        tensors = {name: torch.as_tensor(np.atleast_2d(values)) for name, values in joined.items()}
+        with torch.no_grad():
+            return compute(model, tensors).item()
+
+    alone = [loss([n], objectives.sft) for n in range(3)]
+    expected = sum(weight * one for weight, one in zip(weights, alone, strict=True))
+    assert loss([0, 1, 2], objectives.weighted_sft) == pytest.approx(expected, rel=1e-5)
+    assert loss([2, 1], objectives.weighted_sft) == pytest.approx(0.25 * alone[2] - 0.5 * alone[1], rel=1e-5)
+    assert loss([0], objectives.weighted_sft) == pytest.approx(alone[0], rel=1e-6), "of weight 1"
+    assert examples.counts.tolist() == examples.trained.tolist(), "the mean is over tokens"
+
+
+def test_advantages_are_rewards_minus_their_mean() -> None:
+    assert advantages(answered([1, 0, 0, 1])) == [0.5, -0.5, -0.5, 0.5]
+    assert advantages(answered([1, 1])) == [0, 0] and advantages([]) == []

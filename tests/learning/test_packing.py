@@ -150,9 +150,7 @@ def make_job(name: str, tmp_path: Path, **values: Any) -> FinetuneJob:
 
 
 def some_examples() -> batches.Examples:
-    rows = [
-        {"id": f"q{seed}", "trained_tokens": 12, **example(seed, 24 + seed, 12 + seed)} for seed in range(8)
-    ]
+    rows = [encoding.as_row(f"q{seed}", [example(seed, 24 + seed, 12 + seed)]) for seed in range(8)]
     return batches.collect([pa.Table.from_pylist(rows)])
 
 

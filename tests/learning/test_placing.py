@@ -17,7 +17,7 @@ from harness.tiny_models import example
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stasc_ray import config
-from stasc_ray.learning import batches, checkpoints, finetune, packing, placing, steps
+from stasc_ray.learning import batches, checkpoints, encoding, finetune, packing, placing, reference, steps
 from stasc_ray.recipes import section_of
 
 CPU = torch.device("cpu")
@@ -31,6 +31,10 @@ CASES = {
     "checkpointing": {"gradient_checkpointing": True, "whole_weights": 0},
     "chunks": {"passes": replace(PACKED, chunk_logits=5 * 256)},
     "tied, chunks": {"tied": True, "whole_weights": 0, "passes": replace(PACKED, chunk_logits=5 * 256)},
+    "pairs": {"objective": "dpo", "dpo": {"beta": 1.0, "sft_weight": 0.1}},
+    "pairs, given back, lora": {"objective": "dpo", "whole_weights": 0, "method": "lora"},
+    "pairs, stacked": {"objective": "dpo", "passes": packing.Passes(128, stacked=True)},
+    "weighted": {"objective": "weighted_sft"},
 }
 
 
@@ -51,8 +55,16 @@ def make_job(folder: Path, *, tied: bool = False, shape: str = "", **values: Any
 def train(folder: Path, rank: int, world: int, **case: Any) -> dict[str, Any]:
     """Three steps; the losses and, on rank 0, the weights."""
     passes, whole_weights = case.pop("passes", PACKED), case.pop("whole_weights", placing.WHOLE_WEIGHTS)
-    job = make_job(folder, **case)
-    rows = [{"id": f"q{n}", "trained_tokens": 12, **example(n, 24 + n, 12 + n)} for n in range(6)]
+    objective = case.pop("objective", "sft")
+    state = folder / f"{world} {objective} {case} {passes}"  # a case's own: a reference rests there
+    state.mkdir(exist_ok=True)
+    job = replace(make_job(folder, **case), objective=objective, storage=state)
+    rows = [encoding.as_row(f"q{n}", [example(n, 24 + n, 12 + n)]) for n in range(6)]
+    if objective == "dpo":
+        sides = [[example(n, 24 + n, 12 + n), example(9 + n, 30 - n, 12 + n)] for n in range(6)]
+        rows = [encoding.as_row(f"q{n}", pair, chosen=1) for n, pair in enumerate(sides)]
+    if objective == "weighted_sft":
+        rows = [{**row, "weight": n - 2.5} for n, row in enumerate(rows)]
     examples = batches.collect([pa.Table.from_pylist(rows)])
     whole, layers = placing.load_model(job, empty=rank > 0)
     if world == 1:
@@ -62,11 +74,14 @@ def train(folder: Path, rank: int, world: int, **case: Any) -> dict[str, Any]:
         placing.WHOLE_WEIGHTS = whole_weights  # of this process
         model = placing.place(empty, layers, job, CPU, world, None if rank else whole)
     del whole
+    if objective == "dpo":
+        examples = reference.known(model, job, examples, passes, CPU, rank=rank, world=world)
     optimizer = steps.make_optimizer(model, job.finetune)
     forward = steps.make_forward(model, job, CPU, world, passes)
     found = []
     for _ in range(3):
-        shares = batches.deal(np.arange(6), examples.lengths, world, passes.capacity, stacked=passes.stacked)
+        room = examples.room(stacked=passes.stacked)
+        shares = batches.deal(np.arange(6), room, world, passes.capacity, stacked=passes.stacked)
         sums = steps.backward(forward, examples, shares, rank, CPU, stacked=passes.stacked)
         found.append((sums[0].item(), float(steps.update(model, optimizer, 1e-2, 1.0))))
     saved = checkpoints._state(model, optimizer)  # on all workers
@@ -91,10 +106,15 @@ def test_two_workers_train_as_one_does_however_the_model_is_shared(tmp_path: Pat
     together = torch.load(tmp_path / "found")
     for name, one in alone.items():
         two = together[name]
-        assert two["figures"] == [pytest.approx(pair, rel=1e-5) for pair in one["figures"]], name
+        near = 1e-4 if "pairs" in name else 1e-5  # a margin is a small difference of large sums
+        assert two["figures"] == [pytest.approx(pair, rel=near) for pair in one["figures"]], name
         assert one["weights"].keys() == two["weights"].keys() and one["saved"] == two["saved"], name
-        for weight, right in one["weights"].items():
-            assert torch.allclose(two["weights"][weight], right, atol=1e-4), (name, weight)
+        apart = torch.cat(
+            [(two["weights"][key] - right).abs().flatten() for key, right in one["weights"].items()]
+        )
+        # Adam makes whole steps (0.01) out of gradients that are rounding: 6 of 26,112 weights of the pairs
+        noise = 1e-3 if "pairs" in name else 0.0
+        assert (apart > 1e-4).float().mean() <= noise and apart.max() < 2e-3, name
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
