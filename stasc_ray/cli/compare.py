@@ -64,9 +64,11 @@ def compare(
 
         settings = config.load_config(what, _overrides(others or [], limit), section_of)
         settings = settings.model_copy(update={"name": f"{settings.name}-compare"})
-        names = contest.check_strategies(_listed(strategies), settings)
         folder = ray_session.run_folder(settings, output)
         asked = contest.versions_of(_listed(versions), settings, base_model(settings, folder))
+        names = contest.check_strategies(_listed(strategies), asked[0].settings)
+        for version in asked[1:]:  # before anything starts
+            contest.check_strategies(names, version.settings)
         with open_run_on(settings, folder, address, training=False) as opened:
             found = contest.contest(opened, asked, names, tokens)
         typer.echo(contest.as_table(found))

@@ -48,7 +48,7 @@ def sweep(
         from stasc_ray import config, store
         from stasc_ray.comparing import sweep as sweeping
         from stasc_ray.recipes import section_of
-        from stasc_ray.runtime import ray_session
+        from stasc_ray.runtime import ray_session, submission
 
         given = overrides or []
         runs = sweeping.runs_of(config_file, given, vary)
@@ -56,7 +56,10 @@ def sweep(
         folder = ray_session.run_folder(
             settings.model_copy(update={"name": f"{settings.name}-sweep"}), output
         )
+        sweeping.check_folders(runs, folder)
         if address and address.startswith("http"):
+            if not output:
+                submission.check_storage(settings)
             _submit(config_file, given, runs, folder, address)
         else:
             status = _run(config_file, given, runs, folder, address)
@@ -83,8 +86,6 @@ def _run(
         typer.echo(f"{number} of {len(runs)}, {name} ... (log: {log})")
         joined = ["--address", address] if address else []
         ended, seconds = sweeping.run_one([*sweeping.command(file, overrides, one, folder), *joined], log)
-        if ended < 0 or ended >= 128:
-            raise KeyboardInterrupt  # it was stopped by a signal, and so are we
         if ended not in (0, sweeping.NOTHING_KEPT):
             status = 1
             typer.echo(f"{name}: failed, see {log}; the others go on", err=True)

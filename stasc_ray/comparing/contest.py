@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from stasc_ray import config, stages, store
+from stasc_ray.config import hashing
 from stasc_ray.evaluation import measuring, metrics
 from stasc_ray.evaluation.paired import Paired, paired
 from stasc_ray.generation import unit_files
@@ -38,6 +39,8 @@ class Version:
     """Whose answers are compared."""
 
     name: str
+    identity: str
+    """Tells it apart from another model or another time that has its name."""
     model: str
     iteration: int
     settings: config.Config
@@ -74,8 +77,8 @@ class Cell:
     """Generated tokens per question."""
     calls: float
     """Calls of the engine per question."""
-    seconds: float
-    """Of the pass, per question, all engines together."""
+    seconds: float | None
+    """Of the pass, per question, all engines together; None if it was stopped between."""
     needs_reward: bool
     against_first: Paired | None = None
     """None for the first cell."""
@@ -133,13 +136,17 @@ def versions_of(names: Sequence[str], settings: config.Config, base_model: str) 
         taken = {part: getattr(of_run, part) for part in ("algorithm", "prompts", "sampling")}
         found.append(
             Version(
-                f"{of_run.name}:{number}",
+                f"{folder.path.name}:{number}",
+                f"{folder.path} {manifest['created']}",
                 model_path(folder.path, manifest),
                 manifest["iteration"],
                 settings.model_copy(update=taken),
             )
         )
-    return found or [Version("base", base_model, 0, settings)]
+    labels = [one.name for one in found]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"--versions: expected names that tell them apart, found {', '.join(labels)}")
+    return found or [Version("base", base_model, base_model, 0, settings)]
 
 
 def contest(
@@ -242,8 +249,9 @@ def affordable(grows: str, costs: Sequence[float], tokens: float) -> int:
         costs: tokens per question with two of them, if 0, 1, ... corrections in a row count.
     """
     one, two = (costs[-1] / 2, costs[-1]) if grows == "samples" else costs[1:3]
-    more = (tokens - one) / (two - one) if two > one else MOST[grows]
-    return 1 + round(max(0, min(more, MOST[grows] - 1)))
+    if two <= one:  # a second one costs nothing: there is none
+        return 1
+    return 1 + round(max(0.0, min((tokens - one) / (two - one), MOST[grows] - 1)))
 
 
 def _costs(run: Run, version: Version, name: str, n: int, questions: Path) -> list[float]:
@@ -258,7 +266,7 @@ def _settings(version: Version, name: str, n: int) -> config.Config:
     """The version's settings with a strategy and its number."""
     settings = version.settings
     policy = policies(recipe_of(settings.algorithm.recipe))[name]
-    samples = n if policy.grows == "samples" else max(1, policy.least_samples + (policy.least_samples > 1))
+    samples = n if policy.grows == "samples" else policy.least_samples
     update = {
         "policy": name,
         "samples": samples,
@@ -273,18 +281,23 @@ def _settings(version: Version, name: str, n: int) -> config.Config:
 
 def _pass(
     run: Run, version: Version, name: str, n: int, questions: Path, part: str
-) -> tuple[float, list[str]]:
-    """Ask these questions; the seconds that each took, all engines together, and the trace files."""
+) -> tuple[float | None, list[str]]:
+    """Ask these questions; the seconds that each took, all engines together (None: it was stopped between),
+    and the trace files.
+    """
     units = unit_files.question_units(questions, "test")
-    folder = run.folder.path / part / version.name.replace(":", "-") / f"{name}-{n}"
+    settings = _settings(version, name, n)
+    # another model, prompt or sampling gives other answers
+    told = hashing.number(f"{version.identity} {config.to_json(settings)}")
+    folder = run.folder.path / part / f"{version.name.replace(':', '-')}-{name}-{n}-{told:016x}"
     traces = [str(folder / f"{unit.name}.parquet") for unit in units]
     if mark := run.folder.committed(folder):
         return mark["seconds"], traces
     run.folder.check_lease()
-    job = Job(version.model, version.iteration, _settings(version, name, n), str(folder), run.on_cuda)
+    job = Job(version.model, version.iteration, settings, str(folder), run.on_cuda)
     what = f"{version.name}, {name} ({n})" + (": how many tokens" if part == "tried" else "")
     found = collect(run.display, job, units, what, run.engines)
-    seconds = found["generation_s"] / max(1, found["questions"] - found["resumed_questions"])
+    seconds = None if found["resumed_questions"] else found["generation_s"] / found["questions"]
     run.folder.commit(
         folder, {"line": {}, "files": [f"{unit.name}.parquet" for unit in units], "seconds": seconds}
     )
@@ -298,7 +311,11 @@ def _measured(run: Run, version: Version, name: str, n: int) -> tuple[Cell, list
     seconds, traces = _pass(run, version, name, n, run.folder.questions / "test.parquet", "answers")
     scores = sorted(measuring.scores_and_costs(traces, settings), key=lambda score: score["id"])
     found = metrics.summarize(scores, settings.evaluation.bootstrap_samples, settings.seed)
-    rounds = zip(*(score["by_round"] for score in scores), strict=True)
+    threshold = settings.algorithm.threshold
+    right = [
+        [reward >= threshold for reward in of] for of in zip(*(s["by_round"] for s in scores), strict=True)
+    ]
+    flips = starmap(_flips, pairwise(right))
     cell = Cell(
         version=version.name,
         strategy=name,
@@ -314,7 +331,7 @@ def _measured(run: Run, version: Version, name: str, n: int) -> tuple[Cell, list
         c_to_i=_number(found, "c_to_i"),
         cl=found["cl"],
         cs=found["cs"],
-        flips=() if policy.ends == "first" else tuple(starmap(_flips, pairwise(rounds))),
+        flips=() if policy.ends == "first" else tuple(flips),
         tokens=statistics.mean(score["tokens"] for score in scores),
         calls=statistics.mean(score["calls"] for score in scores),
         seconds=seconds,
@@ -327,8 +344,7 @@ def _number(found: Mapping[str, Any], name: str) -> float:
     return float(found[name] or 0.0)
 
 
-def _flips(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+def _flips(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float]:
     """(i->c, c->i) between two rounds, as shares of the questions."""
-    changes = [new - old for old, new in zip(before, after, strict=True)]
-    risen, fallen = (sum(max(0.0, sign * change) for change in changes) for sign in (1, -1))
-    return risen / len(changes), fallen / len(changes)
+    pairs = list(zip(before, after, strict=True))
+    return pairs.count((False, True)) / len(pairs), pairs.count((True, False)) / len(pairs)

@@ -5,6 +5,7 @@ the others; the same command goes on. What they measured is put side by side, ru
 their seed as one line.
 """
 
+import contextlib
 import itertools
 import re
 import statistics
@@ -24,6 +25,8 @@ NOTHING_KEPT = 3
 """Exit status of a run whose filter kept nothing: a result, not a failure."""
 FIGURES = ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i")
 MOST_RUNS = 1000
+END_S = 60.0
+"""For a run that is told to end."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,24 @@ def command(file: Path, overrides: Sequence[str], one: SweptRun, folder: Path) -
     return [sys.executable, "-m", "stasc_ray.cli", "run", str(file), *of_run, *overrides, *one.overrides]
 
 
+def check_folders(runs: Sequence[SweptRun], folder: Path) -> None:
+    """That what is there are these runs, and no others of their names.
+
+    Raises:
+        ValueError: a run in the folder has another config.
+    """
+    for one in runs:
+        path = folder / one.settings.name
+        if (path / "config.json").is_file():
+            there = store.read_config(path, section_of)
+            differing = set(config.differing_fields(there, one.settings))
+            if lost := sorted(differing - config.operational_fields(there)):
+                raise ValueError(
+                    f"{path}: expected a run of this sweep, found one with other {', '.join(lost)}; choose "
+                    "another --output"
+                )
+
+
 def finished(one: SweptRun, folder: Path) -> bool:
     """Whether a run has measured its last iteration."""
     return any(
@@ -108,12 +129,22 @@ def finished(one: SweptRun, folder: Path) -> bool:
 
 
 def run_one(command: Sequence[str], log: Path) -> tuple[int, float]:
-    """Run a command with its output in a file; its exit status and seconds."""
+    """Run a command with its output in a file; its exit status and seconds. If this process is stopped, the
+    run is told to end in order, and has the time for it.
+    """
     started = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
-    return done.returncode, time.monotonic() - started
+        running = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            return running.wait(), time.monotonic() - started
+        except KeyboardInterrupt:
+            running.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.wait(END_S)
+            raise
+        finally:
+            running.kill()
 
 
 def figures(one: SweptRun, folder: Path) -> dict[str, Any] | None:
@@ -142,12 +173,16 @@ def lines_of(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """
     row = "{:<44}{:>6}{:>18}{:>18}{:>18}{:>18}"
     yield row.format("chosen versions on test", "seeds", "r(Y1)", "r(Y2)", "i->c", "c->i")
+    open_ends = [one["run"] for one in found if not one["finished"]]
+    found = [one for one in found if one["finished"]]
     for label, group in itertools.groupby(
         sorted(found, key=lambda one: one["label"]), lambda one: one["label"]
     ):
         ones = list(group)
         cells = (_mean([one[name] for one in ones]) for name in ("r_y1", "r_y2", "i_to_c", "c_to_i"))
         yield row.format(label, len(ones), *cells)
+    if open_ends:
+        yield f"not finished, and not in the table: {', '.join(open_ends)}"
 
 
 def _mean(values: Sequence[float | None]) -> str:

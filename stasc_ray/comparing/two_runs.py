@@ -12,12 +12,14 @@ from stasc_ray.evaluation import measuring
 from stasc_ray.evaluation.paired import paired
 from stasc_ray.generation import unit_files
 from stasc_ray.recipes import recipe_of, section_of
+from stasc_ray.recipes.policies import policy, votes_of
 from stasc_ray.recipes.trace import finals, read_texts, roots
 from stasc_ray.store import files
+from stasc_ray.store.rows import text_columns
 
 SHOWN = 50
 """Questions of each kind whose texts are shown."""
-SHOWN_COLUMNS = (*measuring.COLUMNS, "question", "answers")
+SHOWN_COLUMNS = (*measuring.COLUMNS, *text_columns(*measuring.WEIGHED), "question", "answers")
 
 
 def compared(first: Path, second: Path) -> dict[str, Any]:
@@ -51,6 +53,8 @@ def compared(first: Path, second: Path) -> dict[str, Any]:
     notes = [f"{of['name']}: {of['version']}, {of['what']}" for of in (one, other)]
     if len(shared) < max(len(rows_a), len(rows_b)):
         notes.append(f"{len(shared)} questions are in both; {len(rows_a)} and {len(rows_b)} were asked.")
+    if settings.reward != other["settings"].reward:
+        notes.append("Their rewards differ, so the figures are on two scales.")
     gained, lost = ([_shown(rows_a[name], rows_b[name]) for name in of[:SHOWN]] for of in flips)
     return {
         "first": one["name"],
@@ -94,14 +98,17 @@ def _of(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 
 
 def _rows(file: str, settings: config.Config, writer: str) -> Iterator[dict[str, Any]]:
-    answers = recipe_of(settings.algorithm.recipe).answers
+    recipe, name = recipe_of(settings.algorithm.recipe), settings.evaluation.policy
     scores = measuring.score_file(file, settings, writer)
     for row, score in zip(files.read(file, SHOWN_COLUMNS).to_pylist(), scores, strict=True):
         texts = read_texts(row)
-        ends = [end for root in roots(texts, writer) for end in finals(texts, root, answers)]
-        text = ends[0].answer if ends else "(no answer)"
-        several = f" (the first of {len(ends)} samples)" if len(ends) > 1 else ""
-        yield {**row, "reward": score["r_y2"], "text": text + several}
+        ends = [end for root in roots(texts, writer) for end in finals(texts, root, recipe.answers)]
+        chosen = ends[:1]
+        if policy(name, recipe).weigh and ends:
+            chosen = [votes_of(name, recipe, ends, texts, row["choices"] or (), settings)[0][0]]
+        said = [f"{text.turn}: {text.answer}" for end in chosen for text in end.lineage]
+        several = [f"(one of {len(ends)} samples)"] if len(ends) > 1 else []
+        yield {**row, "reward": score["r_y2"], "text": "\n\n".join(said + several) or "(no answer)"}
 
 
 def _shown(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

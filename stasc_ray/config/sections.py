@@ -247,10 +247,7 @@ class PolicyPrompts(Section):
     """How a critique of `self_refine` ends that stops it."""
     refine: Phrase = "Use the feedback to give a better answer. Write in the same form."
     """Asks for the correction of `self_refine`."""
-    checks: Phrase = (
-        "Question: {question}\nAnswer: {answer}\n\nWrite short questions that check the facts in this "
-        "answer, each on a line of its own."
-    )
+    checks: Phrase = "Write short questions that check the facts in your answer, each on its own line."
     """Asks for the questions of `chain_of_verification` (arXiv 2309.11495)."""
     findings: Phrase = "Answer each of these questions in one line.\n\n{checks}"
     """Asks to answer them, in a conversation without the answer."""

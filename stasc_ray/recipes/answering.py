@@ -17,6 +17,8 @@ from stasc_ray.tasks.prompts import assistant, correction_messages, initial_mess
 
 CRITIQUE, CHECKS, FINDINGS = "critique", "checks", "findings"
 """Turns whose texts are about an answer."""
+VERDICTS = 4
+"""By which P(right) is estimated."""
 Given = Sequence[Text] | None
 
 
@@ -61,9 +63,9 @@ async def chain_of_thought(
 
 
 async def judged(recipe: Recipe, question: Question, ask: Ask, plan: Plan, given: Given = None) -> None:
-    """First answers, and a verdict on each, with its log-probability."""
+    """First answers, and `VERDICTS` verdicts on each."""
     await direct(recipe, question, ask, plan, given)
-    await gather(_verdict(recipe, question, ask, plan, answer) for answer in roots(ask.texts))
+    await gather(_verdicts(recipe, question, ask, plan, answer, VERDICTS) for answer in roots(ask.texts))
 
 
 async def until_right(recipe: Recipe, question: Question, ask: Ask, plan: Plan, given: Given = None) -> None:
@@ -75,19 +77,21 @@ async def until_right(recipe: Recipe, question: Question, ask: Ask, plan: Plan, 
 
     async def chain(answer: Text) -> None:
         for _ in range(plan.rounds):
-            verdict = await _verdict(recipe, question, ask, plan, answer)
+            (verdict,) = await _verdicts(recipe, question, ask, plan, answer, 1)
             if reads(recipe, plan.section, plan.prompts, verdict):
                 return
-            asked = correction_messages(question, answer.said, plan.prompts)
-            (answer,) = await ask(CORRECTION, asked, parent=verdict)
+            request = correction_messages(question, answer.said, plan.prompts)[-1]
+            seen = [*(recipe.judge or _judge)(question, answer, plan), assistant(verdict.said), request]
+            (answer,) = await ask(CORRECTION, seen, parent=verdict)
 
     await _chains(recipe, question, ask, plan, given, chain)
 
 
-async def _verdict(recipe: Recipe, question: Question, ask: Ask, plan: Plan, answer: Text) -> Text:
+async def _verdicts(
+    recipe: Recipe, question: Question, ask: Ask, plan: Plan, answer: Text, count: int
+) -> list[Text]:
     judge = recipe.judge or _judge
-    (verdict,) = await ask(VERDICT_TURN, judge(question, answer, plan), parent=answer, logprob=True)
-    return verdict
+    return await ask(VERDICT_TURN, judge(question, answer, plan), n=count, parent=answer)
 
 
 def _judge(question: Question, answer: Text, plan: Plan) -> list[Message]:
@@ -98,40 +102,41 @@ def reads(recipe: Recipe, section: Any, prompts: Prompts, verdict: Text) -> bool
     """What a verdict says, the recipe's or that of `prompts.policies`; None: it can't be read."""
     if verdict.turn in recipe.verdicts:
         return recipe.says_right(section, verdict.answer)
-    said, texts = verdict.answer, prompts.policies
-    return True if _ends_in(said, texts.says_right) else False if _ends_in(said, texts.says_wrong) else None
+    phrases = {prompts.policies.says_right: True, prompts.policies.says_wrong: False}
+    ends = [phrase for phrase in phrases if _ends_in(verdict.answer, phrase)]
+    return phrases[max(ends, key=len)] if ends else None
 
 
 async def rci(recipe: Recipe, question: Question, ask: Ask, plan: Plan, given: Given = None) -> None:
-    """Rounds of critique and improvement (arXiv 2303.17491)."""
+    """Rounds of critique and improvement, each of the answer before alone (arXiv 2303.17491)."""
     texts = plan.prompts.policies
-    await _criticized(recipe, question, ask, plan, given, texts.critique, texts.improve)
+
+    async def chain(answer: Text) -> None:
+        for _ in range(plan.rounds):
+            seen = [*_conversation(question, answer, plan), user(texts.critique)]
+            (critique,) = await ask(CRITIQUE, seen, parent=answer)
+            seen = [*seen, assistant(critique.said), user(texts.improve)]
+            (answer,) = await ask(CORRECTION, seen, parent=critique)
+
+    await _chains(recipe, question, ask, plan, given, chain)
 
 
 async def self_refine(recipe: Recipe, question: Question, ask: Ask, plan: Plan, given: Given = None) -> None:
-    """Rounds of feedback and refinement, until the feedback says that nothing is wrong (arXiv 2303.17651)."""
+    """Rounds of feedback and refinement, each in sight of all before it, until the feedback says that nothing
+    is wrong (arXiv 2303.17651).
+    """
     texts = plan.prompts.policies
-    await _criticized(recipe, question, ask, plan, given, texts.feedback, texts.refine, texts.is_correct)
 
-
-async def _criticized(
-    recipe: Recipe,
-    question: Question,
-    ask: Ask,
-    plan: Plan,
-    given: Given,
-    review: str,
-    improve: str,
-    is_correct: str | None = None,
-) -> None:
     async def chain(answer: Text) -> None:
+        seen = _conversation(question, answer, plan)
         for _ in range(plan.rounds):
-            asked = [*_conversation(question, answer, plan), user(review)]
-            (critique,) = await ask(CRITIQUE, asked, parent=answer)
-            if is_correct and _ends_in(critique.answer, is_correct):
+            seen = [*seen, user(texts.feedback)]
+            (feedback,) = await ask(CRITIQUE, seen, parent=answer)
+            if _ends_in(feedback.answer, texts.is_correct):
                 return
-            told = [*asked, assistant(critique.said), user(improve)]
-            (answer,) = await ask(CORRECTION, told, parent=critique)
+            seen = [*seen, assistant(feedback.said), user(texts.refine)]
+            (answer,) = await ask(CORRECTION, seen, parent=feedback)
+            seen = [*seen, assistant(answer.said)]
 
     await _chains(recipe, question, ask, plan, given, chain)
 
@@ -159,9 +164,10 @@ async def chain_of_verification(
     async def chain(answer: Text) -> None:
         if plan.rounds == 0:
             return
-        asked = _fill(texts.checks, question=question["question"], answer=answer.said)
-        (checks,) = await ask(CHECKS, [user(asked)], parent=answer)
-        asked = _fill(texts.findings, checks=checks.answer)
+        seen = [*_conversation(question, answer, plan), user(texts.checks)]
+        (checks,) = await ask(CHECKS, seen, parent=answer)
+        documents = "".join(f"{one}\n\n" for one in question.get("documents") or ())
+        asked = documents + _fill(texts.findings, checks=checks.answer)
         (findings,) = await ask(FINDINGS, [user(asked)], parent=checks)
         told = _fill(texts.verified, checks=checks.answer, findings=findings.answer)
         await ask(CORRECTION, [*_conversation(question, answer, plan), user(told)], parent=findings)
@@ -170,18 +176,32 @@ async def chain_of_verification(
 
 
 async def debate(recipe: Recipe, question: Question, ask: Ask, plan: Plan, given: Given = None) -> None:
-    """Rounds in which each sample sees the others' answers and updates its own (arXiv 2305.14325)."""
+    """Rounds in which each sample sees the others' answers in its own conversation, and updates its own
+    (arXiv 2305.14325).
+    """
     await direct(recipe, question, ask, plan, given)
     answers = roots(ask.texts)
+    seen = [_conversation(question, answer, plan) for answer in answers]
     for _ in range(plan.rounds):
-        answers = await gather(_debated(question, ask, plan, answer, answers) for answer in answers)
+        for place, own in enumerate(answers):
+            others = "\n\n".join(text.answer.strip() for text in answers if text is not own)
+            seen[place] = [*seen[place], user(_fill(plan.prompts.policies.debate, others=others))]
+        updated = await gather(
+            ask(CORRECTION, messages, parent=own) for messages, own in zip(seen, answers, strict=True)
+        )
+        answers = [answer for (answer,) in updated]
+        seen = [[*before, assistant(own.said)] for before, own in zip(seen, answers, strict=True)]
 
 
-async def _debated(question: Question, ask: Ask, plan: Plan, own: Text, answers: Sequence[Text]) -> Text:
-    others = "\n\n".join(text.answer.strip() for text in answers if text is not own)
-    told = _fill(plan.prompts.policies.debate, others=others)
-    (answer,) = await ask(CORRECTION, [*_conversation(question, own, plan), user(told)], parent=own)
-    return answer
+async def corrected(recipe: Recipe, question: Question, ask: Ask, plan: Plan, given: Given = None) -> None:
+    """`plan.rounds` corrections, each of the answer before, whatever a verdict would say."""
+
+    async def chain(answer: Text) -> None:
+        for _ in range(plan.rounds):
+            asked = correction_messages(question, answer.said, plan.prompts)
+            (answer,) = await ask(CORRECTION, asked, parent=answer)
+
+    await _chains(recipe, question, ask, plan, given, chain)
 
 
 async def deepening(recipe: Recipe, question: Question, ask: Ask, plan: Plan, given: Given = None) -> None:

@@ -41,6 +41,8 @@ class Policy:
     """Whether it corrects by turns of its own, not by the recipe's."""
     beside: int = 0
     """Texts of its own beside the answer in each round (critiques, verdicts)."""
+    starts_from_given: bool = True
+    """Whether it can go on from an answer that it did not ask for itself."""
     least_samples: int = 1
     scores: Literal["logprob", "certainty"] | None = None
     """What the engine says of every text, besides."""
@@ -93,16 +95,12 @@ def likelihood(ends: Sequence[Text], texts: Sequence[Text], reads: Reads) -> lis
 
 
 def confidence(ends: Sequence[Text], texts: Sequence[Text], reads: Reads) -> list[float]:
-    """P(right): the probability of a verdict that says so, or one minus that of one that says wrong (exact if
-    there are two verdicts to choose from); 0.5 without a readable one.
-    """
+    """P(right): the share of an answer's verdicts that say so; 0.5 without a readable one."""
 
     def of(end: Text) -> float:
-        for verdict in (text for text in texts if text.parent is end and text.turn == VERDICT_TURN):
-            if (right := reads(verdict)) is not None and verdict.logprob is not None:
-                said = math.exp(verdict.logprob)
-                return said if right else 1 - said
-        return 0.5
+        said = [reads(text) for text in texts if text.parent is end and text.turn == VERDICT_TURN]
+        known = [right for right in said if right is not None]
+        return sum(known) / len(known) if known else 0.5
 
     return [of(end) for end in ends]
 
@@ -130,7 +128,7 @@ POLICIES: Mapping[str, Policy] = {
     "self_consistency": Policy(answering.direct, one_each, "samples", "first"),
     "vote": Policy(answering.as_trained, one_each, "samples"),
     "vote_by_likelihood": Policy(answering.direct, likelihood, "samples", "first", scores="logprob"),
-    "vote_by_verdict": Policy(answering.judged, confidence, "samples", "first", beside=1),
+    "vote_by_verdict": Policy(answering.judged, confidence, "samples", "first", beside=answering.VERDICTS),
     "best_by_likelihood": Policy(answering.direct, likeliest, "samples", "first", scores="logprob"),
     "best_by_certainty": Policy(answering.direct, borda, "samples", "first", scores="certainty"),
     "with_history": Policy(answering.with_history, grows="rounds", own_turns=True),
@@ -139,9 +137,13 @@ POLICIES: Mapping[str, Policy] = {
     "self_refine": Policy(answering.self_refine, None, "rounds", "any", own_turns=True, beside=1),
     "rci": Policy(answering.rci, grows="rounds", own_turns=True, beside=1),
     "chain_of_verification": Policy(answering.chain_of_verification, ends="later", own_turns=True, beside=2),
-    "debate": Policy(answering.debate, one_each, "rounds", own_turns=True, least_samples=2),
-    "deepening": Policy(answering.deepening, one_each, "samples", "any", own_turns=True),
-    "oracle_stop": Policy(answering.as_trained, grows="rounds", ends="any", needs_reward=True),
+    "debate": Policy(
+        answering.debate, one_each, "rounds", own_turns=True, least_samples=2, starts_from_given=False
+    ),
+    "deepening": Policy(
+        answering.deepening, one_each, "samples", "any", own_turns=True, starts_from_given=False
+    ),
+    "oracle_stop": Policy(answering.corrected, grows="rounds", ends="any", own_turns=True, needs_reward=True),
 }
 
 

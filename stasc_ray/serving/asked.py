@@ -51,7 +51,7 @@ def checked(request: CorrectRequest, settings: config.Config, recipe: Recipe) ->
         value = getattr(request, name)
         if value is not None and value > limit:
             raise invalid(name, f"expected at most {limit}, found {value}")
-    name = request.policy or evaluation.policy or recipe.policy
+    name = request.policy or default_policy(settings, recipe)
     policy = _policy(name, recipe, request.samples)
     rounds = evaluation.rounds if request.rounds is None else request.rounds
     corrects = policy.ends != "first" and (policy.own_turns or settings.algorithm.n_corrections > 0)
@@ -62,6 +62,12 @@ def checked(request: CorrectRequest, settings: config.Config, recipe: Recipe) ->
         raise invalid(
             "rounds",
             f"expected at least 1 with an initial_answer, found {what}: nothing would be left to do",
+        )
+    if request.initial_answer is not None and not policy.starts_from_given:
+        raise invalid("initial_answer", f"expected none with policy {name!r}, which asks for its own")
+    if request.initial_answer is not None and policy.own_turns and request.samples > 1:
+        raise invalid(
+            "samples", f"expected 1 with an initial_answer and policy {name!r}, found {request.samples}"
         )
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs", "expected logprobs = true with it")
@@ -133,6 +139,15 @@ def _most_tokens(
         answers[number] = request.max_answer_tokens or answers[number]
     written = answers[1:] if request.initial_answer is not None else answers
     return sum(written) + policy.texts_beside(recipe, plan) * later
+
+
+def default_policy(settings: config.Config, recipe: Recipe) -> str:
+    """How requests are answered that name no policy: as the version was measured; by the recipe's policy if
+    that needs references or several samples.
+    """
+    name = settings.evaluation.policy or recipe.policy
+    measured = policies(recipe)[name]
+    return recipe.policy if measured.needs_reward or measured.least_samples > 1 else name
 
 
 def _policy(name: str, recipe: Recipe, samples: int) -> Policy:

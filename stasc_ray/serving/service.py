@@ -152,6 +152,9 @@ class Service:
                 except asyncio.CancelledError:
                     broken_off = True
                     raise
+                except ApiError:  # a later turn: what other samples were writing went to the client
+                    broken_off = sent
+                    raise
                 else:
                     reply = make_reply(
                         request,

@@ -23,9 +23,7 @@ def test_a_budget_buys_the_number_whose_cost_is_nearest():
     assert contest.affordable("samples", [60.0], 134) == 4 and contest.affordable("samples", [60.0], 136) == 5
     assert contest.affordable("rounds", [30.0, 60.0, 90.0], 120) == 3
     assert contest.affordable("rounds", [30.0, 60.0, 90.0], 10) == 1, "one at least"
-    assert contest.affordable("rounds", [30.0, 60.0, 60.0], 120) == contest.MOST["rounds"], (
-        "more rounds cost nothing"
-    )
+    assert contest.affordable("rounds", [30.0, 60.0, 60.0], 120) == 1, "a second round asks for nothing"
     assert contest.affordable("samples", [0.001], 1e9) == contest.MOST["samples"]
 
 
@@ -48,6 +46,9 @@ def test_greedy_answers_are_all_the_same_so_no_vote_is_taken(greedy: str):
     assert "direct" in left and not {"vote", "debate", "best_by_certainty"} & set(left)
 
 
+MANIFEST = {"version": "v0000", "iteration": 0, "created": "2026-11-20T12:00:00Z"}
+
+
 def test_versions_that_are_not_there_are_refused(tmp_path: Path):
     of = settings()
     assert [one.name for one in contest.versions_of([], of, "model")] == ["base"]
@@ -56,11 +57,22 @@ def test_versions_that_are_not_there_are_refused(tmp_path: Path):
     with store.open_run(tmp_path / "run", of) as run:
         with pytest.raises(ValueError, match="found none published"):
             contest.versions_of([str(tmp_path / "run")], of, "model")
-        run.publish({"version": "v0000", "iteration": 0, "model": "M0"}, move_latest=True)
+        run.publish({**MANIFEST, "model": "M0"}, move_latest=True)
     (found,) = contest.versions_of([str(tmp_path / "run")], of, "model")
     assert (found.model, found.iteration) == ("M0", 0)
     with pytest.raises(ValueError, match="expected one of v0000, found v0003"):
         contest.versions_of([f"{tmp_path / 'run'}:v0003"], of, "model")
+
+
+def test_two_versions_of_one_name_are_refused_and_another_time_is_another_version(tmp_path: Path):
+    of, found = settings(), []
+    for folder, when in (("a/run", "10"), ("b/run", "11")):
+        with store.open_run(tmp_path / folder, of) as run:
+            run.publish({**MANIFEST, "created": f"2026-11-{when}T12:00:00Z", "model": "M"}, move_latest=True)
+        found += contest.versions_of([str(tmp_path / folder)], of, "model")
+    assert found[0].name == found[1].name and found[0].identity != found[1].identity
+    with pytest.raises(ValueError, match="expected names that tell them apart, found run:v0000, run:v0000"):
+        contest.versions_of([str(tmp_path / "a/run"), str(tmp_path / "b/run")], of, "model")
 
 
 def made_up() -> dict[str, Any]:

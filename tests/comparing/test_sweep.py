@@ -1,7 +1,11 @@
 """`stasc sweep`: which runs there are, that a typo costs nothing, what is put side by side."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +85,34 @@ def test_runs_that_differ_in_their_seed_alone_are_one_line_with_its_error(tmp_pa
     lines = list(sweep.lines_of([{**line, "r_y2": reward} for line, reward in zip(found, (0.5, 0.3, 0.7, 0.3), strict=True)]))  # fmt: skip
     assert "0.600 ± 0.100" in lines[1] and "0.300 ± 0.000" in lines[2] and len(lines) == 3
     assert sweep.figures(runs[0], tmp_path / "nowhere") is None
+
+
+def test_runs_of_another_config_are_not_taken_for_these(tmp_path: Path) -> None:
+    (one,) = sweep.runs_of(DEMO, [], ["seed=0"])
+    measured(tmp_path, one, 3, r_y1=0.1, r_y2=0.5)
+    sweep.check_folders([one], tmp_path)
+    others = sweep.runs_of(DEMO, ["finetune.epochs=3"], ["seed=0"])
+    with pytest.raises(ValueError, match=r"found one with other finetune.epochs; choose another --output"):
+        sweep.check_folders(others, tmp_path)
+
+
+def test_a_run_that_is_stopped_with_the_sweep_is_told_so(tmp_path: Path) -> None:
+    script = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('told'), sys.exit(0)))\n"
+        "print('up', flush=True); time.sleep(60)"
+    )
+    log = tmp_path / "log"
+
+    def stop() -> None:
+        while not (log.exists() and "up" in log.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run_one([sys.executable, "-c", script], log)
+    assert "told" in log.read_text()
 
 
 def test_finished_runs_are_not_run_again_and_one_that_fails_stops_no_other(

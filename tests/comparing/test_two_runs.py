@@ -48,7 +48,7 @@ def test_shared_questions_are_compared_and_flips_are_shown(tmp_path: Path):
     assert [flip["id"] for flip in found["gained"]] == ["a"] and [flip["id"] for flip in found["lost"]] == [
         "b"
     ]
-    assert found["gained"][0]["texts"] == ["6", "7"]
+    assert found["gained"][0]["texts"] == ["answer: first\n\ncorrection: 6", "answer: first\n\ncorrection: 7"]
     assert dict((name, (before, after)) for name, before, after in found["config"]) == {
         "name": ('"one"', '"other"'), "finetune.learning_rate": ("7e-06", "0.0001"),
     }  # fmt: skip
@@ -62,7 +62,7 @@ def test_a_run_that_corrects_m0_is_compared_by_what_it_makes_of_m0s_answers(tmp_
     one = make_run(tmp_path / "one", {"a": ("7", 1)}, "algorithm.initial_answers_from=base", fixed=True)
     other = make_run(tmp_path / "other", {"a": ("8", 0)})
     found = two_runs.compared(one, other)
-    assert found["rewards"] == [1.0, 0.0] and found["lost"][0]["texts"] == ["of M0: 7", "8"]
+    assert found["rewards"] == [1.0, 0.0] and found["lost"][0]["texts"][0].endswith("correction: of M0: 7")
     assert any("correcting M0's answers" in note for note in found["notes"])
 
 

@@ -84,6 +84,14 @@ def test_rci_criticizes_then_improves_and_each_round_sees_the_answer_before_alon
     assert ask.asked[3][1] == [*plain, assistant("two"), user(TEXTS.critique)]
 
 
+def test_self_refine_sees_all_rounds_before():
+    ask = run("self_refine", "one", "bad", "two", "worse", "three", rounds=2)
+    plain, asks = initial_messages(QUESTION, PROMPTS), (user(TEXTS.feedback), user(TEXTS.refine))
+    first = [*plain, assistant("one"), asks[0], assistant("bad"), asks[1]]
+    assert ask.asked[2][1] == first
+    assert ask.asked[4][1] == [*first, assistant("two"), asks[0], assistant("worse"), asks[1]]
+
+
 def test_self_refine_ends_when_its_feedback_finds_nothing():
     ask = run("self_refine", "one", "step 2 is off", "two", "Fine. it is correct.", rounds=5)
     assert turns(ask)[-1] == ("critique", "Fine. it is correct.") and len(ask.texts) == 4
@@ -100,7 +108,7 @@ def test_with_history_a_correction_sees_every_answer_before_it():
 def test_verification_answers_its_questions_without_the_answer_in_view():
     ask = run("chain_of_verification", "Rhine {checks}", "Where is it?", "In the west.", "Danube")
     assert [turn for turn, _ in turns(ask)] == ["answer", "checks", "findings", "correction"]
-    assert "Rhine {checks}" in asked(ask, 1)[-1][1], "braces in an answer stay what they are"
+    assert asked(ask, 1)[-2:] == [("assistant", "Rhine {checks}"), ("user", TEXTS.checks)]
     assert asked(ask, 2) == [("user", TEXTS.findings.replace("{checks}", "Where is it?"))]
     told = asked(ask, 3)[-1][1]
     assert (
@@ -118,6 +126,13 @@ def test_in_a_debate_each_sees_the_others_and_not_itself():
         assert own not in told and asked(ask, 1 + number)[-2] == ("assistant", own)
 
 
+def test_in_a_debate_each_goes_on_in_its_own_conversation():
+    ask = run("debate", "one", "two", "1", "2", "uno", "due", samples=2, rounds=2)
+    said = [(role, text) for role, text in asked(ask, 3) if role == "assistant"]
+    assert said == [("assistant", "one"), ("assistant", "1")] and "2" in asked(ask, 3)[-1][1]
+    assert asked(ask, 3)[: len(asked(ask, 1))] == asked(ask, 1)
+
+
 def test_deepening_goes_on_where_the_tokens_ended_with_twice_as_many():
     ask = run("deepening", "so", "so far", "done", rounds=2, cut=("so", "so far"))
     assert ask.budgets == [0.25, 0.5, 1.0]
@@ -129,11 +144,12 @@ def test_until_right_a_recipe_without_verdicts_is_asked_for_one():
     ask = run("until_right", "one", WRONG, "two", RIGHT, rounds=5, recipe=RFT)
     assert [turn for turn, _ in turns(ask)] == ["answer", "verdict", "correction", "verdict"]
     assert asked(ask, 1)[-1][1] == TEXTS.verdict
-    assert ask.asked[2][1] == correction_messages(QUESTION, "one", PROMPTS), "it does not see the verdict"
+    seen = [*initial_messages(QUESTION, PROMPTS), assistant("one"), user(TEXTS.verdict), assistant(WRONG)]
+    assert ask.asked[2][1] == [*seen, correction_messages(QUESTION, "one", PROMPTS)[-1]]
 
 
 def test_a_recipe_s_own_verdicts_are_asked_for_its_way():
-    ask = run("vote_by_verdict", "one", RIGHT, recipe=VERDICT)
+    ask = run("vote_by_verdict", "one", RIGHT, WRONG, RIGHT, "who knows", recipe=VERDICT)
     assert asked(ask, 1)[-1][1] == VERDICT.section().verdict_prompt  # type: ignore[attr-defined]
 
 
@@ -155,15 +171,12 @@ def test_equal_answers_add_their_likelihoods_up():
     assert chosen("best_by_likelihood", texts)[0] == ("a", 1)
 
 
-def test_a_verdict_s_probability_weighs_its_answer():
+def test_the_share_of_verdicts_that_say_right_weighs_an_answer():
     one, two, three = (Text("answer", text, number) for number, text in enumerate("abc"))
-    verdicts = [
-        Text("verdict", WRONG, 0, one, logprob=math.log(0.9)),
-        Text("verdict", RIGHT, 0, two, logprob=math.log(0.7)),
-        Text("verdict", "who knows", 0, three, logprob=math.log(0.99)),
-    ]
+    said = {one: (WRONG, WRONG, RIGHT, "well"), two: (f"2 + 3 = 5. {RIGHT}", RIGHT), three: ("who knows",)}
+    verdicts = [Text("verdict", text, n, answer) for answer in said for n, text in enumerate(said[answer])]
     found = dict(chosen("vote_by_verdict", [one, two, three, *verdicts]))
-    assert found == {"a": pytest.approx(0.1), "b": pytest.approx(0.7), "c": 0.5}
+    assert found == {"a": pytest.approx(1 / 3), "b": 1.0, "c": 0.5}
 
 
 def test_votes_by_rank_of_certainty():

@@ -101,7 +101,7 @@ def test_rounds_that_are_not_asked_for_are_as_measured(tmp_path):
 @pytest.mark.parametrize("recipe", ["stasc", "rft", "verdict"])
 @pytest.mark.parametrize("name", [name for name, one in POLICIES.items() if not one.needs_reward])
 def test_every_policy_answers_here_and_is_charged_for_no_less_than_it_writes(tmp_path, recipe, name):
-    api = Api(tmp_path, f"algorithm.recipe={recipe}")
+    api = Api(tmp_path, f"algorithm.recipe={recipe}", "engine.max_model_len_tokens=1024")
     asked = {"question": "Why?", "policy": name, "samples": 2, "rounds": 2, "max_tokens": 3}
     reply = api.call("POST", "/v1/correct", json=asked)
     assert reply.status_code == 200, reply.text
@@ -120,6 +120,17 @@ def test_a_policy_that_needs_references_is_none_here(api):
         reply.status_code == 400 and "oracle_stop" not in reply.json()["error"]["message"].split("found")[0]
     )
     assert "oracle_stop" not in api.call("GET", "/v1/run").json()["policies"]
+
+
+@pytest.mark.parametrize(
+    ("measured", "turns"), [("oracle_stop", 2), ("debate", 2), ("direct", 1), ("self_consistency", 1)]
+)
+def test_a_run_measured_in_a_way_that_nobody_can_ask_for_is_served_as_its_recipe_says(
+    tmp_path, measured, turns
+):
+    api = Api(tmp_path, f"evaluation.policy={measured}", "evaluation.samples=4")
+    reply = api.call("POST", "/v1/correct", json={"question": "Why?"})
+    assert reply.status_code == 200 and len(reply.json()["turns"]) == turns
 
 
 def test_a_verdict_that_a_policy_asks_for_is_read(tmp_path):
@@ -185,6 +196,8 @@ def test_a_verdict_is_among_the_turns_and_decides_about_the_correction(tmp_path,
         ({"policy": "best"}, 400, "policy"),
         ({"policy": "debate", "samples": 1}, 400, "samples"),
         ({"policy": "direct", "initial_answer": "x"}, 400, "rounds"),
+        ({"policy": "deepening", "initial_answer": "x"}, 400, "initial_answer"),
+        ({"policy": "rci", "initial_answer": "x", "samples": 2}, 400, "samples"),
         ({"samples": 2, "temperature": 0}, 400, "samples"),
         ({"max_tokens": 2000}, 400, "max_tokens"),
         ({"temperature": -1}, 400, "temperature"),
