@@ -1,14 +1,11 @@
 """The command `stasc compare`; main.py registers it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from stasc_ray.cli.errors import END_S, errors_for_people
-
-if TYPE_CHECKING:
-    pass
 
 GOES_ON = "the same command goes on with what is left"
 
