@@ -9,6 +9,7 @@ inherits the controller's environment, `controller_options`.
 import os
 from typing import Any
 
+import uvicorn.config
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -47,7 +48,10 @@ def controller_options(serve: config.Serve) -> dict[str, Any]:
 
 
 def middlewares() -> list[Middleware]:
-    """What the proxy puts around Serve; it calls this once."""
+    """What the proxy puts around Serve; it calls this once, before its HTTP server starts."""
+    # Serve leaves uvicorn's choice as it is: with a websocket library at hand, a POST that asks for a websocket
+    # is handed to that, which never answers it. So there are none, and `OnlyRequests` sees the request.
+    uvicorn.config.WS_PROTOCOLS["auto"] = None
     names = {"max_body_kb": MAX_BODY_KB, "body_timeout_s": BODY_TIMEOUT_S}
     found = {field: os.environ[name] for field, name in names.items() if name in os.environ}
     limits = config.Serve.model_validate(found, strict=False)
@@ -56,8 +60,8 @@ def middlewares() -> list[Middleware]:
 
 
 class OnlyRequests:
-    """ASGI middleware that refuses what is no request: websockets, for which Serve would keep a place in a
-    replica, and paths that are none, for which it would say that no replica is there.
+    """ASGI middleware that refuses what is no request: wishes for a websocket, and paths that are none, for
+    which Serve would say that no replica is there.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -65,11 +69,14 @@ class OnlyRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close"})
+        error = None
+        if scope["type"] == "http" and Headers(scope=scope).get("upgrade", "").lower() == "websocket":
+            error = ApiError(400, "invalid_request_error", "expected a request, found one for a websocket")
         elif scope["type"] == "http" and not scope["path"].startswith("/"):
             message = f"expected a path that begins with /, found {scope['path']!r}"
-            await _refuse(ApiError(404, "not_found_error", message), scope, receive, send)
+            error = ApiError(404, "not_found_error", message)
+        if error:
+            await _refuse(error, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 

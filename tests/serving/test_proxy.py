@@ -5,6 +5,7 @@ import asyncio
 
 import httpx
 import pytest
+import uvicorn
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp
 
@@ -65,15 +66,20 @@ def test_a_path_that_is_none_is_not_found() -> None:
     assert statuses == [404]
 
 
-def test_a_websocket_is_refused_and_takes_no_place() -> None:
+@pytest.mark.parametrize("value", [b"websocket", b"WebSocket"])
+def test_a_wish_for_a_websocket_is_refused_and_takes_no_place(value: bytes) -> None:
     only, *_ = middlewares()
-    sent: list[str] = []
+    statuses: list[int] = []
 
     async def send(message) -> None:
-        sent.append(message["type"])
+        statuses.extend([message["status"]] if "status" in message else [])
 
-    asyncio.run(only.cls(None)({"type": "websocket", "path": "/v1/run"}, None, send))
-    assert sent == ["websocket.close"]
+    scope = {"type": "http", "path": "/v1/run", "headers": [(b"upgrade", value)]}
+    asyncio.run(only.cls(None)(scope, None, send))
+    assert statuses == [400]
+    server = uvicorn.Config(PlainTextResponse("ok"))
+    server.load()
+    assert server.ws_protocol_class is None, "at 672d5ee a POST that asked for one was never answered"
 
 
 def test_no_answer_at_all_is_a_replica_that_died() -> None:
