@@ -49,8 +49,8 @@ def controller_options(serve: config.Serve) -> dict[str, Any]:
 
 def middlewares() -> list[Middleware]:
     """What the proxy puts around Serve; it calls this once, before its HTTP server starts."""
-    # Serve leaves uvicorn's choice as it is: with a websocket library at hand, a POST that asks for a websocket
-    # is handed to that, which never answers it. So there are none, and `OnlyRequests` sees the request.
+    # By default a POST that asks for a websocket goes to uvicorn's websocket library, which never answers it.
+    # Serve passes no choice on, so there is no such library, and `OnlyRequests` sees the request.
     uvicorn.config.WS_PROTOCOLS["auto"] = None
     names = {"max_body_kb": MAX_BODY_KB, "body_timeout_s": BODY_TIMEOUT_S}
     found = {field: os.environ[name] for field, name in names.items() if name in os.environ}
