@@ -109,9 +109,13 @@ def test_a_run_that_is_stopped_with_the_sweep_is_told_so(tmp_path: Path) -> None
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        sweep.run_one([sys.executable, "-c", script], log)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it is ignored
+    try:
+        threading.Thread(target=stop, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run_one([sys.executable, "-c", script], log)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "told" in log.read_text()
 
 
