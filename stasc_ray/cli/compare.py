@@ -55,7 +55,7 @@ def compare(
         from stasc_ray.comparing import contest
         from stasc_ray.opening import open_run_on
         from stasc_ray.recipes import section_of
-        from stasc_ray.report.compared_page import write_page
+        from stasc_ray.report.compared_page import as_lines, write_page
         from stasc_ray.runtime import ray_session
         from stasc_ray.stages import base_model
 
@@ -68,7 +68,7 @@ def compare(
             contest.check_strategies(names, version.settings)
         with open_run_on(settings, folder, address, training=False) as opened:
             found = contest.contest(opened, asked, names, tokens)
-        typer.echo(contest.as_table(found))
+        typer.echo(as_lines(found))
         typer.echo(f"page: {write_page(found, folder)}; figures: {folder / contest.FILE}")
 
 

@@ -22,7 +22,7 @@ from stasc_ray.generation import unit_files
 from stasc_ray.generation.collect import collect
 from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.recipes import recipe_of, section_of
-from stasc_ray.recipes.policies import policies
+from stasc_ray.recipes.policies import Policy, policies, policy
 from stasc_ray.serving.published import model_path
 from stasc_ray.stages import Run
 
@@ -204,29 +204,6 @@ def in_words(cell: Cell) -> str:
     return f"{line}; {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}] against the first"
 
 
-def as_table(found: Mapping[str, Any]) -> str:
-    """What `contest` gives, as lines for a terminal."""
-    row = "{:<34}{:>4}  {:<22}{:>6}{:>7}{:>9}{:>7}  {}"
-    lines = [
-        f"{found['questions']} questions, {found['budget_tokens']:.1f} generated tokens each to spend",
-        row.format("strategy", "n", "reward", "CL", "CS", "tokens", "calls", "against the first"),
-    ]
-    for cell in found["cells"]:
-        against = cell["against_first"]
-        figures = (
-            f"{cell['version']} {cell['strategy']}{'*' if cell['needs_reward'] else ''}",
-            cell["n"],
-            f"{cell['reward']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]",
-            *("-" if cell[one] is None else f"{cell[one]:.3f}" for one in ("cl", "cs")),
-            *(f"{cell[one]:.1f}" for one in ("tokens", "calls")),
-            "{difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p:.3f}".format(**against) if against else "",
-        )
-        lines.append(row.format(*figures).rstrip())
-    if any(cell["needs_reward"] for cell in found["cells"]):
-        lines.append("* knows which answer is right: no endpoint can answer so")
-    return "\n".join(lines)
-
-
 def _some_questions(run: Run) -> Path:
     """A file with the first test questions."""
     file = run.folder.path / "tried" / "test.parquet"
@@ -237,7 +214,7 @@ def _some_questions(run: Run) -> Path:
 
 def _affordable(run: Run, version: Version, name: str, tried: Path, tokens: float) -> int:
     """How many samples or rounds a strategy has for its tokens; 1 if it does not grow."""
-    grows = policies(recipe_of(version.settings.algorithm.recipe))[name].grows
+    grows = _policy(version, name).grows
     return affordable(grows, _costs(run, version, name, 2, tried), tokens) if grows else 1
 
 
@@ -262,15 +239,18 @@ def _costs(run: Run, version: Version, name: str, n: int, questions: Path) -> li
     return [statistics.mean(of) for of in zip(*(row["tokens_by_round"] for row in found), strict=True)]
 
 
+def _policy(version: Version, name: str) -> Policy:
+    return policy(name, recipe_of(version.settings.algorithm.recipe))
+
+
 def _settings(version: Version, name: str, n: int) -> config.Config:
     """The version's settings with a strategy and its number."""
-    settings = version.settings
-    policy = policies(recipe_of(settings.algorithm.recipe))[name]
-    samples = n if policy.grows == "samples" else policy.least_samples
+    settings, of = version.settings, _policy(version, name)
+    samples = n if of.grows == "samples" else of.least_samples
     update = {
         "policy": name,
         "samples": samples,
-        "rounds": n if policy.grows == "rounds" else settings.evaluation.rounds,
+        "rounds": n if of.grows == "rounds" else settings.evaluation.rounds,
         "greedy": settings.evaluation.greedy and samples == 1,
     }
     # M0's answers are nobody's here: each version corrects its own
@@ -306,20 +286,20 @@ def _pass(
 
 def _measured(run: Run, version: Version, name: str, n: int) -> tuple[Cell, list[float]]:
     """A cell, and the rewards of its questions, ordered by their ids."""
-    settings = _settings(version, name, n)
-    policy = policies(recipe_of(settings.algorithm.recipe))[name]
+    settings, of = _settings(version, name, n), _policy(version, name)
     seconds, traces = _pass(run, version, name, n, run.folder.questions / "test.parquet", "answers")
     scores = sorted(measuring.scores_and_costs(traces, settings), key=lambda score: score["id"])
     found = metrics.summarize(scores, settings.evaluation.bootstrap_samples, settings.seed)
     threshold = settings.algorithm.threshold
     right = [
-        [reward >= threshold for reward in of] for of in zip(*(s["by_round"] for s in scores), strict=True)
+        [reward >= threshold for reward in rewards]
+        for rewards in zip(*(s["by_round"] for s in scores), strict=True)
     ]
     flips = starmap(_flips, pairwise(right))
     cell = Cell(
         version=version.name,
         strategy=name,
-        grows=policy.grows,
+        grows=of.grows,
         n=n,
         questions=len(scores),
         failed=int(found["errors"] or 0),
@@ -331,11 +311,11 @@ def _measured(run: Run, version: Version, name: str, n: int) -> tuple[Cell, list
         c_to_i=_number(found, "c_to_i"),
         cl=found["cl"],
         cs=found["cs"],
-        flips=() if policy.ends == "first" else tuple(flips),
+        flips=() if of.ends == "first" else tuple(flips),
         tokens=statistics.mean(score["tokens"] for score in scores),
         calls=statistics.mean(score["calls"] for score in scores),
         seconds=seconds,
-        needs_reward=policy.needs_reward,
+        needs_reward=of.needs_reward,
     )
     return cell, [score["r_y2"] for score in scores]
 

@@ -50,6 +50,29 @@ def table(found: Mapping[str, Any]) -> Table:
     return Table(header, [(str(place), *_row(cell, several)) for place, cell in enumerate(found["cells"], 1)])
 
 
+def as_lines(found: Mapping[str, Any]) -> str:
+    """The same for a terminal."""
+    row = "{:<34}{:>4}  {:<22}{:>6}{:>7}{:>9}{:>7}  {}"
+    lines = [
+        f"{found['questions']} questions, {found['budget_tokens']:.1f} generated tokens each to spend",
+        row.format("strategy", "n", "reward", "CL", "CS", "tokens", "calls", "against the first"),
+    ]
+    for cell in found["cells"]:
+        against = cell["against_first"]
+        figures = (
+            f"{cell['version']} {cell['strategy']}{'*' if cell['needs_reward'] else ''}",
+            cell["n"],
+            f"{cell['reward']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]",
+            *("-" if cell[one] is None else f"{cell[one]:.3f}" for one in ("cl", "cs")),
+            *(f"{cell[one]:.1f}" for one in ("tokens", "calls")),
+            "{difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p:.3f}".format(**against) if against else "",
+        )
+        lines.append(row.format(*figures).rstrip())
+    if any(cell["needs_reward"] for cell in found["cells"]):
+        lines.append("* knows which answer is right: no endpoint can answer so")
+    return "\n".join(lines)
+
+
 def several_versions(found: Mapping[str, Any]) -> bool:
     """Whether more than one version was compared."""
     return len({cell["version"] for cell in found["cells"]}) > 1

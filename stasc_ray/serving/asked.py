@@ -54,11 +54,17 @@ def checked(request: CorrectRequest, settings: config.Config, recipe: Recipe) ->
     name = request.policy or default_policy(settings, recipe)
     policy = _policy(name, recipe, request.samples)
     rounds = evaluation.rounds if request.rounds is None else request.rounds
-    corrects = policy.ends != "first" and (policy.own_turns or settings.algorithm.n_corrections > 0)
-    if request.initial_answer is not None and not (rounds and corrects):
-        of_recipe = policy.ends != "first"
-        who = f"recipe {settings.algorithm.recipe!r}" if of_recipe else f"policy {name!r}"
-        what = "0 rounds" if corrects else f"{who}, which corrects nothing"
+    branches = 1 if request.initial_answer is None else request.samples
+    plan = Plan(
+        prompts=settings.prompts,
+        section=settings.algorithm,
+        n_initial=request.samples,
+        n_corrections=branches if settings.algorithm.n_corrections else 0,
+        rounds=rounds,
+    )
+    if request.initial_answer is not None and not policy.rounds(plan):
+        who = f"policy {name!r}" if policy.ends == "first" else f"recipe {settings.algorithm.recipe!r}"
+        what = "0 rounds" if rounds == 0 else f"{who}, which corrects nothing"
         raise invalid(
             "rounds",
             f"expected at least 1 with an initial_answer, found {what}: nothing would be left to do",
@@ -74,8 +80,8 @@ def checked(request: CorrectRequest, settings: config.Config, recipe: Recipe) ->
     if len(request.choices) == 1:
         raise invalid("choices", "expected at least 2 choices or none, found 1")
     sampling = _sampling(request, settings.sampling)
-    branches = sampling.initial if request.initial_answer is None else sampling.correction
-    if request.samples > 1 and branches.temperature == 0:
+    drawn_by = sampling.initial if request.initial_answer is None else sampling.correction
+    if request.samples > 1 and drawn_by.temperature == 0:
         raise invalid(
             "samples",
             "expected a temperature above 0 with several samples: greedy answers are all the same",
@@ -84,13 +90,6 @@ def checked(request: CorrectRequest, settings: config.Config, recipe: Recipe) ->
     start = reasoning.answer_start(said or "")
     given = () if said is None else (Text(ANSWER, said, writer="user", answer_start=start),)
     longest = settings.engine.max_model_len_tokens - 1
-    plan = Plan(
-        prompts=settings.prompts,
-        section=settings.algorithm,
-        n_initial=request.samples,
-        n_corrections=(request.samples if given else 1) if corrects else 0,
-        rounds=rounds,
-    )
     final_rounds = policy.final_rounds(recipe, plan)
     return Asked(
         question={

@@ -13,7 +13,7 @@ from harness.traces import settings
 from stasc_ray import store
 from stasc_ray.comparing import contest
 from stasc_ray.recipes.policies import POLICIES
-from stasc_ray.report.compared_page import write_page
+from stasc_ray.report.compared_page import as_lines, write_page
 
 DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.toml"
 
@@ -112,7 +112,7 @@ def test_the_page_shows_every_cell_and_nothing_in_it_is_markup(tmp_path: Path):
 
 
 def test_the_table_for_a_terminal_has_a_line_for_each():
-    lines = contest.as_table(made_up()).splitlines()
+    lines = as_lines(made_up()).splitlines()
     assert [line.split()[:2] for line in lines[2:4]] == [["base", "direct"], ["base", "<oracle>*"]]
     assert "-0.010 [-0.080, +0.050], p 1.000" in lines[3]
 
