@@ -62,6 +62,7 @@ CASES = {
     "cct": ("algorithm.recipe=cct",),
     "splice": ("algorithm.recipe=splice", "algorithm.min_shared_steps=0"),
     "sharpening": ("algorithm.recipe=sharpening", "algorithm.by=majority"),
+    "preference": ("algorithm.recipe=preference",),
 }
 
 families = pytest.mark.parametrize("family", ["chatml", "llama3", "gemma"])
@@ -161,15 +162,17 @@ KINDS = {
     "cct": {"i->c", "c->c"},
     "splice": {"splice", "answer"},
     "sharpening": {"best"},
+    "preference": {"c over i", "i->c", "c->i"},
 }
 TURNS = {
     "stasc": "answer correction",
     "verdict": "answer verdict correction",
     "critique": "answer critique correction",
     "cct": "answer correction",
+    "preference": "answer correction",
 }
 """What the endpoint asks, by method; the others only answer."""
-COMPOSED = {"cct": "c->c i->c", "splice": "splice"}
+COMPOSED = {"cct": "c->c i->c", "splice": "splice", "preference": "i->c c->i"}
 """Classes whose targets no model was asked for; test files of their recipes count their tokens."""
 
 
