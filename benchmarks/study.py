@@ -81,6 +81,51 @@ RECIPES = {
         "finetune.learning_rate=3e-4",
     ),
 }
+OTHER_RECIPES = {  # otherwise as jobs/configs/NAME_sandbox.toml
+    "preference": (
+        "algorithm.recipe=preference",
+        "algorithm.n_initial=1",
+        "algorithm.n_corrections=2",
+        "finetune.dpo.beta=0.1",
+        "finetune.dpo.sft_weight=0.1",
+        "finetune.learning_rate=1e-4",
+    ),
+    "critique": (
+        "algorithm.recipe=critique",
+        "algorithm.n_initial=1",
+        "algorithm.n_critiques=1",
+        "algorithm.n_corrections=2",
+        "algorithm.critiques=constructed",
+        "algorithm.critic=sandbox",
+        "algorithm.corrections_see_constructed=false",
+        'algorithm.critique_prompt="What is wrong?"',
+        'algorithm.says_right="="',
+        "algorithm.learn_answers=all",
+        "finetune.learning_rate=1e-3",
+    ),
+    "sharpening": (
+        "algorithm.recipe=sharpening",
+        "algorithm.n_initial=3",
+        *ONE_TURN,
+        "algorithm.by=majority",
+        "algorithm.min_votes=2",
+    ),
+    "splice": (
+        "algorithm.recipe=splice",
+        "algorithm.n_initial=3",
+        *ONE_TURN,
+        'algorithm.connecting_phrase="?"',
+        "sampling.initial.max_tokens=96",
+        "finetune.learning_rate=1e-3",
+    ),
+    "cct": (
+        "algorithm.recipe=cct",
+        "algorithm.n_initial=3",
+        "algorithm.n_corrections=1",
+        "algorithm.solution=sandbox",
+        'algorithm.solution_form="{solution}"',
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +154,8 @@ def cells(part: str, seeds: int) -> Iterator[Cell]:
             yield from (Cell(part, label, seed, values, votes=True) for label, values in BASELINES.items())
             yield Cell(part, "consistency", seed, VOTING)
         elif part == "recipes":
-            yield from (Cell(part, label, seed, (*EQUAL_COST, *own)) for label, own in RECIPES.items())
+            ours = RECIPES | (OTHER_RECIPES if seed < FEWER_SEEDS else {})
+            yield from (Cell(part, label, seed, (*EQUAL_COST, *own)) for label, own in ours.items())
         elif seed < FEWER_SEEDS:
             yield from (Cell(part, label, seed, values) for label, values in _of_fewer_seeds(part))
 

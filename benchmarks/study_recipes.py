@@ -1,4 +1,4 @@
-"""The section "Three recipes at equal cost" of docs/results.md, from the cells of the part `recipes`."""
+"""The section "The recipes at equal cost" of docs/results.md, from the cells of the part `recipes`."""
 
 import math
 import statistics
@@ -22,7 +22,9 @@ from benchmarks.study_figures import (
 
 Group = Mapping[str, Sequence[Cell]]
 """label -> its cells"""
-ORDER = ("stasc", "rft", "verdict")
+ORDER = ("stasc", "rft", "verdict", "preference", "critique", "cct", "splice", "sharpening")
+OTHERS = ("stasc", "rft")
+"""Beside which each recipe is set."""
 COLUMNS = {"r(Y1)": "r_y1", "r(Y2)": "r_y2", "i->c": "i_to_c", "c->i": "c_to_i"}
 OF_VERDICTS = {
     "balanced accuracy": "verdict_balanced_accuracy",
@@ -64,12 +66,23 @@ def table(recipes: Group) -> Iterator[str]:
 
 
 def differences(recipes: Group) -> Iterator[str]:
-    """Each recipe's final answer against the others', seed by seed."""
-    for one, other in (("rft", "stasc"), ("verdict", "stasc"), ("verdict", "rft")):
-        ours, theirs = (by_seed(recipes.get(label, []), chosen) for label in (one, other))
-        if difference(ours, theirs):
-            found = f"{told_difference(ours, theirs)}: **{verdict(ours, theirs)}**"
-            yield f"- `{one}` against `{other}`, r(Y2): {found}"
+    """Each recipe's final answer against M0's and against OTHERS', seed by seed."""
+    found = {label: by_seed(recipes.get(label, []), chosen) for label in ORDER}
+    base = by_seed(recipes.get("stasc", []), first)
+    if not base:
+        return
+    yield "| r(Y2) of | less M0's | " + " | ".join(f"less `{other}`'s" for other in OTHERS) + " |"
+    yield "|---" * (2 + len(OTHERS)) + "|"
+    for label, ours in found.items():
+        against = [base, *(found[other] if other != label else {} for other in OTHERS)]
+        cells = [
+            f"{told_difference(ours, theirs)}: **{verdict(ours, theirs)}**"
+            if difference(ours, theirs)
+            else ""
+            for theirs in against
+        ]
+        if ours:
+            yield f"| `{label}` | " + " | ".join(cells) + " |"
 
 
 def verdicts(recipes: Group) -> Iterator[str]:
