@@ -19,18 +19,17 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import Any
 
 from benchmarks import study_figures, study_report
 from stasc_ray import config, store
+from stasc_ray.comparing import sweep
 from stasc_ray.generation import rollouts, unit_files
 from stasc_ray.recipes import section_of
 from stasc_ray.recipes.policies import ranked
@@ -47,8 +46,6 @@ VOTERS = (1, 3, 5, 9)
 FEWER_SEEDS = 3
 PATIENCE_S = 3600
 """For one run."""
-KEPT_NOTHING = 3
-"""Exit status of `stasc run` if the filter kept nothing, which is a result."""
 FIGURES = ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i", "c_to_c", "i_to_i", "cl", "cs", "rss", "changed")
 
 VOTING = ("algorithm.iterations=0", f"evaluation.samples={max(VOTERS)}")
@@ -228,46 +225,29 @@ def run_cell(folder: Path, cell: Cell, sizes: Sequence[str], core: int) -> None:
         subprocess.SubprocessError: a run failed, or took longer than PATIENCE_S.
     """
     work = folder / "work" / cell.name
-    with (folder / f"{cell.name}.log").open("w") as log:
-        stasc_run(work, overrides(cell, sizes), core, log)
-        found = line_of(cell, sizes, work)
-        for at in best_versions(found) if cell.votes else ():
-            model = store.RunFolder(work).stage(at["iteration"], "model")
-            voting = Cell(
-                cell.part, cell.label, cell.seed, (f"model.path={model}",) if at["iteration"] else ()
-            )
-            asked = work.with_name(f"{cell.name}-votes-{at['iteration']}")
-            stasc_run(asked, [*overrides(voting, sizes), *VOTING], core, log)
-            at |= {name: value for name, value in harvest(asked)[0].items() if "vote" in name}
-            shutil.rmtree(asked)
+    log = folder / f"{cell.name}.log"
+    stasc_run(work, overrides(cell, sizes), core, log)
+    found = line_of(cell, sizes, work)
+    for at in best_versions(found) if cell.votes else ():
+        model = store.RunFolder(work).stage(at["iteration"], "model")
+        voting = Cell(cell.part, cell.label, cell.seed, (f"model.path={model}",) if at["iteration"] else ())
+        asked = work.with_name(f"{cell.name}-votes-{at['iteration']}")
+        stasc_run(asked, [*overrides(voting, sizes), *VOTING], core, log)
+        at |= {name: value for name, value in harvest(asked)[0].items() if "vote" in name}
+        shutil.rmtree(asked)
     keep(folder, found)
     shutil.rmtree(work)
 
 
-def stasc_run(run_folder: Path, values: Sequence[str], core: int, log: IO[str]) -> None:
-    """`stasc run` of the study's config, on one core."""
-    command = [
-        sys.executable,
-        "-m",
-        "stasc_ray.cli",
-        "run",
-        str(CONFIG),
-        "--run-dir",
-        str(run_folder),
-        *values,
-    ]
+def stasc_run(run_folder: Path, values: Sequence[str], core: int, log: Path) -> None:
+    """`stasc run` of the study's config, on one core, as a run of `stasc sweep`."""
+    command = sweep.command(CONFIG, values, run_folder)
     # Ray's workers import the recipes of benchmarks/ too.
     paths = [str(CONFIG.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    status = subprocess.run(
-        command,
-        stdout=log,
-        stderr=log,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        preexec_fn=partial(os.sched_setaffinity, 0, {core}),
-        timeout=PATIENCE_S,
-    ).returncode
-    if status not in (0, KEPT_NOTHING):
+    os.sched_setaffinity(0, {core})  # of this thread, and so of what it starts
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    status, _ = sweep.run_one(command, log, environment, PATIENCE_S)
+    if status not in (0, sweep.NOTHING_KEPT):
         raise subprocess.CalledProcessError(status, command)
 
 

@@ -84,8 +84,8 @@ def _run(
             typer.echo(f"{number} of {len(runs)}, {name}: finished before")
             continue
         typer.echo(f"{number} of {len(runs)}, {name} ... (log: {log})")
-        joined = ["--address", address] if address else []
-        ended, seconds = sweeping.run_one([*sweeping.command(file, overrides, one, folder), *joined], log)
+        values = [*overrides, *one.overrides, *(["--address", address] if address else [])]
+        ended, seconds = sweeping.run_one(sweeping.command(file, values, folder / name), log)
         if ended not in (0, sweeping.NOTHING_KEPT):
             status = 1
             typer.echo(f"{name}: failed, see {log}; the others go on", err=True)

@@ -96,10 +96,9 @@ def _word(override: str) -> str:
     return f"{field.rpartition('.')[2]}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', value)}"
 
 
-def command(file: Path, overrides: Sequence[str], one: SweptRun, folder: Path) -> list[str]:
-    """The command line of one run, in `folder` / its name."""
-    of_run = ["--run-dir", str(folder / one.settings.name)]
-    return [sys.executable, "-m", "stasc_ray.cli", "run", str(file), *of_run, *overrides, *one.overrides]
+def command(file: Path, overrides: Sequence[str], run_folder: Path) -> list[str]:
+    """The command line of one run."""
+    return [sys.executable, "-m", "stasc_ray.cli", "run", str(file), "--run-dir", str(run_folder), *overrides]
 
 
 def check_folders(runs: Sequence[SweptRun], folder: Path) -> None:
@@ -128,17 +127,22 @@ def finished(one: SweptRun, folder: Path) -> bool:
     )
 
 
-def run_one(command: Sequence[str], log: Path) -> tuple[int, float]:
+def run_one(
+    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, limit_s: float | None = None
+) -> tuple[int, float]:
     """Run a command with its output in a file; its exit status and seconds. If this process is stopped, the
     run is told to end in order, and has the time for it.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer than `limit_s`, and was ended.
     """
     started = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
-        running = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        running = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env)
         try:
-            return running.wait(), time.monotonic() - started
-        except KeyboardInterrupt:
+            return running.wait(limit_s), time.monotonic() - started
+        except (KeyboardInterrupt, subprocess.TimeoutExpired):
             running.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running.wait(END_S)

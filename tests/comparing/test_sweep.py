@@ -127,7 +127,7 @@ def test_finished_runs_are_not_run_again_and_one_that_fails_stops_no_other(
     measured(tmp_path, runs[1], 1, r_y1=0.1, r_y2=0.4)
     # the run itself is stood in for: a process that notes that it was started, and fails for seed 1
     script = "import sys; sys.exit(int('seed=1' in sys.argv))"
-    monkeypatch.setattr(sweep, "command", lambda file, given, one, folder: [sys.executable, "-c", script, *one.overrides])  # fmt: skip
+    monkeypatch.setattr(sweep, "command", lambda file, values, folder: [sys.executable, "-c", script, *values])  # fmt: skip
     arguments = ["sweep", str(DEMO), "--vary", "seed=0..2", "--output", str(tmp_path)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 1
