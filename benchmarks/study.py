@@ -78,15 +78,10 @@ RECIPES = {
         "finetune.learning_rate=3e-4",
     ),
 }
+PAIRS = ("algorithm.recipe=preference", "algorithm.n_initial=1", "algorithm.n_corrections=2")
 OTHER_RECIPES = {  # otherwise as jobs/configs/NAME_sandbox.toml
-    "preference": (
-        "algorithm.recipe=preference",
-        "algorithm.n_initial=1",
-        "algorithm.n_corrections=2",
-        "finetune.dpo.beta=0.1",
-        "finetune.dpo.sft_weight=0.1",
-        "finetune.learning_rate=1e-4",
-    ),
+    "preference": (*PAIRS, "finetune.dpo.sft_weight=5", "finetune.learning_rate=5e-5"),
+    "preference-sft_0.1": (*PAIRS, "finetune.dpo.sft_weight=0.1", "finetune.learning_rate=1e-4"),
     "critique": (
         "algorithm.recipe=critique",
         "algorithm.n_initial=1",

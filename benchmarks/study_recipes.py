@@ -22,7 +22,17 @@ from benchmarks.study_figures import (
 
 Group = Mapping[str, Sequence[Cell]]
 """label -> its cells"""
-ORDER = ("stasc", "rft", "verdict", "preference", "critique", "cct", "splice", "sharpening")
+ORDER = (
+    "stasc",
+    "rft",
+    "verdict",
+    "preference",
+    "preference-sft_0.1",
+    "critique",
+    "cct",
+    "splice",
+    "sharpening",
+)
 OTHERS = ("stasc", "rft")
 """Beside which each recipe is set."""
 COLUMNS = {"r(Y1)": "r_y1", "r(Y2)": "r_y2", "i->c": "i_to_c", "c->i": "c_to_i"}
