@@ -1,0 +1,1 @@
+"""What leaves a run for others: an evaluation for inspect's viewer."""
