@@ -1,4 +1,4 @@
-"""The command `stasc export-log`; main.py registers it."""
+"""The commands `stasc push` and `stasc export-log`; main.py registers them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -41,3 +41,32 @@ def export_log(
         found = evaluations.find(run, iteration, version, split, own_answers=own_answers)
         file = inspect_log.export(found, output)
         typer.echo(f"{file}; to look at it: inspect view --log-dir {file.parent}")
+
+
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
+    to: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Model repository on the Hub; made if new.")],
+    version: Annotated[
+        str | None, typer.Option(metavar="v0003", help="A published version; default: LATEST.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="A new repository is private; an old one must be so already.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the card and the files; contact nobody.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Put a version on the Hugging Face Hub with a card: metrics with intervals, data lineage, prompts. One
+    commit; a repository that is there gets a new one, and its history keeps what was there before.
+    """
+    with errors_for_people(debug):
+        from stasc_ray.sharing import hub
+
+        upload = hub.prepare(run, version, to)
+        if dry_run:
+            typer.echo(upload.card)
+            typer.echo("\n".join(upload.listed()))
+            typer.echo("dry run: nothing was sent")
+            return
+        typer.echo(hub.push(upload, private=private))
