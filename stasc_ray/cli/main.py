@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stasc_ray.cli import compare, datasets, forking, look, plan, serve, submit, sweep
+from stasc_ray.cli import compare, datasets, forking, look, plan, serve, sharing, submit, sweep
 from stasc_ray.cli.errors import END_S, GOES_ON, errors_for_people
 
 app = typer.Typer(
@@ -210,6 +210,8 @@ app.command("look")(look.look)
 app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
 app.command("sweep")(sweep.sweep)
+app.command("push")(sharing.push)
+app.command("export-log")(sharing.export_log)
 app.command("serve")(serve.serve)
 app.command("ask")(serve.ask)
 app.add_typer(serve.keys_app, name="keys")

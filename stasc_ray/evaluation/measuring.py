@@ -3,7 +3,7 @@ back.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stasc_ray import config
@@ -77,26 +77,40 @@ def score_file(
     file: str, settings: config.Config, writer: str | None = None, rounds: int | None = None
 ) -> list[dict[str, Any]]:
     """`metrics.score_row` of each question of a file, with its `id`; arguments as of `measure`."""
+    _, policy = _ways(settings)
+    columns = (*COLUMNS, *(text_columns(*WEIGHED) if policy.weigh else ()))
+    return [
+        {"id": row["id"]} | score_texts(row, read_texts(row), settings, writer, rounds)
+        for row in files.read(file, columns).to_pylist()
+    ]
+
+
+def score_texts(
+    row: Mapping[str, Any],
+    texts: Sequence[Text],
+    settings: config.Config,
+    writer: str | None = None,
+    rounds: int | None = None,
+) -> dict[str, Any]:
+    """`metrics.score_row` of a question's texts as its policy counts them; arguments as of `measure`.
+
+    Args:
+        row: the question; of it the `choices` count.
+    """
     section, name = settings.algorithm, settings.evaluation.policy
     recipe, policy = _ways(settings)
-    says = functools.partial(answering.reads, recipe, section, settings.prompts)
-    columns = (*COLUMNS, *(text_columns(*WEIGHED) if policy.weigh else ()))
+    texts = policies.seen(policy, recipe, texts, section.threshold)
 
-    def scored(row: dict[str, Any]) -> dict[str, Any]:
-        texts = policies.seen(policy, recipe, read_texts(row), section.threshold)
+    def pick(ends: Sequence[Text]) -> Text:
+        return policies.votes_of(name, recipe, ends, texts, row["choices"] or (), settings)[0][0]
 
-        def pick(ends: Sequence[Text]) -> Text:
-            return policies.votes_of(name, recipe, ends, texts, row["choices"] or (), settings)[0][0]
-
-        return metrics.score_row(
-            texts,
-            section.threshold,
-            answers=recipe.answers,
-            writer=writer,
-            rounds=rounds,
-            judges=(*recipe.verdicts, VERDICT_TURN),
-            says_right=says,
-            pick=pick if policy.weigh else None,
-        )
-
-    return [{"id": row["id"]} | scored(row) for row in files.read(file, columns).to_pylist()]
+    return metrics.score_row(
+        texts,
+        section.threshold,
+        answers=recipe.answers,
+        writer=writer,
+        rounds=rounds,
+        judges=(*recipe.verdicts, VERDICT_TURN),
+        says_right=functools.partial(answering.reads, recipe, section, settings.prompts),
+        pick=pick if policy.weigh else None,
+    )

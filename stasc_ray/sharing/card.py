@@ -1,0 +1,283 @@
+"""The card of a version on the Hub: what it is, how it is asked, what it was trained on, what it is worth.
+
+Made from what the run committed. No path of the machine is in it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from stasc_ray import config, store
+from stasc_ray.evaluation import measuring
+from stasc_ray.evaluation.metrics import INTERVALS
+from stasc_ray.evaluation.paired import Paired, paired
+from stasc_ray.recipes import recipe_of
+from stasc_ray.sharing import evaluations, public_names, usage
+from stasc_ray.sharing.evaluations import Evaluation
+from stasc_ray.store import files
+
+SHOWN = {"r_y1": "r(Y1)", "r_y2": "r(Y2)", "i_to_c": "i->c", "c_to_i": "c->i"}
+
+
+@dataclass(frozen=True)
+class Told:
+    """A version, and what its run knows of it."""
+
+    repo: str
+    version: str
+    iteration: int
+    folder: store.RunFolder
+    settings: config.Config
+    """Under which it was asked."""
+    trained: config.Config
+    """Under which it was trained; another one if the run forked there."""
+
+    @property
+    def base(self) -> str:
+        """M0's name."""
+        return public_names.of_model(self.settings.model.path)
+
+    def line(self, stage: str, iteration: int | None = None) -> Mapping[str, Any]:
+        """What metrics.jsonl says of a stage, without the stage's name before each; empty if nothing."""
+        wanted = (stage, self.iteration if iteration is None else iteration)
+        lines = (one for one in self.folder.metrics() if (one["stage"], one["iteration"]) == wanted)
+        return {name.removeprefix(f"{stage}/"): value for name, value in next(lines, {}).items()}
+
+    def measured(self, split: str, iteration: int) -> Evaluation | None:
+        """The evaluation of an iteration's model; None if there is none that compares."""
+        if iteration < self.folder.fork().get("compares_from", 0):
+            return None  # asked under another config, before the run forked
+        try:
+            return evaluations.find(self.folder.path, iteration, None, split)
+        except (FileNotFoundError, ValueError):
+            return None
+
+
+def card(told: Told) -> str:
+    """README.md of the repository, with front matter."""
+    parts = [
+        f"---\n{_front(told)}---",
+        f"# {told.repo.partition('/')[2]}",
+        _what(told),
+        "## How to use it",
+        _usage(told),
+        "## What it is worth",
+        *_worth(told),
+        "## How it was trained",
+        _table(("", ""), _method(told)),
+        "## Questions",
+        *_lineage(told),
+        "## Versions",
+        _table(("", ""), _versions(told)),
+        "## Licence",
+        "The licence of the base model applies to these weights."
+        + (f" The questions: {licence}." if (licence := _licence(told)) else ""),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(told: Told) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    dataset = _dataset(told)
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="answering and correcting the answer",
+            dataset_type=dataset or found.source,
+            dataset_name=found.source,
+            dataset_split=split,
+            metric_type=told.settings.reward.name.rpartition(":")[2],
+            metric_name=f"{SHOWN[name]}, mean reward of the {which} answer",
+            metric_value=round(found.figures[name], 4),
+        )
+        for split in ("dev", "test")
+        if (found := told.measured(split, told.iteration))
+        for name, which in (("r_y1", "first"), ("r_y2", "corrected"))
+        if found.figures.get(name) is not None
+    ]
+    base = public_names.hub_id(told.settings.model.path)
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["stasc", "self-correction"],
+        model_name=told.repo.partition("/")[2],
+        eval_results=results or None,
+        base_model=base,
+        datasets=[dataset] if dataset else None,
+    )
+    return data.to_yaml() + "\n"
+
+
+def _what(told: Told) -> str:
+    base = public_names.hub_id(told.settings.model.path)
+    named = f"[{base}](https://huggingface.co/{base})" if base else f"`{told.base}`"
+    local = " (a local model whose Hub id the run does not know)"
+    tiny = " (the tiny model that ships with stasc_ray)"
+    from_where = "" if base else tiny if told.settings.model.path == "sandbox" else local
+    return (
+        f"A language model that answers questions and corrects its own answers: {named}{from_where}, "
+        "fine-tuned on texts of its own that were kept by their reward, as in Self-Taught Self-Correction "
+        "([arXiv 2503.08681](https://arxiv.org/abs/2503.08681)), by stasc_ray. It is version "
+        f"{told.version} of the run `{told.settings.name}`."
+    )
+
+
+def _usage(told: Told) -> str:
+    """The run's turns as a program, or that they can't be shown."""
+    row = pq.ParquetFile(told.folder.questions / "test.parquet").read_row_group(0).slice(0, 1).to_pylist()[0]
+    recipe = recipe_of(told.settings.algorithm.recipe)
+    policy = told.settings.evaluation.policy or recipe.policy
+    try:
+        asked = usage.turns(told.settings, told.iteration, row)
+        program = usage.code(told.repo, told.settings, asked)
+    except (ValueError, TypeError, LookupError):  # a recipe of one's own that reads its texts
+        return f"By the turns of the recipe `{told.settings.algorithm.recipe}`, which stasc_ray asks."
+    after = "" if len(asked) > 1 else " This recipe asks for no correction."
+    return (
+        f"As it was measured (policy `{policy}`), with the run's prompts, one round.{after}\n\n"
+        f"```python\n{program}```"
+    )
+
+
+def _worth(told: Told) -> Iterator[str]:
+    """Metrics of the base model and of this version, each with its 95% interval, and their difference."""
+    settings = told.settings
+    rows = [
+        [f"{split}, {'base model' if number == 0 else 'this version'}", str(found.figures["questions"])]
+        + [_figure(found.figures, name) for name in SHOWN]
+        for split in ("dev", "test")
+        for number in (0, told.iteration)
+        if (found := told.measured(split, number))
+    ]
+    if not rows:
+        yield "Nothing was measured."
+        return
+    yield _table(("", "questions", *SHOWN.values()), rows)
+    yield (
+        f"Mean rewards (`{settings.reward.name}`, {settings.reward.scope.replace('_', ' ')}) of the first "
+        "answers, r(Y1), and of their corrections, r(Y2); shares of all questions that a correction set "
+        "right, i->c, and broke, c->i. In brackets: 95% intervals, bootstrap over questions. Versions are "
+        f"chosen on dev. Texts were {_sampled(settings)}."
+    )
+    if settings.algorithm.initial_answers_from == "base":
+        yield "This version corrects the base model's answers, so its r(Y1) is the base model's."
+    if (found := difference(told)) is not None:
+        yield (
+            f"On the same {found.questions} test questions r(Y2) is {found.difference:+.3f} "
+            f"[{found.low:+.3f}, {found.high:+.3f}] against the base model's: only this version has "
+            f"{found.gained} questions right, only the base model {found.lost} (McNemar p {found.p:.3f})."
+        )
+
+
+def difference(told: Told) -> Paired | None:
+    """r(Y2) of this version less M0's, question by question on test; None if both did not answer the same."""
+    pair = [told.measured("test", number) for number in (0, told.iteration)]
+    scored = [_rewards(found) for found in pair if found]
+    if len(scored) < 2 or scored[0].keys() != scored[1].keys() or not scored[0]:
+        return None
+    names, settings = sorted(scored[0]), told.settings
+    first, second = ([of[name] for name in names] for of in scored)
+    samples = settings.evaluation.bootstrap_samples
+    return paired(first, second, settings.algorithm.threshold, samples, settings.seed)
+
+
+def _rewards(found: Evaluation) -> dict[str, float]:
+    """r(Y2) by question."""
+    return {
+        score["id"]: score["r_y2"]
+        for file in found.files
+        for score in measuring.score_file(file, found.settings, found.writer)
+    }
+
+
+def _figure(figures: Mapping[str, Any], name: str) -> str:
+    value, low, high = (figures.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+    if value is None:
+        return "-"
+    return (
+        f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        if name in INTERVALS and None not in (low, high)
+        else f"{value:.3f}"
+    )
+
+
+def _sampled(settings: config.Config) -> str:
+    first, later = settings.sampling.initial, settings.sampling.correction
+    if settings.evaluation.greedy:
+        return "greedy"
+    if (first.temperature, first.top_p) == (later.temperature, later.top_p):
+        return f"sampled at temperature {first.temperature:g}, top_p {first.top_p:g}"
+    return f"sampled at temperature {first.temperature:g} (answers) and {later.temperature:g} (what follows)"
+
+
+def _method(told: Told) -> Iterator[tuple[str, str]]:
+    settings, finetune = told.trained, told.trained.finetune
+    recipe, kept = recipe_of(settings.algorithm.recipe), told.line("examples")
+    from_base = settings.algorithm.finetune_from == "base"
+    yield "Recipe", f"`{settings.algorithm.recipe}` {settings.algorithm.variant}"
+    yield "Learns", recipe.keeps(settings.algorithm)
+    yield "Objective", f"`{recipe.objective}`"
+    yield "Iteration", f"{told.iteration} of {settings.algorithm.iterations}"
+    at = f" at revision {settings.model.revision}" if settings.model.revision else ""
+    yield "Base model", f"{told.base}{at}"
+    yield (
+        "Started from",
+        "the base model"
+        if from_base or told.iteration == 1
+        else f"the model of iteration {told.iteration - 1}",
+    )
+    yield (
+        "Weights",
+        "LoRA, merged; the adapter is in adapter/" if finetune.method == "lora" else "all of them trained",
+    )
+    yield "Learning rate", f"{finetune.learning_rate:g}"
+    yield "Batch size, epochs", f"{finetune.batch_size}, {finetune.epochs}"
+    yield "Examples", f"{kept['kept']} of {kept['attempts']} attempts" if kept else "unknown"
+    trained = told.line("finetune")
+    if trained:
+        yield "Steps, last loss", f"{trained['steps']}, {trained['loss_last']:.4g}"
+    yield "Seed", str(settings.seed)
+
+
+def _lineage(told: Told) -> Iterator[str]:
+    """Where the questions came from; of files their names alone."""
+    questions, counts = told.settings.questions, told.line("questions", 0)
+    rows = []
+    for name in ("train", "dev", "test"):
+        split = getattr(questions, name)
+        source = f"`{public_names.of_source(split.source)}`" if split.source else "carved from train's"
+        rows.append([name, source, split.split or "-", str(counts.get(name, "unknown"))])
+    yield _table(("split", "source", "its split", "questions"), rows)
+    left_out = counts.get("dropped_duplicates", 0), counts.get("skipped_bad_rows", 0)
+    yield (
+        f"Preset `{questions.preset}`, chosen by seed {told.settings.seed}; {left_out[0]} duplicates and "
+        f"{left_out[1]} bad rows left out. Only train questions were learnt from."
+    )
+
+
+def _versions(told: Told) -> Iterator[tuple[str, str]]:
+    file = told.folder.path / "environment.json"
+    environment = files.read_json(file) if file.is_file() else {}
+    yield from environment.get("versions", {}).items()
+    yield "config fingerprint", config.fingerprint(told.settings)
+    if commit := environment.get("git_commit"):
+        yield "git commit of stasc_ray", str(commit)
+
+
+def _dataset(told: Told) -> str | None:
+    """The Hub id of the preset's own dataset, if the questions come from it."""
+    published = config.dataset(told.settings.questions.preset).get("hub", {}).get("id")
+    sources = {getattr(told.settings.questions, name).source for name in ("train", "dev", "test")}
+    return published if published in sources else None
+
+
+def _licence(told: Told) -> str | None:
+    return config.dataset(told.settings.questions.preset).get("licence") if _dataset(told) else None
+
+
+def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

@@ -1,0 +1,312 @@
+"""`stasc push`: what goes, what the card says, and how the Hub's answers reach a person. `Hub` stands in for
+the Hub (no request leaves the tests); unreachable ones are closed ports of this machine."""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from harness.measured_runs import add_model, make_run
+from harness.traces import settings
+
+from stasc_ray import store
+from stasc_ray.sharing import hub, public_names, usage
+from stasc_ray.tasks import sandbox
+from stasc_ray.tasks.prompts import correction_messages
+
+SENT = {
+    "README.md", "canary.json", "chat_template.jinja", "config.json", "generation_config.json",
+    "model.safetensors", "tokenizer.json", "tokenizer_config.json", "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+}  # fmt: skip
+
+
+@dataclass
+class Hub:
+    """Stands in for `HfApi`: repositories by name, each a set of files; keeps what it was asked."""
+
+    repos: dict[str, set[str]] = field(default_factory=dict)
+    private: bool = False
+    fails: Exception | None = None
+    fails_at: str = "repo_exists"
+    endpoint: str = "https://hub.example"
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+
+    def _called(self, name: str, told: Any = None) -> None:
+        self.calls.append((name, told))
+        if self.fails and name == self.fails_at:
+            raise self.fails
+
+    def repo_exists(self, repo: str) -> bool:
+        self._called("repo_exists")
+        return repo in self.repos
+
+    def create_repo(self, repo: str, *, private: bool | None) -> None:
+        self._called("create_repo", private)
+        self.repos[repo] = {".gitattributes"}
+
+    def model_info(self, repo: str) -> Any:
+        return SimpleNamespace(private=self.private)
+
+    def list_repo_files(self, repo: str) -> list[str]:
+        return sorted(self.repos[repo])
+
+    def create_commit(self, repo: str, operations: list[Any], *, commit_message: str) -> Any:
+        self._called("create_commit", {one.path_in_repo: one for one in operations})
+        return SimpleNamespace(commit_url=f"{self.endpoint}/{repo}/commit/1")
+
+
+def test_the_hub_takes_what_its_stand_in_takes():
+    from huggingface_hub import HfApi
+
+    for name in ("repo_exists", "create_repo", "model_info", "list_repo_files", "create_commit"):
+        ours = inspect.signature(getattr(Hub, name)).parameters
+        theirs = inspect.signature(getattr(HfApi, name)).parameters
+        kinds = [(theirs[one].kind, ours[one].kind) for one in ours if one in theirs]
+        named = [one for one in ours if ours[one].kind is inspect.Parameter.KEYWORD_ONLY]
+        assert set(named) <= set(theirs) and all(a == b for a, b in kinds), name
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> store.RunFolder:
+    found = make_run(tmp_path / "sums")
+    add_model(found, 1, sandbox.model_path())
+    return found
+
+
+def test_weights_configs_and_a_new_card_go_in_one_commit(run: store.RunFolder):
+    there = Hub()
+    said = hub.push(hub.prepare(run.path, None, "me/sums"), api=there)  # type: ignore[arg-type]
+    assert [name for name, _ in there.calls] == ["repo_exists", "create_repo", "create_commit"]
+    sent = there.calls[-1][1]
+    assert set(sent) == SENT and said == "https://hub.example/me/sums/commit/1 (a new repository)"
+    assert there.calls[1][1] is None, "the owner's default"
+
+
+def test_an_old_repository_gets_a_commit_without_the_weights_of_an_earlier_one(run: store.RunFolder):
+    old = {
+        ".gitattributes",
+        "README.md",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "model.safetensors",
+        "notes.txt",
+    }
+    there = Hub({"me/sums": old})
+    said = hub.push(hub.prepare(run.path, "v0001", "me/sums"), api=there)  # type: ignore[arg-type]
+    assert "a new commit; the history keeps what was there; took away model-00001" in said
+    gone = [name for name, one in there.calls[-1][1].items() if type(one).__name__ == "CommitOperationDelete"]
+    assert sorted(gone) == ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+
+
+def test_private_means_private(run: store.RunFolder):
+    upload, there = hub.prepare(run.path, None, "me/sums"), Hub()
+    hub.push(upload, private=True, api=there)  # type: ignore[arg-type]
+    assert there.calls[1] == ("create_repo", True)
+    public = Hub({"me/sums": set()})
+    with pytest.raises(
+        ValueError, match=r"--private: expected a private repository or a new one, found me/sums"
+    ):
+        hub.push(upload, private=True, api=public)  # type: ignore[arg-type]
+    assert [name for name, _ in public.calls] == ["repo_exists"], "nothing was sent"
+
+
+def test_the_card_has_front_matter_metrics_lineage_and_versions(run: store.RunFolder):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(hub.prepare(run.path, None, "me/sums").card)
+    found = {(one.dataset_split, one.metric_name[:5]): one.metric_value for one in card.data.eval_results}
+    line = next(one for one in run.metrics() if one["stage"] == "evaluation" and one["iteration"] == 1)
+    assert found == {
+        (split, f"r(Y{n})"): round(line[f"evaluation/{split}/r_y{n}"], 4)
+        for split in ("dev", "test")
+        for n in (1, 2)
+    }
+    assert card.data.library_name == "transformers" and card.data.base_model is None
+    low, high = line["evaluation/test/r_y2_low"], line["evaluation/test/r_y2_high"]
+    shown = next(text for text in card.text.splitlines() if text.startswith("| test, this version"))
+    assert f"{line['evaluation/test/r_y2']:.3f} [{low:.3f}, {high:.3f}]" in shown
+    assert "On the same 6 test questions r(Y2) is +0.000 [+0.000, +0.000]" in card.text
+    for text in ("| Examples | 4 of 9 attempts |", "| Steps, last loss | 3, 0.5 |", "| train | `sandbox` | - | 9 |",
+                 "| transformers | 5.23.0 |", "The licence of the base model applies"):  # fmt: skip
+        assert text in card.text
+
+
+def test_no_path_of_this_machine_goes(tmp_path: Path):
+    local = tmp_path / "my-model"
+    local.mkdir()
+    run = make_run(
+        tmp_path / "sums", f"model.path={local}", f"questions.train.source={tmp_path}/data/q.jsonl"
+    )
+    model = add_model(run, 1, sandbox.model_path())
+    config = model / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({"r": 4, "base_model_name_or_path": str(local)}))
+    upload = hub.prepare(run.path, None, "me/sums")
+    assert "| train | `q.jsonl` |" in upload.card and "`my-model` (a local model" in upload.card
+    assert json.loads(upload.files["adapter/adapter_config.json"]) == {
+        "r": 4,
+        "base_model_name_or_path": "my-model",
+    }  # type: ignore[arg-type]
+    for name, what in upload.contents().items():
+        data = what if isinstance(what, bytes) else what.read_bytes()
+        assert str(tmp_path).encode() not in data and str(sandbox.model_path()).encode() not in data, name
+
+
+def test_names_outside_this_machine():
+    assert public_names.of_model("/cache/models--Qwen--Qwen2.5-1.5B/snapshots/abc") == "Qwen/Qwen2.5-1.5B"
+    assert public_names.of_model("Qwen/Qwen2.5-1.5B") == "Qwen/Qwen2.5-1.5B"
+    assert public_names.of_model("/data/m.gguf") == "m.gguf" and public_names.hub_id("./m") is None
+    assert public_names.of_source("https://me:secret@host/a/b.jsonl?token=x") == "https://host/a/b.jsonl"
+    assert public_names.of_source("file:///data/q.jsonl") == "q.jsonl"
+    assert public_names.of_source("/data/*.parquet") == "*.parquet"
+    assert public_names.of_source("rajpurkar/squad") == "rajpurkar/squad"
+
+
+@pytest.mark.slow  # transformers loads the model
+def test_the_program_on_the_card_asks_what_the_run_asks(run: store.RunFolder):
+    """It runs as it stands, on the model's own files in place of the repository."""
+    card = hub.prepare(run.path, None, "me/sums").card
+    (program,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert 'name = "me/sums"' in program and 'question = "..."' in program
+    program = program.replace('"me/sums"', repr(str(run.stage(1, "model")))).replace(
+        '"..."', '"What is 1 + 2 + 3?"'
+    )
+    watched = "    asked.append(messages)\n    prompt = tokenizer"
+    space: dict[str, Any] = {"asked": []}
+    exec(program.replace("    prompt = tokenizer", watched), space)
+    told = store.read_config(run.path, lambda name: type(settings(f"algorithm.recipe={name}").algorithm))
+    wanted = correction_messages({"question": "What is 1 + 2 + 3?"}, space["answer"], told.prompts)
+    assert space["asked"][1] == wanted and space["asked"][0] == wanted[:1]
+    assert isinstance(space["correction"], str) and space["correction"]
+
+
+def test_other_recipes_and_documents_shape_the_program():
+    told = settings("algorithm.recipe=verdict", "model.chat_template_kwargs={enable_thinking=false}")
+    asked = usage.turns(told, 1, {"documents": ["d"], "choices": ["a", "b"]})
+    assert [(turn.name, turn.first) for turn in asked] == [
+        ("answer", True),
+        ("verdict", False),
+        ("correction", False),
+    ]
+    program = usage.code("me/x", told, asked)
+    compile(program, "card", "exec")
+    for name in ("question", "document", "choice_a", "choice_b"):
+        assert f'\n{name} = "..."\n' in program
+    assert "enable_thinking=False" in program and "\ue000" not in program
+    assert [turn.name for turn in usage.turns(settings("algorithm.recipe=rft"), 1, {})] == ["answer"]
+
+
+def test_what_must_not_go_is_refused(run: store.RunFolder, tmp_path: Path):
+    for version, said in {
+        "v0000": r"expected a version that was trained, found v0000, .*; choose one by --version: v0001",
+        "v0009": r"--version: expected a published version of .* \(v0000, v0001\), found v0009",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            hub.prepare(run.path, version, "me/sums")
+    for repo in ("sums", "a/b/c", "me/..", "me/a b"):
+        with pytest.raises(ValueError, match=r"--to: expected OWNER/NAME"):
+            hub.prepare(run.path, None, repo)
+    with store.open_run(tmp_path / "new", settings()):
+        pass
+    with pytest.raises(ValueError, match=r"\(none yet\), found none"):
+        hub.prepare(tmp_path / "new", None, "me/sums")
+
+
+def test_a_model_folder_that_is_not_what_was_measured_is_refused(run: store.RunFolder):
+    model = run.stage(1, "model")
+    weights, mark = model / "model.safetensors", model / store.COMMIT_MARK
+    later = mark.stat().st_mtime + 3600
+    line = json.loads(mark.read_text())
+    mark.write_text(json.dumps({**line, "line": {**line["line"], "time": time.time()}}))
+    os.utime(weights, (later, later))
+    with pytest.raises(ValueError, match=r"found model.safetensors in .* changed since it was committed"):
+        hub.prepare(run.path, None, "me/sums")
+    os.utime(weights)
+    hub.prepare(run.path, None, "me/sums")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1000])
+    with pytest.raises(ValueError, match="expected a whole safetensors file"):
+        hub.prepare(run.path, None, "me/sums")
+    weights.write_bytes(whole)
+    mark.unlink()
+    with pytest.raises(FileNotFoundError, match="expected a finished model"):
+        hub.prepare(run.path, None, "me/sums")
+
+
+def answer_of(status: int) -> Exception:
+    """What huggingface_hub raises for an HTTP status."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    response = httpx2.Response(status, request=httpx2.Request("POST", "https://hub.example/api"))
+    return HfHubHTTPError(f"{status}\nno", response=response, server_message="no")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "said"),
+    [
+        (401, ValueError, r"expected a token that https://hub.example knows, found that it refuses this one"),
+        (403, ValueError, r"expected a token that may write to me/sums, found that it may not \(403: no\)"),
+        (500, ConnectionError, r"found its error 500: no"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(run: store.RunFolder, status: int, kind: type, said: str):
+    upload = hub.prepare(run.path, None, "me/sums")
+    with pytest.raises(kind, match=said) as caught:
+        hub.push(upload, api=Hub(fails=answer_of(status), fails_at="create_repo"))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_repository_that_stays_empty_is_told_of(run: store.RunFolder):
+    there = Hub(fails=answer_of(500), fails_at="create_commit")
+    with pytest.raises(ConnectionError) as caught:
+        hub.push(hub.prepare(run.path, None, "me/sums"), api=there)  # type: ignore[arg-type]
+    assert caught.value.__notes__ == ["me/sums was made and is empty; the same command fills it"]
+
+
+def pushed(
+    run: store.RunFolder, home: Path, *words: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The command, with no token of a person and a Hub that nobody reaches."""
+    command = [sys.executable, "-m", "stasc_ray.cli", "push", str(run.path), "--to", "me/sums", *words]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    kept |= {"HF_HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9", **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=kept)
+
+
+def test_a_dry_run_shows_all_and_needs_nobody(run: store.RunFolder, tmp_path: Path):
+    done = pushed(run, tmp_path / "home", "--dry-run")
+    assert done.returncode == 0 and done.stderr == ""
+    listed = done.stdout.splitlines()[-len(SENT) - 3 :]
+    assert listed[0] == "to me/sums, version v0001 of sums:" and "in 10 files" in listed[-2]
+    assert {line.split()[-1] for line in listed[1:-2]} == SENT
+    assert listed[-1] == "dry run: nothing was sent" and "# sums\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        (
+            {},
+            "error: stasc push: expected a token of the Hub, found none; `hf auth login` keeps one, or set HF_TOKEN\n",
+        ),
+        ({"HF_TOKEN": "hf_x"}, "error: stasc push: expected to reach the Hub at http://127.0.0.1:9, found "),
+        (
+            {"HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "1"},
+            "error: stasc push: expected to reach http://127.0.0.1:9, found offline mode",
+        ),
+    ],
+)
+def test_without_a_token_or_the_hub_it_is_one_line(
+    run: store.RunFolder, tmp_path: Path, environment: dict[str, str], said: str
+):
+    done = pushed(run, tmp_path / "home", **environment)
+    assert done.returncode == 1 and done.stderr.startswith(said) and done.stderr.count("\n") == 1
