@@ -13,6 +13,7 @@ from benchmarks.study_figures import (
     first,
     generated_behind,
     interval,
+    last,
     mean,
     nth,
     spent_behind,
@@ -63,16 +64,18 @@ def table(recipes: Group) -> Iterator[str]:
     if recipes.get("stasc"):
         rows.insert(0, ("M0, corrected as `stasc` asks", recipes["stasc"], first))
     if rows:
-        yield "| | seeds | iterations | generated tokens | trained tokens | " + " | ".join(COLUMNS) + " |"
-        yield "|---" * (5 + len(COLUMNS)) + "|"
+        names = ("seeds", "iterations", "generated tokens", "trained tokens", *COLUMNS, "r(Y2) if trained")
+        yield f"| | {' | '.join(names)} |"
+        yield "|---" * (1 + len(names)) + "|"
     for name, cells, pick in rows:
         chose = " ".join(str(pick(cell)["iteration"]) for cell in cells)
         generated, trained = (
             statistics.mean(cost(cell, pick(cell)) for cell in cells)
             for cost in (generated_behind, spent_behind)
         )
-        scores = " | ".join(mean(cells, pick, metric) for metric in COLUMNS.values())
-        yield f"| {name} | {len(cells)} | {chose} | {generated:,.0f} | {trained:,.0f} | {scores} |"
+        scores = [mean(cells, pick, metric) for metric in COLUMNS.values()]
+        scores.append("" if pick is first else mean(cells, last))
+        yield f"| {name} | {len(cells)} | {chose} | {generated:,.0f} | {trained:,.0f} | {' | '.join(scores)} |"
 
 
 def differences(recipes: Group) -> Iterator[str]:

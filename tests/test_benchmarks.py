@@ -436,6 +436,7 @@ def test_recipes_are_compared_at_equal_cost_by_their_cells_alone() -> None:
     )
     assert stasc.startswith("| `stasc` | 2 | 1 1 | 300 | 100 | 0.300 ± 0.000 | 0.700 ± 0.000 |")
     assert rft.startswith("| `rft` | 2 | 2 2 | 600 | 200 | 0.300 ± 0.000 | 0.550 ± 0.635 |")
+    assert m0.endswith("|  |") and stasc.endswith("| 0.500 ± 0.000 |"), "whatever dev chose"
     _, _, stasc, rft, judging = study_recipes.differences(recipes)
     less_m0 = "+0.400 ± 0.000 (2 seeds): **better**"
     against_rft = "+0.150 ± 0.635 (2 seeds): **not told apart**"
