@@ -167,9 +167,8 @@ def describe(settings: config.Config, folder: Path, cuda: bool, start_s: float) 
     """The run in one line."""
     actors, section = settings.engine.actors, settings.algorithm
     actors = "{} to {}".format(*actors) if isinstance(actors, tuple) else actors
-    name = "STaSC" if section.recipe == "stasc" else section.recipe
     return (
-        f"{settings.name}: {name} {section.variant}, {section.iterations} iterations of "
+        f"{settings.name}: {section.recipe} {section.variant}, {section.iterations} iterations of "
         f"{settings.model.path} on {actors} "
         f"{'CUDA' if cuda else 'CPU'} engine(s); Ray was up in {start_s:.0f} s; run folder {folder}"
     )

@@ -12,7 +12,7 @@ from stasc_ray.evaluation import measuring
 from stasc_ray.evaluation.paired import paired
 from stasc_ray.generation import unit_files
 from stasc_ray.recipes import recipe_of, section_of
-from stasc_ray.recipes.policies import policy, votes_of
+from stasc_ray.recipes.policies import policy, seen, votes_of
 from stasc_ray.recipes.trace import finals, read_texts, roots
 from stasc_ray.store import files
 from stasc_ray.store.rows import text_columns
@@ -87,24 +87,26 @@ def _of(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     folder = store.RunFolder(path.resolve())
     settings = store.read_config(folder.path, section_of)
     version = folder.latest() or "v0000"
-    iteration = int(version.removeprefix("v"))
+    manifests = {manifest["version"]: manifest for manifest in folder.versions()}
+    iteration = manifests[version]["iteration"] if version in manifests else 0
     traces = unit_files.of_split(folder.files(folder.stage(iteration, "rollouts")), "test")
     fixed = settings.algorithm.initial_answers_from == "base" and iteration > 0
     writer = store.iteration_name(0 if fixed else iteration)
     rows = {row["id"]: row for file in traces for row in _rows(file, settings, writer)}
     what = "correcting M0's answers" if fixed else "correcting its own answers"
-    about = {"name": settings.name, "version": version, "settings": settings, "what": what}
+    about = {"name": folder.path.name, "version": version, "settings": settings, "what": what}
     return about, rows
 
 
 def _rows(file: str, settings: config.Config, writer: str) -> Iterator[dict[str, Any]]:
     recipe, name = recipe_of(settings.algorithm.recipe), settings.evaluation.policy
+    way = policy(name, recipe)
     scores = measuring.score_file(file, settings, writer)
     for row, score in zip(files.read(file, SHOWN_COLUMNS).to_pylist(), scores, strict=True):
-        texts = read_texts(row)
+        texts = seen(way, recipe, read_texts(row), settings.algorithm.threshold)
         ends = [end for root in roots(texts, writer) for end in finals(texts, root, recipe.answers)]
         chosen = ends[:1]
-        if policy(name, recipe).weigh and ends:
+        if way.weigh and ends:
             chosen = [votes_of(name, recipe, ends, texts, row["choices"] or (), settings)[0][0]]
         said = [f"{text.turn}: {text.answer}" for end in chosen for text in end.lineage]
         several = [f"(one of {len(ends)} samples)"] if len(ends) > 1 else []

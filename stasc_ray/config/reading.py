@@ -79,13 +79,14 @@ def with_overrides(settings: Config, overrides: Sequence[str], sections: Section
 def validate(values: Mapping[str, Any], sections: Sections, origin: str = "config") -> Config:
     """Check plain values (parsed TOML or JSON) into a Config; `origin` names them in errors.
 
-    `algorithm.recipe` says which section `[algorithm]` is (a tagged union; `stasc` is the default).
+    `algorithm.recipe` says which section `[algorithm]` is (a tagged union).
 
     Raises:
         ValueError: with one line per problem, the nearest valid name for a misspelt key.
     """
     given = values.get("algorithm", {})
-    name = given.get("recipe", "stasc") if isinstance(given, Mapping) else "stasc"
+    default = Algorithm.model_fields["recipe"].default
+    name = given.get("recipe", default) if isinstance(given, Mapping) else default
     section = sections(name) if isinstance(name, str) else Algorithm
     tagged: Any = create_model("Config", __base__=Config, algorithm=(section, Field(default_factory=section)))
     try:

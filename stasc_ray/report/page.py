@@ -210,9 +210,10 @@ def _config_rows(raw: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     presets = {
         s: {"preset": raw[s]["preset"]} for s in ("prompts", "questions") if "preset" in raw.get(s, {})
     }
-    recipe = {"algorithm": {"recipe": raw.get("algorithm", {}).get("recipe", "stasc")}}
+    recipe = {name: value for name, value in raw.get("algorithm", {}).items() if name == "recipe"}
     try:
-        defaults = dict(_flatten(validate(presets | recipe, section_of).model_dump(mode="json")))
+        given = presets | {"algorithm": recipe}
+        defaults = dict(_flatten(validate(given, section_of).model_dump(mode="json")))
     except ValueError:  # a preset this version does not know: nothing can be called a default
         defaults = {}
     return [(name, value, bool(defaults) and defaults.get(name) != value) for name, value in _flatten(raw)]

@@ -16,7 +16,11 @@ from stasc_ray.store.rows import trace_schema
 
 
 def make_run(
-    folder: Path, answers: dict[str, tuple[str, float]], *overrides: str, fixed: bool = False
+    folder: Path,
+    answers: dict[str, tuple[str, float]],
+    *overrides: str,
+    fixed: bool = False,
+    first_reward: float = 0.0,
 ) -> Path:
     """A run whose version v0001 gave these last answers, with their rewards."""
     with store.open_run(folder, settings(f"name={folder.name}", *overrides)) as run:
@@ -24,7 +28,7 @@ def make_run(
         stage.mkdir(parents=True)
         rows = []
         for name, (text, reward) in answers.items():
-            first = Text("answer", "first", writer=writer, reward=0.0)
+            first = Text("answer", "first", writer=writer, reward=first_reward)
             base = Text("answer", "M0's", reward=0.0)
             texts = [first, Text("correction", text, 0, first, writer, reward=0.0 if fixed else reward)]
             texts += (
@@ -77,3 +81,11 @@ def test_runs_that_share_no_question_or_measured_none_are_refused(tmp_path: Path
     with pytest.raises(FileNotFoundError):
         two_runs.compared(one, tmp_path / "nowhere")
     assert json.loads((one / "config.json").read_text())["name"] == "one", "nothing was touched"
+
+
+def test_the_text_that_is_shown_is_the_one_whose_reward_counts(tmp_path: Path) -> None:
+    stops = ("evaluation.policy=oracle_stop",)
+    one = make_run(tmp_path / "one", {"a": ("wrong", 0.0)}, *stops)
+    other = make_run(tmp_path / "other", {"a": ("broken", 0.0)}, *stops, first_reward=1.0)
+    (shown,) = two_runs.compared(one, other)["gained"]
+    assert shown["texts"][1] == "answer: first", "it stops at a right answer, whatever follows in the trace"

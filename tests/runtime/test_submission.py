@@ -156,7 +156,7 @@ def test_a_submitted_run_spreads_over_nodes_and_a_second_submit_attaches(
     assert first.returncode == second.returncode == 0, output + errors + second.stdout + second.stderr
     assert second.stdout.startswith(f"{job}: attached, nothing uploaded\n")
     for text in (output, second.stdout):
-        assert text.count("two: STaSC ENE, 1 iterations") == 1 and text.count("is best on dev") == 1, (
+        assert text.count("two: stasc ENE, 1 iterations") == 1 and text.count("is best on dev") == 1, (
             "the whole log, once"
         )
     lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
