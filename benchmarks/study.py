@@ -79,9 +79,11 @@ RECIPES = {
     ),
 }
 PAIRS = ("algorithm.recipe=preference", "algorithm.n_initial=1", "algorithm.n_corrections=2")
-OTHER_RECIPES = {  # otherwise as jobs/configs/NAME_sandbox.toml
-    "preference": (*PAIRS, "finetune.dpo.sft_weight=5", "finetune.learning_rate=5e-5"),
-    "preference-sft_0.1": (*PAIRS, "finetune.dpo.sft_weight=0.1", "finetune.learning_rate=1e-4"),
+OTHER_RECIPES = {
+    "preference": (*PAIRS, "finetune.dpo.sft_weight=5"),
+    "preference-sft_0.1": (*PAIRS, "finetune.dpo.sft_weight=0.1"),
+    # As good as no preference: the supervised loss of the chosen sides is left.
+    "preference-beta_0": (*PAIRS, "finetune.dpo.sft_weight=5", "finetune.dpo.beta=1e-6"),
     "critique": (
         "algorithm.recipe=critique",
         "algorithm.n_initial=1",

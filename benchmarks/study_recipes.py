@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.study_figures import (
     Cell,
+    Iteration,
     Pick,
     by_seed,
     chosen,
@@ -29,12 +30,14 @@ ORDER = (
     "verdict",
     "preference",
     "preference-sft_0.1",
+    "preference-beta_0",
+    "verdict_preference",
     "critique",
     "cct",
     "splice",
     "sharpening",
 )
-OTHERS = ("stasc", "rft")
+OTHERS = ("stasc", "rft", "verdict")
 """Beside which each recipe is set."""
 COLUMNS = {"r(Y1)": "r_y1", "r(Y2)": "r_y2", "i->c": "i_to_c", "c->i": "c_to_i"}
 OF_VERDICTS = {
@@ -57,25 +60,44 @@ ENOUGH = 0.6
 
 
 def table(recipes: Group) -> Iterator[str]:
-    """M0 and the version of each recipe that dev chose: what it cost, what it is worth on test."""
+    """M0 and the version of each recipe that dev chose: what it cost (M0, if it was chosen: what was spent on
+    the version that was not), what it is worth on test.
+    """
     rows: list[tuple[str, Sequence[Cell], Pick]] = [
         (f"`{label}`", recipes[label], chosen) for label in ORDER if recipes.get(label)
     ]
     if recipes.get("stasc"):
         rows.insert(0, ("M0, corrected as `stasc` asks", recipes["stasc"], first))
     if rows:
-        names = ("seeds", "iterations", "generated tokens", "trained tokens", *COLUMNS, "r(Y2) if trained")
+        names = (
+            "seeds",
+            "iterations",
+            "generated tokens",
+            "trained tokens",
+            "steps",
+            *COLUMNS,
+            "r(Y2) if trained",
+        )
         yield f"| | {' | '.join(names)} |"
         yield "|---" * (1 + len(names)) + "|"
     for name, cells, pick in rows:
         chose = " ".join(str(pick(cell)["iteration"]) for cell in cells)
-        generated, trained = (
-            statistics.mean(cost(cell, pick(cell)) for cell in cells)
-            for cost in (generated_behind, spent_behind)
-        )
+        # of M0's row nothing; where dev chose M0, what the version cost that it did not choose
+        spent = [first(cell) if pick is first else nth(pick(cell)["iteration"] or 1)(cell) for cell in cells]
+        costs = [
+            statistics.mean(cost(cell, at) for cell, at in zip(cells, spent, strict=True))
+            for cost in (generated_behind, spent_behind, steps_behind)
+        ]
         scores = [mean(cells, pick, metric) for metric in COLUMNS.values()]
         scores.append("" if pick is first else mean(cells, last))
-        yield f"| {name} | {len(cells)} | {chose} | {generated:,.0f} | {trained:,.0f} | {' | '.join(scores)} |"
+        told = [name, len(cells), chose, *(f"{cost:,.0f}" for cost in costs), *scores]
+        yield f"| {' | '.join(map(str, told))} |"
+
+
+def steps_behind(cell: Cell, iteration: Iteration) -> int:
+    """Optimizer steps until there was this version."""
+    number = iteration["iteration"]
+    return sum(one.get("steps", 0) for one in cell["iterations"] if one["iteration"] <= number)
 
 
 def differences(recipes: Group) -> Iterator[str]:
@@ -87,7 +109,10 @@ def differences(recipes: Group) -> Iterator[str]:
     yield "| r(Y2) of | less M0's | " + " | ".join(f"less `{other}`'s" for other in OTHERS) + " |"
     yield "|---" * (2 + len(OTHERS)) + "|"
     for label, ours in found.items():
-        against = [base, *(found[other] if other != label else {} for other in OTHERS)]
+        learnt = any(
+            chosen(cell)["iteration"] for cell in recipes.get(label, [])
+        )  # else it is M0 all the same
+        against = [base if learnt else {}, *(found[other] if other != label else {} for other in OTHERS)]
         cells = [
             f"{told_difference(ours, theirs)}: **{verdict(ours, theirs)}**"
             if difference(ours, theirs)
