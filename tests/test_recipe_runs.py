@@ -1,5 +1,5 @@
-"""The other recipes for real: each runs on the sandbox through a kill, reports, and publishes what it
-measured."""
+"""The other recipes for real: each runs on the sandbox through a kill, reports, publishes what it measured, and
+answers at the endpoint."""
 
 import json
 import signal
@@ -9,10 +9,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
+from harness.served_run import served
 
 from stasc_ray import store
+from stasc_ray.recipes import RECIPES
 
 CONFIGS = Path(__file__).parent.parent / "jobs" / "configs"
 SMALL = [
@@ -24,6 +27,8 @@ SMALL = [
     "engine.batch_size=32",
     "algorithm.iterations=1",
     "finetune.checkpoint_every_s=0.001",
+    "finetune.batch_size=8",
+    "publish.when=always",
 ]
 TIMEOUT_S = 540
 
@@ -40,8 +45,10 @@ def start(name: str, folder: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 @pytest.mark.cluster  # with the other kills, outside CI: test_own_recipe.py runs, reports and serves a recipe there
-@pytest.mark.parametrize("name", ["verdict", "rft"])
-def test_a_recipe_goes_on_after_a_kill_and_is_reported_and_published(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"stasc"}))  # which is test_run.py's
+def test_a_recipe_goes_on_after_a_kill_and_is_reported_published_and_served(
+    name: str, tmp_path: Path
+) -> None:
     folder = tmp_path / name
     progress = folder / "iteration_01" / "training" / "progress.json"
     deadline = time.monotonic() + TIMEOUT_S
@@ -70,5 +77,17 @@ def test_a_recipe_goes_on_after_a_kill_and_is_reported_and_published(name: str, 
     if name == "verdict":
         assert measured["evaluation/test/verdict_read"] is not None and "balanced" in page
         assert lines["examples", 1]["examples/kept_says_right"] > 0
-    else:
-        assert measured["evaluation/test/r_y2"] == measured["evaluation/test/r_y1"], "it corrects nothing"
+    corrects = "correction" in asked_turns(folder)
+    assert corrects or measured["evaluation/test/r_y2"] == measured["evaluation/test/r_y1"]
+    with served(folder) as url:
+        reply = httpx.post(
+            f"{url}/v1/correct", json={"question": "What is 47 + 385 + 12?"}, timeout=120
+        ).json()
+    assert reply["model_version"] == "v0001", reply
+    assert {turn["turn"] for turn in reply["turns"]} <= asked_turns(folder)
+
+
+def asked_turns(folder: Path) -> set[str]:
+    """Of the test questions, by the trained model."""
+    rows = pq.read_table(folder / "iteration_01" / "rollouts", columns=["texts", "split"]).to_pylist()
+    return {text["turn"] for row in rows if row["split"] == "test" for text in row["texts"]}

@@ -1,14 +1,9 @@
 """A recipe written outside the package (harness/critique.py): one file, named by a dotted path."""
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +11,9 @@ import httpx
 import pytest
 from harness.chat_templates import FAMILIES, tokenizer_of
 from harness.critique import CRITIQUE
+from harness.served_run import ENVIRONMENT, STASC, served
 from harness.traces import QUESTION, ScriptedAsk, plan, settings
 
-from benchmarks.ray_cluster import free_port
 from stasc_ray import config, store
 from stasc_ray.learning.encoding import IGNORED, encode
 from stasc_ray.recipes import recipe_of, section_of
@@ -155,32 +150,6 @@ max_length_tokens = 512
 [publish]
 when = "always"
 """
-PATIENCE_S = 300  # a loaded machine
-ROOT = Path(__file__).parents[2]
-STASC = [sys.executable, "-m", "stasc_ray.cli"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "harness")])}
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """`stasc serve`, until the block ends."""
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    with (folder / "serve.log").open("w") as log:
-        server = subprocess.Popen(
-            [*STASC, "serve", str(folder), "--port", str(port)], env=ENVIRONMENT, stdout=log, stderr=log
-        )
-    try:
-        end = time.monotonic() + PATIENCE_S
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/readyz").status_code == 200:
-                    break
-            assert server.poll() is None and time.monotonic() < end, (folder / "serve.log").read_text()
-            time.sleep(0.2)
-        yield url
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(60)
 
 
 class GreedyAsk:
