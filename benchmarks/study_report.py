@@ -5,6 +5,7 @@ study_plots.py's, and the section on recipes study_recipes.py's.
 """
 
 import itertools
+import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from benchmarks.study_figures import (
     votes,
 )
 from benchmarks.study_plots import plot_all
+from stasc_ray.comparing import contest
+from stasc_ray.report import compared_page
 
 PAGE = Path(__file__).with_name("results_page.md")
 NOT_RUN = "Not run yet."
@@ -80,7 +83,8 @@ def write(file: Path, output: Path, expected: Mapping[str, int]) -> None:
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     plot_all(variants, output)
-    parts = {name: "\n".join(lines) or NOT_RUN for name, lines in sections(found).items()}
+    lists = {**sections(found), "strategies": strategies(file.with_name(contest.FILE))}
+    parts = {name: "\n".join(lines) or NOT_RUN for name, lines in lists.items()}
     output.write_text(
         PAGE.read_text(encoding="utf-8").format(**facts(found, expected), **parts), encoding="utf-8"
     )
@@ -107,6 +111,15 @@ def facts(found: Cells, expected: Mapping[str, int]) -> dict[str, str]:
         "natural_share": natural_share(variants.get("ENE", [])),
         "gold_last": mean(found["baselines"].get("gold", []), last, "r_y1"),
     }
+
+
+def strategies(file: Path) -> Iterator[str]:
+    """The table of a `stasc compare`, if there is one."""
+    if file.exists():
+        table = compared_page.table(json.loads(file.read_text(encoding="utf-8")))
+        yield f"| {' | '.join(table.header)} |"
+        yield "|---" * len(table.header) + "|"
+        yield from (f"| {' | '.join(row)} |" for row in table.rows)
 
 
 def sections(found: Cells) -> dict[str, Iterator[str]]:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from benchmarks import (
     whole_runs,
 )
 from stasc_ray import config, store
+from stasc_ray.comparing import contest
 from stasc_ray.generation import vllm_calls
 from stasc_ray.generation.asking import Asker
 from stasc_ray.generation.samples import Sample
@@ -369,8 +370,32 @@ def test_the_results_page_is_made_of_the_cells_alone(tmp_path: Path) -> None:
     study.keep(tmp_path, kept[0])
     assert study_figures.lines(tmp_path / study.CELLS) == kept, "a cell that comes again takes its own place"
     expected = {"variants": 40, "baselines": 2, "samples": 27, "recipes": 15}
+    compared = contest.Cell(
+        "base",
+        "oracle_stop",
+        "rounds",
+        3,
+        9,
+        0,
+        0.5,
+        0.4,
+        0.6,
+        0.3,
+        0.2,
+        0.0,
+        1.0,
+        0.2,
+        (),
+        99.5,
+        3.0,
+        0.1,
+        True,
+    )
+    found = {"questions": 9, "budget_tokens": 100.0, "cells": [asdict(compared)]}
+    (tmp_path / contest.FILE).write_text(json.dumps(found))
     study_report.write(tmp_path / study.CELLS, tmp_path / "results.md", expected)
     page = (tmp_path / "results.md").read_text()
+    assert "| 1 | oracle_stop* | 3 rounds | 0.500 [0.400, 0.600] | 0.300 |" in page
     # Chosen on dev: 0.8 and 0.9 there, 0.7 and 0.8 on test; t for one degree of freedom is 12.706.
     assert "| ENE | 2 | 1 1 | 100 | 0.300 ± 0.000 | 0.750 ± 0.635 |" in page
     assert "- ENE against EIE: +0.350 ± 0.635 (2 seeds)" in page
