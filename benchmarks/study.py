@@ -61,6 +61,13 @@ BASELINES = {
     "ENE": ("algorithm.variant=ENE",),
 }
 EQUAL_COST = ("questions.train.limit=1000", "algorithm.iterations=1", "finetune.trained_tokens=120000")
+JUDGING = (
+    "algorithm.verdicts=constructed",
+    'algorithm.verdict_prompt="Is it right?"',
+    'algorithm.says_right="="',
+    'algorithm.says_wrong="+1"',
+    "algorithm.correction_sees_verdict=false",
+)
 RECIPES = {
     "stasc": ("algorithm.variant=ENE", "algorithm.n_initial=1", "algorithm.n_corrections=2"),
     "rft": ("algorithm.recipe=rft", "algorithm.n_initial=3", *ONE_TURN),
@@ -69,11 +76,7 @@ RECIPES = {
         "algorithm.n_initial=1",
         "algorithm.n_corrections=2",
         "algorithm.n_verdicts=4",
-        "algorithm.verdicts=constructed",
-        'algorithm.verdict_prompt="Is it right?"',
-        'algorithm.says_right="="',
-        'algorithm.says_wrong="+1"',
-        "algorithm.correction_sees_verdict=false",
+        *JUDGING,
         "algorithm.learn_answers=all",
         "finetune.learning_rate=3e-4",
     ),
@@ -84,6 +87,14 @@ OTHER_RECIPES = {
     "preference-sft_0.1": (*PAIRS, "finetune.dpo.sft_weight=0.1"),
     # As good as no preference: the supervised loss of the chosen sides is left.
     "preference-beta_0": (*PAIRS, "finetune.dpo.sft_weight=5", "finetune.dpo.beta=1e-6"),
+    "verdict_preference": (
+        "algorithm.recipe=verdict_preference",
+        "algorithm.n_initial=1",
+        "algorithm.n_corrections=2",
+        *JUDGING,
+        "finetune.dpo.sft_weight=5",
+        "finetune.learning_rate=1e-4",
+    ),
     "critique": (
         "algorithm.recipe=critique",
         "algorithm.n_initial=1",

@@ -497,7 +497,7 @@ def test_some_cells_of_the_recipes_will_do() -> None:
 
 def test_every_cell_is_a_run_of_the_studys_config() -> None:
     everything = [one for part in study.PARTS for one in study.cells(part, 5)]
-    assert len({one.name for one in everything}) == len(everything) == 143
+    assert len({one.name for one in everything}) == len(everything) == 146
     for one in everything:
         settings = config.load_config(
             study.CONFIG, study.overrides(one, ["questions.test.limit=10"]), section_of

@@ -10,6 +10,7 @@ from stasc_ray.recipes.sharpening import SHARPENING
 from stasc_ray.recipes.splice import SPLICE
 from stasc_ray.recipes.stasc import STASC
 from stasc_ray.recipes.verdict import VERDICT
+from stasc_ray.recipes.verdict_preference import VERDICT_PREFERENCE
 
 RECIPES: dict[str, Recipe] = {
     "stasc": STASC,
@@ -20,6 +21,7 @@ RECIPES: dict[str, Recipe] = {
     "splice": SPLICE,
     "sharpening": SHARPENING,
     "preference": PREFERENCE,
+    "verdict_preference": VERDICT_PREFERENCE,
 }
 
 

@@ -81,7 +81,7 @@ async def until_right(recipe: Recipe, question: Question, ask: Ask, plan: Plan, 
             if reads(recipe, plan.section, plan.prompts, verdict):
                 return
             request = correction_messages(question, answer.said, plan.prompts)[-1]
-            seen = [*(recipe.judge or judge)(question, answer, plan), assistant(verdict.said), request]
+            seen = [*(recipe.judge or _judge)(question, answer, plan), assistant(verdict.said), request]
             (answer,) = await ask(CORRECTION, seen, parent=verdict)
 
     await _chains(recipe, question, ask, plan, given, chain)
@@ -90,11 +90,11 @@ async def until_right(recipe: Recipe, question: Question, ask: Ask, plan: Plan, 
 async def _verdicts(
     recipe: Recipe, question: Question, ask: Ask, plan: Plan, answer: Text, count: int
 ) -> list[Text]:
-    messages = (recipe.judge or judge)(question, answer, plan)
+    messages = (recipe.judge or _judge)(question, answer, plan)
     return await ask(VERDICT_TURN, messages, n=count, parent=answer)
 
 
-def judge(question: Question, answer: Text, plan: Plan) -> list[Message]:
+def _judge(question: Question, answer: Text, plan: Plan) -> list[Message]:
     """The conversation that asks for a verdict on an answer, where the recipe has none of its own."""
     return [*_conversation(question, answer, plan), user(plan.prompts.policies.verdict)]
 

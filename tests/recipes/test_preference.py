@@ -11,7 +11,7 @@ from stasc_ray.recipes.preference import PREFERENCE, distinct
 from stasc_ray.recipes.recipe import Example, Plan
 from stasc_ray.recipes.selection import choose
 from stasc_ray.recipes.trace import Text
-from stasc_ray.tasks.prompts import assistant, correction_messages, initial_messages, user
+from stasc_ray.tasks.prompts import correction_messages, initial_messages
 
 
 def of(**section: Any) -> Plan:
@@ -67,29 +67,6 @@ def test_equal_texts_are_paired_once_and_the_threshold_says_what_is_right() -> N
     ]
 
 
-def test_the_words_that_judge_an_answer_rightly_stand_over_the_others_where_policies_ask() -> None:
-    told = of(verdict_pairs=True, pairs="corrections")
-    found = kept(answered([0, 1], [[0], [1]]), verdict_pairs=True, pairs="corrections")
-    right, wrong = told.prompts.policies.says_right, told.prompts.policies.says_wrong
-    assert [(one.kind, *(side[-1]["content"] for side in one.sides)) for one in found] == [
-        ("says wrong", wrong, right),
-        ("says right", right, wrong),
-    ]
-    for example, answer in zip(found, ("a0", "a1"), strict=True):
-        asked = [
-            *initial_messages(QUESTION, told.prompts),
-            assistant(answer),
-            user(told.prompts.policies.verdict),
-        ]
-        assert all(side[:-1] == asked for side in example.sides)
-    chat = load_chat(settings())
-    for example in found:
-        for side in example.sides:
-            (encoded,) = encode(chat, side, 512)
-            tokens = encoded["labels"][encoded["labels"] != IGNORED].tolist()
-            assert chat.tokenizer.decode(tokens).startswith(side[-1]["content"]), "the verdict alone"
-
-
 @pytest.mark.parametrize("which", ["corrections", "answers"])
 def test_loss_falls_on_the_generated_tokens_of_both_sides_alone(which: str) -> None:
     chat = load_chat(settings())
@@ -118,4 +95,3 @@ def test_it_asks_as_stasc_does_and_says_what_it_keeps() -> None:
     assert PREFERENCE.objective == "dpo" and PREFERENCE.answers == ("answer", "correction")
     assert PREFERENCE.keeps(of(pairs="answers").section).startswith("right texts over wrong ones")
     assert " and " in PREFERENCE.keeps(of().section)
-    assert PREFERENCE.keeps(of(verdict_pairs=True).section).endswith("right verdicts over wrong ones")

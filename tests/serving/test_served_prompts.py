@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,17 @@ CASES = {
     "splice": ("algorithm.recipe=splice", "algorithm.min_shared_steps=0"),
     "sharpening": ("algorithm.recipe=sharpening", "algorithm.by=majority"),
     "preference": ("algorithm.recipe=preference",),
+    "verdict_preference": ("algorithm.recipe=verdict_preference", "algorithm.verdict_prompt=Is it right?"),
+    "verdict_preference, sampled": (
+        "algorithm.recipe=verdict_preference",
+        "algorithm.verdict_prompt=Is it right?",
+        "algorithm.verdicts=sampled",
+    ),
+    "verdict_preference, not seen": (
+        "algorithm.recipe=verdict_preference",
+        "algorithm.verdict_prompt=Is it right?",
+        "algorithm.correction_sees_verdict=false",
+    ),
 }
 
 families = pytest.mark.parametrize("family", ["chatml", "llama3", "gemma"])
@@ -132,9 +143,11 @@ def examples_of(case: str, texts: Sequence[Text]) -> list[Example]:
     return list(recipe.examples(ROW, texts, train_plan(selecting.settings, 0), selecting.seed))
 
 
-def trained_turns(tokenizer: Any, example: Example) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def trained_turns(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(prompt, target) of every stretch of trained tokens."""
-    sequences, found = encode(Chat(tokenizer), example.messages, 8192), []
+    sequences, found = encode(Chat(tokenizer), messages, 8192), []
     assert not isinstance(sequences, str)
     for sequence in sequences:
         ids, trained = sequence["input_ids"].tolist(), (sequence["labels"] != IGNORED).tolist()
@@ -163,6 +176,7 @@ KINDS = {
     "splice": {"splice", "answer"},
     "sharpening": {"best"},
     "preference": {"c over i", "i->c", "c->i"},
+    "verdict_preference": {"says right", "says wrong", "c over i"},
 }
 TURNS = {
     "stasc": "answer correction",
@@ -170,10 +184,19 @@ TURNS = {
     "critique": "answer critique correction",
     "cct": "answer correction",
     "preference": "answer correction",
+    "verdict_preference": "answer verdict correction",
 }
 """What the endpoint asks, by method; the others only answer."""
-COMPOSED = {"cct": "c->c i->c", "splice": "splice", "preference": "i->c c->i"}
-"""Classes whose targets no model was asked for; test files of their recipes count their tokens."""
+SAYS = {"says right", "says wrong"}
+COMPOSED = {
+    "cct": {"c->c", "i->c"},
+    "splice": {"splice"},
+    "preference": {"i->c", "c->i"},
+    "verdict, constructed": SAYS,
+    "verdict_preference": SAYS,
+    "verdict_preference, not seen": SAYS,
+}
+"""By case, classes whose targets no model was asked for; test files of their recipes count their tokens."""
 
 
 def method(case: str) -> str:
@@ -187,14 +210,13 @@ def test_what_is_learnt_begins_with_the_prompt_that_was_asked(case: str, family:
     found = examples_of(case, texts)
     assert {example.kind for example in found} == KINDS[method(case)]
     for example in found:
-        if example.kind in COMPOSED.get(method(case), "").split():
-            continue
-        turns = trained_turns(recorder.tokenizer, example)
-        assert len(turns) == (2 if method(case) == "critique" else 1)
-        for prompt, target in turns:
-            if case == "verdict, constructed" and example.kind.startswith("says"):
-                continue  # nobody asked M0 for it; the endpoint asks, see below
-            assert target in recorder.asked[prompt]
+        if example.kind in COMPOSED.get(case, ()):
+            continue  # what of it the endpoint asks for, see below
+        for side in example.sides:
+            turns = trained_turns(recorder.tokenizer, side)
+            assert len(turns) == (2 if method(case) == "critique" else 1)
+            for prompt, target in turns:
+                assert target in recorder.asked[prompt]
 
 
 @families
@@ -210,9 +232,13 @@ def test_what_is_served_was_asked_in_rollouts_and_is_learnt(case: str, family: s
     # Learning asks it too, and more; what is constructed is learnt where the endpoint asks for it.
     rolled, texts = rolled_out(case, family)
     learnt = {
-        prompt for one in examples_of(case, texts) for prompt, _ in trained_turns(rolled.tokenizer, one)
+        prompt
+        for one in examples_of(case, texts)
+        for side in one.sides
+        for prompt, _ in trained_turns(rolled.tokenizer, side)
     }
-    unasked = {"verdict, constructed": "verdict", "cct": "correction"}
+    unasked = {name: "verdict" for name, kinds in COMPOSED.items() if kinds is SAYS}
+    unasked["cct"] = "correction"
     for prompt, turn in recorder.turns.items():
         assert prompt in rolled.asked or turn == unasked.get(case)
         assert prompt in learnt or turn == "answer"
@@ -231,7 +257,9 @@ def test_a_correction_is_learnt_told_that_the_answer_is_wrong(family: str):
 
 
 @families
-@pytest.mark.parametrize("case", ["stasc", "verdict", "critique", "critique, shipped"])
+@pytest.mark.parametrize(
+    "case", ["stasc", "verdict", "critique", "critique, shipped", "verdict_preference, sampled"]
+)
 def test_a_given_answer_is_corrected_by_the_prompts_of_learning(case: str, family: str, tmp_path: Path):
     recorder, _ = served(case, family, tmp_path, initial_answer=SAID["answer"][0])
     rolled, _ = rolled_out(case, family)
