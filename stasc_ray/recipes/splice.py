@@ -126,7 +126,7 @@ SPLICE = Recipe(
     examples,
     chosen_by="r_y1",
     keeps=lambda section: (
-        "wrong answers that begin like a right one of their question, which they are made to go on as"
+        "wrong answers that begin like a right one of their question, continued by the rest of it"
         + (", and right answers" if section.learn_answers == "right" else "")
     ),
 )
