@@ -222,8 +222,8 @@ def _asked(told: Told) -> Iterator[str]:
             yield f"As measured, it ends with a {turn.turn} whose last words are `{turn.stop}`, in any case."
         elif turn.turn in (*told.recipe.verdicts, VERDICT_TURN):
             yield (
-                f"A {turn.turn} that is read as saying that the answer is right ends the measured chain; the "
-                "program goes on."
+                f"If a {turn.turn} is read as saying that the answer is right, the measured chain ends there; "
+                "the program goes on."
             )
     yield from _unlike(told)
 
