@@ -222,7 +222,7 @@ def _asked(told: Told) -> Iterator[str]:
             yield f"As measured, it ends with a {turn.turn} whose last words are `{turn.stop}`, in any case."
         elif turn.turn in (*told.recipe.verdicts, VERDICT_TURN):
             yield (
-                f"If a {turn.turn} is read as saying that the answer is right, the measured chain ends there; "
+                f"If a {turn.turn} is read as saying that the answer is right, the measured chain ends; "
                 "the program goes on."
             )
     yield from _unlike(told)

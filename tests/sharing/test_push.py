@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,6 @@ from harness.traces import settings
 
 from stasc_ray import store
 from stasc_ray.recipes import RECIPES, recipe_of
-from stasc_ray.recipes.critique import CRITIQUE
 from stasc_ray.sharing import hub, public_names, usage
 from stasc_ray.tasks import sandbox
 from stasc_ray.tasks.prompts import correction_messages
@@ -29,10 +28,6 @@ SENT = {
     "model.safetensors", "tokenizer.json", "tokenizer_config.json", "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
 }  # fmt: skip
-
-
-HIDDEN = replace(CRITIQUE, says_right=lambda section, text: text.endswith("fine") or None)
-"""A recipe whose config does not have the words that it reads."""
 
 
 @dataclass
@@ -300,8 +295,8 @@ def test_the_program_stops_where_the_measured_chain_does(
 
 
 def test_a_verdict_that_no_words_of_the_config_say_is_told_of(tmp_path: Path):
-    card = card_of(tmp_path / "own", f"algorithm.recipe={__name__}:HIDDEN")
-    assert "If a critique is read as saying that the answer is right, the measured chain ends there" in card
+    card = card_of(tmp_path / "own", "algorithm.recipe=critique", "algorithm.says_right=")
+    assert "If a critique is read as saying that the answer is right, the measured chain ends" in card
     assert len(ran(card, {})[0]) == 3
 
 
