@@ -49,5 +49,19 @@ def _learnt(question: Question, plan: Plan, text: str) -> list[Example]:
     return [Example(question["id"], (0,), "c", [*initial_messages(question, plan.prompts), written(text)])]
 
 
-GOLD = Recipe(section=Gold, turns=turns, examples=gold, answers=(ANSWER,), chosen_by="r_y1")
-WORKED = Recipe(section=Worked, turns=turns, examples=worked, answers=(ANSWER,), chosen_by="r_y1")
+GOLD = Recipe(
+    section=Gold,
+    turns=turns,
+    examples=gold,
+    answers=(ANSWER,),
+    chosen_by="r_y1",
+    keeps=lambda _: "reference answers",
+)
+WORKED = Recipe(
+    section=Worked,
+    turns=turns,
+    examples=worked,
+    answers=(ANSWER,),
+    chosen_by="r_y1",
+    keeps=lambda _: "sums worked out by the task's own solver",
+)

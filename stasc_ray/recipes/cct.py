@@ -76,4 +76,12 @@ def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -
     return found
 
 
-CCT = Recipe(Cct, turns, examples, Cct.shares, keeps=lambda _: "answers, with what to make of them")
+CCT = Recipe(
+    Cct,
+    turns,
+    examples,
+    Cct.shares,
+    keeps=lambda _: (
+        "answers with their corrections, of right ones themselves, of wrong ones a given solution"
+    ),
+)

@@ -139,6 +139,20 @@ def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -
     return found
 
 
+ALONG = {"none": "", "right": ", and right answers", "all": ", and answers, wrong ones too"}
+
+
+def keeps(section: Critique) -> str:
+    """What is kept, in words."""
+    along = ALONG[section.learn_answers]
+    constructed = section.critiques == "constructed"
+    if section.view == "direct":
+        seen = " written after critiques of the task's critic" if constructed else " written after critiques"
+        return f"right corrections{seen}, as answers to the bare question{along}"
+    writer = ", in the first iteration the task's critic's" if constructed else ""
+    return f"critiques{writer}, with the right corrections that follow them{along}"
+
+
 CRITIQUE = Recipe(
     Critique,
     turns,
@@ -147,4 +161,5 @@ CRITIQUE = Recipe(
     "until_right",
     verdicts=("critique",),
     says_right=Critique.reads,
+    keeps=keeps,
 )

@@ -124,5 +124,5 @@ SHARPENING = Recipe(
     says_right=Sharpening.reads,
     judge=verdict_messages,
     chosen_by="r_y1",
-    keeps=lambda section: f"of each question the best answer by {section.by}",
+    keeps=lambda section: f"of each question the best answer by the model's own {section.by}",
 )

@@ -125,5 +125,8 @@ SPLICE = Recipe(
     turns,
     examples,
     chosen_by="r_y1",
-    keeps=lambda _: "wrong answers that begin like a right one of their question, and right answers",
+    keeps=lambda section: (
+        "wrong answers that begin like a right one of their question, continued by the rest of it"
+        + (", and right answers" if section.learn_answers == "right" else "")
+    ),
 )

@@ -112,6 +112,15 @@ def examples(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -
     return found
 
 
+ALONG = {"none": "", "right": ", and right answers", "all": ", and answers, wrong ones too"}
+
+
+def keeps(section: Verdict) -> str:
+    """What is kept, in words."""
+    writer = " (the first iteration's made from the reward)" if section.verdicts == "constructed" else ""
+    return f"verdicts that agree with the reward{writer}, right corrections{ALONG[section.learn_answers]}"
+
+
 VERDICT = Recipe(
     Verdict,
     turns,
@@ -121,4 +130,5 @@ VERDICT = Recipe(
     verdicts=(VERDICT_TURN,),
     says_right=Verdict.reads,
     judge=verdict_messages,
+    keeps=keeps,
 )

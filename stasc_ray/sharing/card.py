@@ -4,7 +4,8 @@ Made from what the run committed. No path of the machine is in it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,7 +14,9 @@ from stasc_ray import config, store
 from stasc_ray.evaluation import measuring
 from stasc_ray.evaluation.metrics import INTERVALS
 from stasc_ray.evaluation.paired import Paired, paired
-from stasc_ray.recipes import recipe_of
+from stasc_ray.recipes import policies, recipe_of
+from stasc_ray.recipes.recipe import Recipe, plan_for
+from stasc_ray.recipes.trace import ANSWER, VERDICT_TURN
 from stasc_ray.sharing import evaluations, public_names, usage
 from stasc_ray.sharing.evaluations import Evaluation
 from stasc_ray.store import files
@@ -39,6 +42,69 @@ class Told:
         """M0's name."""
         return public_names.of_model(self.settings.model.path)
 
+    @property
+    def recipe(self) -> Recipe:
+        """By which it was asked."""
+        return recipe_of(self.settings.algorithm.recipe)
+
+    @property
+    def policy(self) -> policies.Policy:
+        """By which it answered."""
+        return policies.policy(self.settings.evaluation.policy, self.recipe)
+
+    @cached_property
+    def asked(self) -> Sequence[usage.Turn]:
+        """What one answer took; nothing if that can't be shown."""
+        return self._turns(cut=False)
+
+    @cached_property
+    def asked_if_cut(self) -> Sequence[usage.Turn]:
+        """What one answer takes if each text is cut at its limit."""
+        return self._turns(cut=True)
+
+    @cached_property
+    def asked_to_learn(self) -> Sequence[str]:
+        """The turns of one train question, before this version was trained; nothing if none are known."""
+        try:
+            return [turn.turn for turn in usage.turns(self.trained, self.iteration - 1, self._row, "train")]
+        except (ValueError, TypeError, LookupError):
+            return []
+
+    @property
+    def _row(self) -> dict[str, Any]:
+        """A test question."""
+        file = pq.ParquetFile(self.folder.questions / "test.parquet")
+        return file.read_row_group(0).slice(0, 1).to_pylist()[0]
+
+    def _turns(self, *, cut: bool) -> Sequence[usage.Turn]:
+        try:
+            return usage.turns(self.settings, self.iteration, self._row, cut=cut)
+        except (ValueError, TypeError, LookupError):  # a recipe of one's own that reads its texts
+            return []
+
+    @property
+    def rounds(self) -> int:
+        """Corrections in a row at most."""
+        return self.policy.rounds(plan_for(self.settings, self.iteration, "test"))
+
+    @property
+    def corrects(self) -> bool:
+        """Whether an answer follows the first one."""
+        if not self.asked:
+            return self.rounds > 0
+        most = max(self.asked, self.asked_if_cut, key=len)
+        return sum(turn.turn in self.recipe.answers for turn in most) > 1
+
+    @property
+    def votes(self) -> bool:
+        """Whether several samples come to one answer."""
+        return self.policy.weigh is not None
+
+    @property
+    def corrects_base(self) -> bool:
+        """Whether it was measured on M0's first answers."""
+        return self.corrects and self.settings.algorithm.initial_answers_from == "base"
+
     def line(self, stage: str, iteration: int | None = None) -> Mapping[str, Any]:
         """What metrics.jsonl says of a stage, without the stage's name before each; empty if nothing."""
         wanted = (stage, self.iteration if iteration is None else iteration)
@@ -50,7 +116,9 @@ class Told:
         if iteration < self.folder.fork().get("compares_from", 0):
             return None  # asked under another config, before the run forked
         try:
-            return evaluations.find(self.folder.path, iteration, None, split)
+            found = evaluations.find(self.folder.path, iteration, None, split)
+            own = found.corrects_base and not self.corrects  # M0's first answers say nothing of this version
+            return replace(found, own_answers=own)
         except (FileNotFoundError, ValueError):
             return None
 
@@ -85,7 +153,7 @@ def _front(told: Told) -> str:
     results = [
         EvalResult(
             task_type="text-generation",
-            task_name="answering and correcting the answer",
+            task_name="answering and correcting the answer" if told.corrects else "answering",
             dataset_type=dataset or found.source,
             dataset_name=found.source,
             dataset_split=split,
@@ -95,14 +163,14 @@ def _front(told: Told) -> str:
         )
         for split in ("dev", "test")
         if (found := told.measured(split, told.iteration))
-        for name, which in (("r_y1", "first"), ("r_y2", "corrected"))
+        for name, which in _rewarded(told).items()
         if found.figures.get(name) is not None
     ]
     base = public_names.hub_id(told.settings.model.path)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["stasc", "self-correction"],
+        tags=["stasc-ray", *(["self-correction"] if told.corrects else [])],
         model_name=told.repo.partition("/")[2],
         eval_results=results or None,
         base_model=base,
@@ -117,37 +185,86 @@ def _what(told: Told) -> str:
     local = " (a local model whose Hub id the run does not know)"
     tiny = " (the tiny model that ships with stasc_ray)"
     from_where = "" if base else tiny if told.settings.model.path == "sandbox" else local
+    recipe = recipe_of(told.trained.algorithm.recipe)
+    if not told.corrects:
+        does = "answers questions; it was not asked to correct its answers"
+    elif told.corrects_base:
+        does = "corrects answers to questions; it was measured on the base model's answers"
+    else:
+        does = "answers questions and corrects its own answers"
     return (
-        f"A language model that answers questions and corrects its own answers: {named}{from_where}, "
-        "fine-tuned on texts of its own that were kept by their reward, as in Self-Taught Self-Correction "
-        "([arXiv 2503.08681](https://arxiv.org/abs/2503.08681)), by stasc_ray. It is version "
-        f"{told.version} of the run `{told.settings.name}`."
+        f"A language model that {does}. It is {named}{from_where}, fine-tuned by stasc_ray with the recipe "
+        f"`{told.trained.algorithm.recipe}` and the objective `{recipe.objective}`. What it learnt from: "
+        f"{recipe.keeps(told.trained.algorithm)}. It is version {told.version} of the run "
+        f"`{told.settings.name}`."
     )
 
 
 def _usage(told: Told) -> str:
     """The run's turns as a program, or that they can't be shown."""
-    row = pq.ParquetFile(told.folder.questions / "test.parquet").read_row_group(0).slice(0, 1).to_pylist()[0]
-    recipe = recipe_of(told.settings.algorithm.recipe)
-    policy = told.settings.evaluation.policy or recipe.policy
-    try:
-        asked = usage.turns(told.settings, told.iteration, row)
-        program = usage.code(told.repo, told.settings, asked)
-    except (ValueError, TypeError, LookupError):  # a recipe of one's own that reads its texts
+    if not told.asked:
         return f"By the turns of the recipe `{told.settings.algorithm.recipe}`, which stasc_ray asks."
-    after = "" if len(asked) > 1 else " This recipe asks for no correction."
-    return (
-        f"As it was measured (policy `{policy}`), with the run's prompts, one round.{after}\n\n"
-        f"```python\n{program}```"
+    program = usage.code(told.repo, told.settings, told.asked, told.recipe.answers)
+    return f"{' '.join(_asked(told))}\n\n```python\n{program}```"
+
+
+def _asked(told: Told) -> Iterator[str]:
+    """What the program asks, and where the chain that was measured may end before it."""
+    asked = usage.final(told.asked, told.recipe.answers)
+    yield (
+        f"With the run's own prompts: {', then '.join(turn.turn for turn in asked)}. The run measured by the "
+        f"policy `{told.settings.evaluation.policy or told.recipe.policy}`."
     )
+    if not told.corrects:
+        yield "No correction is asked for."
+    for turn in asked[:-1]:
+        if turn.stop:
+            yield f"As measured, it ends with a {turn.turn} whose last words are `{turn.stop}`, in any case."
+        elif turn.turn in (*told.recipe.verdicts, VERDICT_TURN):
+            yield (
+                f"If a {turn.turn} is read as saying that the answer is right, the measured chain ends; "
+                "the program goes on."
+            )
+    yield from _unlike(told)
+
+
+def _unlike(told: Told) -> Iterator[str]:
+    """What was measured and the program does not do."""
+    samples = f"Measured were {told.settings.evaluation.samples} samples of each question"
+    several = told.settings.evaluation.samples > 1 and not told.votes
+    said = {
+        "Measured were corrections of the base model's answers; in the program it corrects its own.": (
+            told.corrects_base
+        ),
+        f"Measured were up to {told.rounds} corrections in a row; the program asks for one.": told.rounds > 1,
+        f"{samples}, of which the policy chose one answer; the program writes one sample.": told.votes,
+        f"{samples}, which count by their mean; the program writes one.": several,
+        "As measured, nothing follows an answer that the reward calls right; the program has no reward.": (
+            told.policy.needs_reward
+        ),
+        "As measured, an answer that was cut at its limit is asked on; the program leaves it.": (
+            len(told.asked_if_cut) > len(told.asked)
+        ),
+        "As measured, early texts have a part of the tokens; the program gives all.": any(
+            turn.budget < 1 for turn in told.asked
+        ),
+    }
+    yield from (sentence for sentence, holds in said.items() if holds)
+
+
+def _rewarded(told: Told) -> dict[str, str]:
+    """The mean rewards that say something, and of which answers they are."""
+    second = "corrected" if told.corrects else "chosen"
+    return {"r_y1": "first", **({"r_y2": second} if told.corrects or told.votes else {})}
 
 
 def _worth(told: Told) -> Iterator[str]:
     """Metrics of the base model and of this version, each with its 95% interval, and their difference."""
-    settings = told.settings
+    settings, two = told.settings, len(_rewarded(told)) > 1
+    shown = SHOWN if two else {"r_y1": "r(Y1)"}
     rows = [
         [f"{split}, {'base model' if number == 0 else 'this version'}", str(found.figures["questions"])]
-        + [_figure(found.figures, name) for name in SHOWN]
+        + [_figure(found.figures, name) for name in shown]
         for split in ("dev", "test")
         for number in (0, told.iteration)
         if (found := told.measured(split, number))
@@ -155,21 +272,33 @@ def _worth(told: Told) -> Iterator[str]:
     if not rows:
         yield "Nothing was measured."
         return
-    yield _table(("", "questions", *SHOWN.values()), rows)
+    yield _table(("", "questions", *shown.values()), rows)
     yield (
-        f"Mean rewards (`{settings.reward.name}`, {settings.reward.scope.replace('_', ' ')}) of the first "
-        "answers, r(Y1), and of their corrections, r(Y2); shares of all questions that a correction set "
-        "right, i->c, and broke, c->i. In brackets: 95% intervals, bootstrap over questions. Versions are "
-        f"chosen on dev. Texts were {_sampled(settings)}."
+        f"Mean rewards (`{settings.reward.name}`, {settings.reward.scope.replace('_', ' ')}) of the "
+        f"{_meant(told)}. In brackets: 95% intervals, bootstrap over questions. Versions are chosen on dev. "
+        f"Texts were {_sampled(settings)}."
     )
-    if settings.algorithm.initial_answers_from == "base":
+    if told.corrects_base:
         yield "This version corrects the base model's answers, so its r(Y1) is the base model's."
     if (found := difference(told)) is not None:
         yield (
-            f"On the same {found.questions} test questions r(Y2) is {found.difference:+.3f} "
+            f"On the same {found.questions} test questions r(Y{2 if two else 1}) is {found.difference:+.3f} "
             f"[{found.low:+.3f}, {found.high:+.3f}] against the base model's: only this version has "
             f"{found.gained} questions right, only the base model {found.lost} (McNemar p {found.p:.3f})."
         )
+
+
+def _meant(told: Told) -> str:
+    """What the figures are of."""
+    if not told.corrects and not told.votes:
+        return "answers, r(Y1)"
+    second = "last answers, r(Y2)" if told.corrects else "answers that the policy chose, r(Y2)"
+    if told.corrects and told.votes:
+        second = "answers that the policy chose after corrections, r(Y2)"
+    return (
+        f"first answers, r(Y1), and of the {second}; shares of all questions that were wrong at first and "
+        "right at last, i->c, and right at first and wrong at last, c->i"
+    )
 
 
 def difference(told: Told) -> Paired | None:
@@ -221,14 +350,17 @@ def _method(told: Told) -> Iterator[tuple[str, str]]:
     yield "Learns", recipe.keeps(settings.algorithm)
     yield "Objective", f"`{recipe.objective}`"
     yield "Iteration", f"{told.iteration} of {settings.algorithm.iterations}"
+    before = "the base model" if told.iteration == 1 else f"the model of iteration {told.iteration - 1}"
+    if told.asked_to_learn:
+        yield "Train questions were asked for", ", ".join(dict.fromkeys(told.asked_to_learn))
+    if ANSWER in told.asked_to_learn:
+        yield (
+            "First answers by",
+            "the base model" if settings.algorithm.initial_answers_from == "base" else before,
+        )
     at = f" at revision {settings.model.revision}" if settings.model.revision else ""
     yield "Base model", f"{told.base}{at}"
-    yield (
-        "Started from",
-        "the base model"
-        if from_base or told.iteration == 1
-        else f"the model of iteration {told.iteration - 1}",
-    )
+    yield "Started from", "the base model" if from_base else before
     yield (
         "Weights",
         "LoRA, merged; the adapter is in adapter/" if finetune.method == "lora" else "all of them trained",

@@ -1,13 +1,14 @@
 """How a version is asked, as Python that needs transformers alone: the run's own turns and prompts.
 
-The run's policy is asked once with names in place of texts, so the code asks what the run asked. Pure.
+The run's policy is asked with names in place of texts, so the code asks what the run asked. Which words end a
+chain is tried on it: a text that ends with one of the config's own texts. Pure.
 """
 
 import asyncio
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stasc_ray import config
@@ -28,34 +29,105 @@ class Turn:
     name: str
     """Of what it gives: `answer`, `correction`, `verdict`, `correction_2`."""
     messages: Sequence[Message]
-    first: bool
-    """Whether it is sampled as first answers are."""
+    turn: str
+    """As the recipe or the policy calls it."""
+    budget: float
+    """The share of `max_tokens` that its text may have."""
+    stop: str | None = None
+    """The chain ends if its text ends with these words."""
+
+    @property
+    def first(self) -> bool:
+        """Whether it is sampled as first answers are."""
+        return self.turn == ANSWER
 
 
-def turns(settings: config.Config, iteration: int, row: Mapping[str, Any]) -> list[Turn]:
+def turns(
+    settings: config.Config,
+    iteration: int,
+    row: Mapping[str, Any],
+    split: str = "test",
+    *,
+    cut: bool = False,
+) -> list[Turn]:
     """What one answer of the run's policy to a question takes, one round of corrections at most.
 
     Args:
         row: a test question; whether it has documents or choices shapes the prompts, its words stay out.
+        split: `train`: what the recipe asks to learn from.
+        cut: as if every text were cut at `max_tokens`.
 
     Raises:
         ValueError, TypeError, LookupError: a recipe of one's own that reads the texts it asked for.
     """
     once = settings.evaluation.model_copy(update={"samples": 1, "rounds": 1})
     settings = settings.model_copy(update={"evaluation": once})
-    question = {"id": "", "question": _named("question"), "answers": [], "split": "test"}
+    if split == "train":
+        return _asked(settings, iteration, row, split=split)
+    asked = _asked(settings, iteration, row, cut=cut)
+    words = _phrases(settings)
+    return [
+        replace(turn, stop=_stop(settings, iteration, row, turn, words)) if turn is not asked[-1] else turn
+        for turn in asked
+    ]
+
+
+def _asked(
+    settings: config.Config,
+    iteration: int,
+    row: Mapping[str, Any],
+    said: Mapping[str, str] | None = None,
+    cut: bool = False,
+    split: str = "test",
+) -> list[Turn]:
+    """The turns, if the texts of these names end with these words, or if all are cut."""
+    question = {"id": "", "question": _named("question"), "answers": [], "split": split}
     question["documents"] = [_named("document")] if row.get("documents") else []
     question["choices"] = [_named("choice_a"), _named("choice_b")] if row.get("choices") else []
-    ask = _Named()
-    recipe = recipe_of(settings.algorithm.recipe)
-    asyncio.run(
-        answer(settings.evaluation.policy, recipe, question, ask, plan_for(settings, iteration, "test"))
-    )
+    ask = _Named(said or {}, "length" if cut else "stop")
+    recipe, plan = recipe_of(settings.algorithm.recipe), plan_for(settings, iteration, split)
+    if plan.learn:
+        asyncio.run(answer("recipe", recipe, question, ask, plan))
+    else:
+        asyncio.run(answer(settings.evaluation.policy, recipe, question, ask, plan))
     return ask.turns
 
 
-def code(repo: str, settings: config.Config, asked: Sequence[Turn]) -> str:
-    """A Python program that asks `repo` these turns, each with the run's sampling."""
+def _phrases(settings: config.Config) -> list[str]:
+    """Texts of the config that may be what a model is to say, shortest first."""
+    values = [*vars(settings.algorithm).values(), *vars(settings.prompts.policies).values()]
+    return sorted({value for value in values if isinstance(value, str) and value.strip()}, key=len)
+
+
+def _stop(
+    settings: config.Config, iteration: int, row: Mapping[str, Any], turn: Turn, phrases: Sequence[str]
+) -> str | None:
+    """The words with which a turn's text ends the chain, whatever their case; None: none that is known."""
+
+    def ends(words: str) -> bool:
+        return _asked(settings, iteration, row, {turn.name: words})[-1].name == turn.name
+
+    for phrase in phrases:
+        said = phrase.strip().casefold()
+        longer = [one for one in phrases if one.strip().casefold().endswith(said)]
+        if all(map(ends, (f" {phrase.upper()} ", *longer))) and not ends(f"{phrase} {_MARK}"):
+            return said
+    return None
+
+
+def final(asked: Sequence[Turn], answers: Sequence[str]) -> Sequence[Turn]:
+    """The turns up to the last answer: those after it only weigh it."""
+    last = max((place for place, turn in enumerate(asked) if turn.turn in answers), default=len(asked) - 1)
+    return asked[: last + 1]
+
+
+def code(repo: str, settings: config.Config, asked: Sequence[Turn], answers: Sequence[str]) -> str:
+    """A Python program that asks `repo` these turns, each with the run's sampling; it prints the last answer.
+
+    Args:
+        answers: turns whose texts are answers.
+    """
+    asked = final(asked, answers)
     sampling = settings.sampling
     greedy = settings.evaluation.greedy
     words = "".join(
@@ -86,15 +158,22 @@ def code(repo: str, settings: config.Config, asked: Sequence[Turn]) -> str:
         "",
         *(f'{name} = "..."' for name in given),
     ]
+    indent, last = "", asked[-1].name
+    branches = any(turn.stop for turn in asked[:-1])
     for turn in asked:
-        lines.append(f"{turn.name} = say([")
+        lines.append(f"{indent}{turn.name} = say([")
         lines += [
-            f'    {{"role": "{message["role"]}", "content": {_expression(content(message))}}},'
+            f'{indent}    {{"role": "{message["role"]}", "content": {_expression(content(message))}}},'
             for message in turn.messages
         ]
-        lines.append(f"], {'first' if turn.first else 'later'})")
-    last = asked[-1].name
-    return "\n".join([*lines, f"print({last})", ""])
+        lines.append(f"{indent}], {'first' if turn.first else 'later'})")
+        if branches and turn.turn in answers:
+            lines.append(f"{indent}final = {turn.name}")
+        if turn.stop and turn is not asked[-1]:
+            stop = json.dumps(turn.stop, ensure_ascii=False)
+            lines.append(f"{indent}if not {turn.name}.strip().casefold().endswith({stop}):")
+            indent += "    "
+    return "\n".join([*lines, f"print({'final' if branches else last})", ""])
 
 
 def _arguments(sampling: config.Sampling, greedy: bool) -> str:
@@ -126,7 +205,8 @@ def _named(name: str) -> str:
 class _Named:
     """An `Ask` whose texts are names, and which keeps what it was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, said: Mapping[str, str], finish_reason: str) -> None:
+        self.said, self.finish_reason = said, finish_reason
         self.texts: list[Text] = []
         self.turns: list[Turn] = []
 
@@ -144,7 +224,8 @@ class _Named:
         before = sum(re.fullmatch(rf"{word}(_\d+)?", one.name) is not None for one in self.turns)
         name = f"{word}_{before + 1}" if before else word
         if n:
-            self.turns.append(Turn(name, list(messages), turn == ANSWER))
-        found = [Text(turn, _named(name), number, parent) for number in range(n)]
+            self.turns.append(Turn(name, list(messages), turn, budget))
+        text = _named(name) + self.said.get(name, "")
+        found = [Text(turn, text, number, parent, finish_reason=self.finish_reason) for number in range(n)]
         self.texts += found
         return found

@@ -18,6 +18,7 @@ from harness.measured_runs import add_model, make_run
 from harness.traces import settings
 
 from stasc_ray import store
+from stasc_ray.recipes import RECIPES, recipe_of
 from stasc_ray.sharing import hub, public_names, usage
 from stasc_ray.tasks import sandbox
 from stasc_ray.tasks.prompts import correction_messages
@@ -196,12 +197,150 @@ def test_other_recipes_and_documents_shape_the_program():
         ("verdict", False),
         ("correction", False),
     ]
-    program = usage.code("me/x", told, asked)
+    program = usage.code("me/x", told, asked, ("answer", "correction"))
     compile(program, "card", "exec")
     for name in ("question", "document", "choice_a", "choice_b"):
         assert f'\n{name} = "..."\n' in program
     assert "enable_thinking=False" in program and "\ue000" not in program
     assert [turn.name for turn in usage.turns(settings("algorithm.recipe=rft"), 1, {})] == ["answer"]
+
+
+def card_of(folder: Path, *overrides: str) -> str:
+    """The card of a faked run's v0001."""
+    run = make_run(folder, *overrides)
+    add_model(run, 1, sandbox.model_path())
+    return hub.prepare(run.path, "v0001", "me/sums").card
+
+
+def ran(card: str, said: dict[str, str]) -> tuple[list[str], str]:
+    """What the card's program asked, by the last words of each prompt, and what it printed: `said` by those."""
+    (program,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    head, _, tail = program.partition("\n\n\ndef say")
+    asked, printed = [], []
+
+    def say(messages: list[dict[str, str]], sampling: Any) -> str:
+        asked.append(messages[-1]["content"])
+        return next((text for words, text in said.items() if asked[-1].endswith(words)), f"={len(asked)}")
+
+    assert head.startswith("from transformers")
+    body = tail[tail.index("\n\n\n") :]
+    exec(body, {"say": say, "first": {}, "later": {}, "print": printed.append})
+    return asked, printed[0]
+
+
+ASKED = {
+    "stasc": ["answer", "correction"],
+    "rft": ["answer"],
+    "verdict": ["answer", "verdict", "correction"],
+    "critique": ["answer", "critique", "correction"],
+    "cct": ["answer", "correction"],
+    "splice": ["answer"],
+    "sharpening": ["answer"],
+    "preference": ["answer", "correction"],
+    "benchmarks.supervised:GOLD": ["answer"],
+    "benchmarks.supervised:WORKED": ["answer"],
+}
+
+
+def test_every_recipe_that_ships_has_a_card_that_is_checked():
+    assert set(RECIPES) <= set(ASKED)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_the_card_says_what_the_recipe_asks_and_keeps(tmp_path: Path, name: str):
+    card, recipe = card_of(tmp_path / "sums", f"algorithm.recipe={name}"), recipe_of(name)
+    section = settings(f"algorithm.recipe={name}").algorithm
+    asked = ASKED[name]
+    corrects = "correction" in asked
+    assert f"With the run's own prompts: {', then '.join(asked)}." in card
+    assert f"What it learnt from: {recipe.keeps(section)}. It is version v0001" in card
+    assert f"with the recipe `{name}` and the objective `{recipe.objective}`." in card
+    assert "what its `examples` gives" not in card, "each says it in its own words"
+    assert (
+        ("corrects its own answers" in card)
+        == ("| r(Y2) |" in card)
+        == ("corrected answer" in card)
+        == corrects
+    )
+    assert ("No correction is asked for." in card) == (not corrects) == ("self-correction" not in card)
+    assert "by their reward" not in card and "2503.08681" not in card
+    learnt_from_given = name.startswith("benchmarks")
+    assert ("| Train questions were asked for | answer" in card) == (not learnt_from_given)
+    program = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0]
+    assert re.findall(r"(\w+) = say\(", program) == asked
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words", "asks"),
+    [
+        (["algorithm.recipe=verdict"], "My answer is right.", "Or: My answer is wrong."),
+        (["algorithm.recipe=critique"], "Nothing is wrong.", "Nothing is wrong."),
+        (["algorithm.recipe=critique", "algorithm.says_right=All is WELL"], "all is well", "Nothing is wrong."),
+        (["evaluation.policy=until_right"], "My answer is right.", "Or: My answer is wrong."),
+        (["evaluation.policy=self_refine"], "It is correct.", None),
+    ],
+)  # fmt: skip
+def test_the_program_stops_where_the_measured_chain_does(
+    tmp_path: Path, overrides: list[str], words: str, asks: str | None
+):
+    card = card_of(tmp_path / "sums", *overrides)
+    policies = settings(*overrides).prompts.policies
+    words, asks = (words, asks) if asks else (policies.is_correct, policies.feedback)
+    assert f"whose last words are `{words.casefold()}`" in card
+    assert "the program goes on" not in card
+    asked, printed = ran(card, {asks: f"So: {words.upper()} \n"})
+    assert len(asked) == 2 and printed == "=1"
+    asked, printed = ran(card, {asks: f"{words} Or not"})
+    assert len(asked) == 3 and printed == "=3"
+
+
+def test_a_verdict_that_no_words_of_the_config_say_is_told_of(tmp_path: Path):
+    card = card_of(tmp_path / "own", "algorithm.recipe=critique", "algorithm.says_right=")
+    assert "If a critique is read as saying that the answer is right, the measured chain ends" in card
+    assert len(ran(card, {})[0]) == 3
+
+
+def test_fixed_initialization_is_told(tmp_path: Path):
+    card = card_of(tmp_path / "sums", "algorithm.variant=FIE")
+    assert "corrects answers to questions; it was measured on the base model's answers" in card
+    assert "in the program it corrects its own" in card and "corrects its own answers" not in card
+    assert "| First answers by | the base model |" in card
+    plain = make_run(tmp_path / "rft", "algorithm.recipe=rft", "algorithm.initial_answers_from=base")
+    add_model(plain, 1, sandbox.model_path())
+    card = hub.prepare(plain.path, None, "me/sums").card
+    line = next(one for one in plain.metrics() if one["stage"] == "evaluation" and one["iteration"] == 1)
+    assert line["evaluation/test/r_y1"] != line["evaluation/test/base/r_y1"]
+    assert f"| test, this version | 6 | {line['evaluation/test/r_y1']:.3f} [" in card, "not M0's"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said", "asked"),
+    [
+        (["policy=self_consistency", "samples=3"], "3 samples of each question, of which the policy chose one", 1),
+        (["policy=vote", "samples=3"], "3 samples of each question, of which the policy chose one", 2),
+        (["policy=vote_by_verdict", "samples=2"], "2 samples of each question, of which the policy chose", 1),
+        (["samples=2"], "2 samples of each question, which count by their mean", 2),
+        (["rounds=3"], "up to 3 corrections in a row; the program asks for one", 2),
+        (["policy=oracle_stop"], "nothing follows an answer that the reward calls right", 2),
+        (["policy=deepening"], "an answer that was cut at its limit is asked on", 1),
+        (["policy=direct", "rounds=3"], "No correction is asked for.", 1),
+    ],
+)  # fmt: skip
+def test_what_the_program_leaves_out_is_told(tmp_path: Path, overrides: list[str], said: str, asked: int):
+    card = card_of(tmp_path / "sums", *(f"evaluation.{one}" for one in overrides))
+    assert (
+        said in card
+        and f"the policy `{settings(*(f'evaluation.{one}' for one in overrides)).evaluation.policy or 'recipe'}`"
+        in card
+    )
+    prompts, printed = ran(card, {})
+    assert len(prompts) == asked and printed == f"={asked}", "an answer, not what judges it"
+
+
+def test_no_recipe_is_named_where_runs_are_shared():
+    for file in Path(hub.__file__).parent.glob("*.py"):
+        words = set(re.findall(r'"(\w+)"', file.read_text()))
+        assert not words & (set(RECIPES) - {"verdict", "critique"}), file.name  # those are turns as well
 
 
 def test_what_must_not_go_is_refused(run: store.RunFolder, tmp_path: Path):
