@@ -261,7 +261,8 @@ def _holds_words(name: str) -> bool:
 
 def _is_path(text: str) -> bool:
     """Whether a config's text is a path. One without a separator tells nothing but a name."""
-    return LOCAL.fullmatch(text) is not None or (bool(re.search(r"[/\\]", text)) and os.path.lexists(text))
+    there = re.search(r"[/\\]", text) and re.search(r"\w", text) and os.path.lexists(text)
+    return bool(LOCAL.fullmatch(text) or there)
 
 
 @contextlib.contextmanager

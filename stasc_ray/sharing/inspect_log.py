@@ -63,7 +63,7 @@ def _check_output(file: Path, evaluation: Evaluation) -> None:
         raise ValueError(f"--output: expected a file, found the folder {file}; name a file in it (x.eval)")
     if file.suffix != ".eval":
         raise ValueError(
-            "--output: expected a file whose name ends in .eval (x.eval), by which inspect knows it, found "
+            "--output: expected a file that ends in .eval (x.eval), by which inspect knows it, found "
             f"{str(file)!r}"
         )
     if file.exists() and _eval_id(file) != _id(evaluation, "eval"):

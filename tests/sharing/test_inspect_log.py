@@ -241,7 +241,7 @@ def test_only_a_log_of_the_same_evaluation_is_overwritten(tmp_path: Path):
     assert out.read_text() == "precious"
     for wrong, said in {
         tmp_path: "expected a file, found the folder",
-        tmp_path / ".eval": r"expected a file whose name ends in .eval .*found '.*/.eval'",
+        tmp_path / ".eval": r"expected a file that ends in .eval .*found '.*/.eval'",
     }.items():
         with pytest.raises(ValueError, match=f"--output: {said}"):
             inspect_log.export(found, wrong)

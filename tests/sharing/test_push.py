@@ -266,7 +266,7 @@ def test_a_file_of_the_run_that_lacks_something_is_named(run: store.RunFolder):
     refused("environment.json", {"versions": {"torch": None}}, "expected versions of libraries")
     manifest = run.path / "versions" / "v0001.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "iteration": "1"}))
-    with pytest.raises(ValueError, match=r"versions: expected a manifest of v0001 .*, found '1'"):
+    with pytest.raises(ValueError, match=r"versions/v0001.json: expected a manifest .*, found '1'"):
         hub.prepare(run.path, "v0001", "me/sums")
 
 
