@@ -141,7 +141,7 @@ def manifest(folder: store.RunFolder, version: str | None) -> dict[str, Any]:
     iteration = there[name].get("iteration")
     if type(iteration) is not int:
         raise ValueError(
-            f"{folder.path / 'versions' / name}.json: expected a manifest with its iteration's number, found "
+            f"{folder.path}/versions/{name}.json: expected a manifest with its iteration's number, found "
             f"{iteration!r}; restore it, or choose another by --version"
         )
     return there[name]
