@@ -28,7 +28,11 @@ def export_log(
         ),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.eval", help="File to write; default: in RUN/inspect/.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.eval",
+            help="File to write, a new one or a log of the same evaluation; default: in RUN/inspect/.",
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:

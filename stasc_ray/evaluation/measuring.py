@@ -79,10 +79,11 @@ def score_file(
     """`metrics.score_row` of each question of a file, with its `id`; arguments as of `measure`."""
     _, policy = _ways(settings)
     columns = (*COLUMNS, *(text_columns(*WEIGHED) if policy.weigh else ()))
-    return [
-        {"id": row["id"]} | score_texts(row, read_texts(row), settings, writer, rounds)
-        for row in files.read(file, columns).to_pylist()
-    ]
+    rows = files.read(file, columns).to_pylist()
+    with files.named(file):
+        return [
+            {"id": row["id"]} | score_texts(row, read_texts(row), settings, writer, rounds) for row in rows
+        ]
 
 
 def score_texts(

@@ -98,10 +98,20 @@ class Text:
 
 
 def read_texts(row: Mapping[str, Any]) -> list[Text]:
-    """The texts of a row. Fields that were not read from the file keep their defaults."""
+    """The texts of a row. Fields that were not read from the file keep their defaults.
+
+    Raises:
+        ValueError: a text that follows none before it.
+    """
     found: list[Text] = []
     for values in row["texts"] or ():
         parent = values["parent"]
+        if parent >= len(found):
+            raise ValueError(
+                f"question {row.get('id')!r}: expected each text to follow one before it, found text "
+                f"{len(found)} after text {parent}; restore the file, or delete _COMMITTED.json beside it, "
+                "and the same command makes it again"
+            )
         kept = {name: value for name, value in values.items() if name != "parent" and value is not None}
         found.append(Text(**kept, parent=found[parent] if parent >= 0 else None))
     return found

@@ -1,5 +1,6 @@
 """A finished evaluation of a run: which version it measured, under which config, and where its traces lie."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from stasc_ray import config, store
 from stasc_ray.generation import unit_files
 from stasc_ray.recipes import section_of
 from stasc_ray.sharing import public_names
-from stasc_ray.store import fork
+from stasc_ray.store import files, fork
+
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -92,25 +95,27 @@ def find(
     store.read_config(folder.path, section_of)  # refuses what is no run
     number = _number(folder, iteration, version)
     stage = folder.stage(number, "evaluation")
-    mark = folder.committed(stage)
-    if mark is None:
+    finished = mark(folder, stage)
+    if finished is None:
+        names = (found.parent.parent.name for found in folder.path.glob(f"*/evaluation/{store.COMMIT_MARK}"))
         done = sorted(
-            int(found.parent.parent.name.removeprefix("iteration_").replace("base", "0"))
-            for found in folder.path.glob(f"*/evaluation/{store.COMMIT_MARK}")
+            int(name.removeprefix("iteration_").replace("base", "0"))
+            for name in names
+            if re.fullmatch(r"base|iteration_\d+", name)
         )
         raise FileNotFoundError(
             f"expected a finished evaluation of {store.iteration_name(number)} in {folder.path}, found those "
             f"of {', '.join(map(store.iteration_name, done)) or 'none'}; `stasc run` and `stasc evaluate "
             "--output` make them"
         )
-    files = unit_files.of_split(folder.files(folder.stage(number, "rollouts")), split)
-    if not files:
+    traces = unit_files.of_split(folder.files(folder.stage(number, "rollouts")), split)
+    if not traces:
         raise ValueError(
             f"--split: expected one that was measured, found no {split} questions in {folder.path}; a run "
             "without iterations has test alone"
         )
     settings = fork.config_of(folder.path, section_of, number)
-    found = Evaluation(folder, settings, number, split, own_answers, files, mark["line"])
+    found = Evaluation(folder, settings, number, split, own_answers, traces, finished["line"])
     if own_answers and not found.corrects_base:
         raise ValueError(
             "--own-answers: expected a model that corrects the base model's answers (Fixed initialization), "
@@ -126,14 +131,54 @@ def manifest(folder: store.RunFolder, version: str | None) -> dict[str, Any]:
         ValueError: nothing is published, or no such version.
     """
     there = {found["version"]: found for found in folder.versions()}
-    name = version or folder.latest()
+    name = folder.latest() if version is None else version
     if name not in there:
-        found = name if there else "none"
+        found = (name or repr(name)) if there else "none"
         raise ValueError(
             f"--version: expected a published version of {folder.path} ({', '.join(there) or 'none yet'}), "
             f"found {found}; `stasc run` publishes one after each iteration"
         )
+    iteration = there[name].get("iteration")
+    if type(iteration) is not int:
+        raise ValueError(
+            f"{folder.path}/versions/{name}.json: expected a manifest with its iteration's number, found "
+            f"{iteration!r}; restore it, or choose another by --version"
+        )
     return there[name]
+
+
+def mark(folder: store.RunFolder, stage: Path) -> dict[str, Any] | None:
+    """The commit mark of a finished stage, which says when that was and under which config; None: no mark.
+
+    Raises:
+        ValueError: one that doesn't say it.
+    """
+    found = folder.committed(stage)
+    line = found["line"] if found else {}
+    said = isinstance(line, dict) and {name: line.get(name) for name in ("time", "config")}
+    if found and not (said and isinstance(said["time"], int | float) and isinstance(said["config"], str)):
+        raise ValueError(
+            f"{stage / store.COMMIT_MARK}: expected a line with its time and config, found {said or line!r}; "
+            "restore it, or delete it, and the same run makes the stage again"
+        )
+    return found
+
+
+def environment(folder: store.RunFolder) -> dict[str, Any]:
+    """What environment.json holds; empty if there is none.
+
+    Raises:
+        ValueError: no versions of libraries in it.
+    """
+    file = folder.path / ENVIRONMENT
+    found = files.read_json(file) if file.is_file() else {}
+    versions = found.get("versions", {})
+    if not isinstance(versions, dict) or not all(isinstance(one, str) for one in versions.values()):
+        raise ValueError(
+            f"{file}: expected versions of libraries as texts by name, found {versions!r}; restore it, or "
+            "delete it to go without them"
+        )
+    return found
 
 
 def _number(folder: store.RunFolder, iteration: int | None, version: str | None) -> int:

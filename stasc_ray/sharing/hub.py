@@ -6,6 +6,7 @@ the run folder changes.
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stasc_ray import store
 from stasc_ray.recipes import section_of
 from stasc_ray.serving.published import check_files
-from stasc_ray.sharing import evaluations
+from stasc_ray.sharing import evaluations, public_names
 from stasc_ray.sharing.card import Told, card
 from stasc_ray.store import fork
 from stasc_ray.store.files import read_json
@@ -36,8 +37,21 @@ FILES = (
 CODE = ("*.py",)
 """And of a model that runs its own code."""
 PATHS = ("base_model_name_or_path", "_name_or_path", "name_or_path")
-"""Fields of configs that may hold a path of this machine."""
-CONFIGS = ("config.json", "tokenizer_config.json", "adapter/adapter_config.json")
+"""Fields of configs that name a model: by its Hub id, or by where it lies."""
+WORDS = ("chat_template", "stop_strings", "added_tokens_decoder", "target_modules")
+"""And fields whose texts are no paths, whatever they look like; those of tokens (`eos_token`) are others."""
+NO_CONFIGS = (
+    *("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", "canary.json"),
+    "*.safetensors.index.json",
+)
+"""JSON files that hold no fields but words, tokens and tensors."""
+LOCAL = re.compile(
+    r"(?!.*\{[{%])"  # no template
+    r"((file:|~[^/\\]*|\.{0,2})/.*\w.*|([A-Za-z]:|~|\.\.|\\)[/\\].*\w.*|~\w+|\.\.)"
+)
+"""A text that is a path whether anything lies there or not."""
+CACHE = re.compile(r"/models--[^/]+/(snapshots|blobs)/")
+"""In a path: the Hub's cache, whose files are links."""
 LATER_S = 60.0
 """A file that changed so long after its stage was committed was rewritten."""
 
@@ -77,7 +91,8 @@ def prepare(run: Path, version: str | None, repo: str) -> Upload:
     Raises:
         FileNotFoundError: no run folder; the model's folder, or a file in it, is missing.
         ValueError: no such version; M0, which is nobody's to push; a model folder that is not committed, not
-            whole, or changed since; a name that the Hub refuses.
+            whole, or changed since, or has links out of the run; a name that the Hub refuses; a file of the
+            run that can't be read.
     """
     _check_name(repo)
     folder = store.RunFolder(run.resolve())
@@ -85,25 +100,30 @@ def prepare(run: Path, version: str | None, repo: str) -> Upload:
     found = evaluations.manifest(folder, version)
     name, iteration = found["version"], found["iteration"]
     if iteration == 0:
-        trained = [one["version"] for one in folder.versions() if one["iteration"]]
-        why = "" if version else " (LATEST: no iteration was better on dev)"
+        trained = [one["version"] for one in folder.versions() if one.get("iteration")]
+        why = "" if version is not None else " (LATEST: no iteration was better on dev)"
         others = f"choose one by --version: {', '.join(trained)}" if trained else "let the run train one"
         raise ValueError(
             f"stasc push: expected a version that was trained, found {name}, the base model as it was{why}; "
             f"{others}"
         )
     model = folder.stage(iteration, "model")
-    _check_model(folder, model)
     settings = fork.config_of(folder.path, section_of, iteration)
-    trained_under = fork.config_of(folder.path, section_of, iteration - 1)
-    told = Told(repo, name, iteration, folder, settings, trained_under)
     patterns = (*FILES, *(CODE if settings.model.trust_remote_code else ()))
     files = {
-        path: _sent(file, path, told.base)
+        path: file
         for file in sorted(model.rglob("*"))
-        if file.is_file() and _goes(path := str(file.relative_to(model)), patterns)
+        if _goes(path := str(file.relative_to(model)), patterns) and (file.is_file() or file.is_symlink())
     }
-    return Upload(repo, name, card(told), files, settings.name)
+    _check_links(folder, model, files)
+    _check_model(folder, model, files)
+    evaluations.environment(folder)  # the card shows its versions
+    for number in (0, iteration):
+        evaluations.mark(folder, folder.stage(number, "evaluation"))  # one that is broken is not missing
+    trained_under = fork.config_of(folder.path, section_of, iteration - 1)
+    told = Told(repo, name, iteration, folder, settings, trained_under)
+    sent = {path: _sent(file, path, told.base) for path, file in files.items()}
+    return Upload(repo, name, card(told), sent, settings.name)
 
 
 def push(upload: Upload, *, private: bool = False, api: "HfApi | None" = None) -> str:
@@ -169,9 +189,23 @@ def _check_name(repo: str) -> None:
         ) from None
 
 
-def _check_model(folder: store.RunFolder, model: Path) -> None:
+def _check_links(folder: store.RunFolder, model: Path, files: Mapping[str, Path]) -> None:
+    """Refuse links to nothing, to folders, and to files that are neither the run's nor the Hub's."""
+    inside = (folder.path, model.resolve())
+    for path, file in files.items():
+        end = file.resolve()
+        ours = any(end.is_relative_to(one) for one in inside) or CACHE.search(end.as_posix())
+        if not end.is_file() or not ours:
+            what = "which is no file" if not end.is_file() else "which is outside the run"
+            raise ValueError(
+                f"stasc push: expected a file of the run, found {path} in {model}, a link to {end}, {what}; "
+                "put a file in its place, or take the link away"
+            )
+
+
+def _check_model(folder: store.RunFolder, model: Path, files: Mapping[str, Path]) -> None:
     """Refuse a model folder that is not what the run measured."""
-    mark = folder.committed(model)
+    mark = evaluations.mark(folder, model)
     if mark is None:
         raise FileNotFoundError(
             f"stasc push: expected a finished model (with {store.COMMIT_MARK}) in {model}, found none; "
@@ -180,9 +214,8 @@ def _check_model(folder: store.RunFolder, model: Path) -> None:
     check_files(str(model))
     # The mark's own time too: a copy of the run folder may have new times, but has them for all files.
     committed = max(mark["line"]["time"], (model / store.COMMIT_MARK).stat().st_mtime)
-    for file in sorted(model.rglob("*")):
-        path = str(file.relative_to(model))
-        if _goes(path, FILES) and file.stat().st_mtime > committed + LATER_S:
+    for path, file in files.items():
+        if file.stat().st_mtime > committed + LATER_S:
             raise ValueError(
                 f"stasc push: expected the model that the run measured, found {path} in {model} changed "
                 "since it was committed; push another version, or train it again (stasc fork RUN NAME "
@@ -196,12 +229,40 @@ def _goes(path: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _sent(file: Path, path: str, base: str) -> Path | bytes:
-    """The file; of a config that names a folder of this machine, one that names the base model."""
-    if path not in CONFIGS:
+    """The file; of a config that names paths of this machine, one that names the base model there."""
+    if not path.endswith(".json") or any(fnmatch(path, one) for one in NO_CONFIGS):
         return file
     values = read_json(file)
-    local = [name for name in PATHS if PurePath(str(values.get(name) or "")).is_absolute()]
-    return json.dumps({**values, **dict.fromkeys(local, base)}, indent=2).encode() if local else file
+    public = _public(values, "", base)
+    return file if public == values else json.dumps(public, indent=2).encode()
+
+
+def _public(value: Any, name: str, base: str) -> Any:
+    """A value of a config without paths of this machine.
+
+    Args:
+        name: of its field.
+        base: what the base model is called.
+    """
+    if isinstance(value, dict):
+        return {key: one if _holds_words(key) else _public(one, key, base) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_public(one, name, base) for one in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if name in PATHS or _is_path(value):
+        return public_names.hub_id(value) or base
+    return value
+
+
+def _holds_words(name: str) -> bool:
+    return name in WORDS or name.endswith(("_token", "_tokens"))
+
+
+def _is_path(text: str) -> bool:
+    """Whether a config's text is a path. One without a separator tells nothing but a name."""
+    there = re.search(r"[/\\]", text) and re.search(r"\w", text) and os.path.lexists(text)
+    return bool(LOCAL.fullmatch(text) or there)
 
 
 @contextlib.contextmanager

@@ -19,29 +19,35 @@ from stasc_ray import config
 from stasc_ray.config import hashing
 from stasc_ray.recipes import recipe_of
 from stasc_ray.recipes.policies import policy
-from stasc_ray.sharing.evaluations import Evaluation
+from stasc_ray.sharing import public_names
+from stasc_ray.sharing.evaluations import Evaluation, environment
 from stasc_ray.sharing.samples import SCORES, Answered, summary, usage
 from stasc_ray.store import files
 
 LOG_VERSION = 2
-ENVIRONMENT = "environment.json"
+START = "_journal/start.json"
+ID_BYTES = 65_000
+"""A zip holds names of 65,535 bytes; a sample's is somewhat longer than its id."""
+TASK_LENGTH = 100
+"""Characters of a task in a log's name, which also holds a time, a version and an id: names have a limit."""
 
 
 def export(evaluation: Evaluation, output: Path | None = None) -> Path:
     """Write an evaluation's log; returns where.
 
     Args:
-        output: an `.eval` file to write; None: one in the run's folder `inspect`.
+        output: an `.eval` file to write; an old one is replaced if it is of the same evaluation. None: one
+            in the run's folder `inspect`.
 
     Raises:
-        ValueError: another kind of file; a trace file that can't be read.
+        ValueError: another kind of file, or one that is there and is no log of this evaluation; a trace
+            file that can't be read; a question whose id is there twice, or that no zip can hold.
         OSError: it can't be written.
     """
-    file = output or evaluation.folder.path / "inspect" / _name(evaluation)
-    if file.suffix != ".eval":
-        raise ValueError(
-            f"--output: expected a file that ends in .eval, by which inspect knows it, found {file}"
-        )
+    file = evaluation.folder.path / "inspect" / _name(evaluation)
+    if output is not None:
+        file = output
+        _check_output(file, evaluation)
     with (
         files.replacing(file) as target,
         zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as log,
@@ -51,11 +57,37 @@ def export(evaluation: Evaluation, output: Path | None = None) -> Path:
     return file
 
 
+def _check_output(file: Path, evaluation: Evaluation) -> None:
+    """Refuse what is no name of a log, or would overwrite something else."""
+    if file.is_dir():
+        raise ValueError(f"--output: expected a file, found the folder {file}; name a file in it (x.eval)")
+    if file.suffix != ".eval":
+        raise ValueError(
+            "--output: expected a file that ends in .eval (x.eval), by which inspect knows it, found "
+            f"{str(file)!r}"
+        )
+    if file.exists() and _eval_id(file) != _id(evaluation, "eval"):
+        raise ValueError(
+            f"--output: expected a new file, or a log of the same evaluation to replace, found {file}, which "
+            "is something else; choose another name, or delete it"
+        )
+
+
+def _eval_id(file: Path) -> str | None:
+    """Which evaluation a log is of; None if it is no log."""
+    try:
+        with zipfile.ZipFile(file) as log:
+            return json.loads(log.read(START))["eval"]["eval_id"]
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile):
+        return None
+
+
 def _write(log: zipfile.ZipFile, evaluation: Evaluation, summaries: IO[bytes]) -> None:
     start = {"version": LOG_VERSION, "eval": _spec(evaluation), "plan": _plan(evaluation)}
-    log.writestr("_journal/start.json", _json(start))
-    total = _Total()
+    log.writestr(START, _json(start))
+    total, ids = _Total(), set[str]()
     for answered in _questions(evaluation):
+        _check_id(answered.row["id"], ids)
         total.add(answered.scores)
         for sample in answered.samples():
             log.writestr(f"samples/{sample['id']}_epoch_{sample['epoch']}.json", _json(sample))
@@ -70,11 +102,30 @@ def _write(log: zipfile.ZipFile, evaluation: Evaluation, summaries: IO[bytes]) -
     log.writestr("header.json", _json(start | _outcome(evaluation, total)))
 
 
+def _check_id(name: str, ids: set[str]) -> None:
+    """Refuse a question's id that the zip can't hold as a file's name; keep it in `ids`."""
+    size = len(name.encode())
+    wrong = {
+        "twice": name in ids,
+        "with a NUL in it": "\0" in name,
+        f"of {size} bytes": size > ID_BYTES,
+    }
+    if found := [what for what, is_so in wrong.items() if is_so]:
+        shown = f"{name[:100]!r}{'...' if len(name) > 100 else ''}"
+        raise ValueError(
+            f"export-log: expected ids that name files in a zip, each once, without NUL, of {ID_BYTES} bytes "
+            f"at most, found {shown} {found[0]}; give that question another id, and measure again"
+        )
+    ids.add(name)
+
+
 def _questions(evaluation: Evaluation) -> Iterator[Answered]:
     """The evaluation's questions, a unit of work in memory at a time."""
     for file in evaluation.files:
         for row in files.read(file).to_pylist():
-            yield Answered(evaluation, row)
+            with files.named(file):
+                answered = Answered(evaluation, row)
+            yield answered
 
 
 @dataclass
@@ -146,7 +197,7 @@ def _spec(evaluation: Evaluation) -> dict[str, Any]:
         },
         "model_args": {},
         "config": {"epochs": epochs, "epochs_reducer": ["mean"]},
-        "packages": {"stasc-ray": "unknown", **_environment(evaluation).get("versions", {})},
+        "packages": {"stasc-ray": "unknown", **environment(evaluation.folder).get("versions", {})},
         "metadata": {
             "version": evaluation.version,
             "iteration": evaluation.iteration,
@@ -158,7 +209,10 @@ def _spec(evaluation: Evaluation) -> dict[str, Any]:
         "scorers": [
             {
                 "name": name,
-                "options": {"reward": settings.reward.name, "scope": settings.reward.scope},
+                "options": {
+                    "reward": public_names.last_name(settings.reward.name),
+                    "scope": settings.reward.scope,
+                },
                 "metrics": [{"name": "mean", "options": {}}, {"name": "stderr", "options": {}}],
                 "metadata": {"right from": settings.algorithm.threshold, "of": what},
             }
@@ -171,7 +225,7 @@ def _plan(evaluation: Evaluation) -> dict[str, Any]:
     """How questions were answered."""
     settings = evaluation.settings
     params = {
-        "recipe": settings.algorithm.recipe,
+        "recipe": public_names.last_name(settings.algorithm.recipe),
         "variant": settings.algorithm.variant,
         "samples": settings.evaluation.samples,
         "rounds": settings.evaluation.rounds,
@@ -239,7 +293,7 @@ def _created(evaluation: Evaluation) -> str:
 def _name(evaluation: Evaluation) -> str:
     """As inspect names its logs: time, task, id."""
     when = _created(evaluation).replace(":", "-").replace("+", "-")
-    return f"{when}_{_task(evaluation)}-{evaluation.version}_{_id(evaluation, 'task')}.eval"
+    return f"{when}_{_task(evaluation)[:TASK_LENGTH]}-{evaluation.version}_{_id(evaluation, 'task')}.eval"
 
 
 def _id(evaluation: Evaluation, what: str) -> str:
@@ -250,10 +304,11 @@ def _id(evaluation: Evaluation, what: str) -> str:
     return hashing.sha256(" ".join(told)).hex()[:22]
 
 
-def _environment(evaluation: Evaluation) -> dict[str, Any]:
-    file = evaluation.folder.path / ENVIRONMENT
-    return files.read_json(file) if file.is_file() else {}
-
-
 def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise ValueError(
+            f"export-log: expected figures that are numbers, and Unicode texts, found others ({error}); "
+            "restore the marks of this evaluation, or measure again"
+        ) from error

@@ -4,6 +4,7 @@ Pure: a trace row in, JSON values out. Each first answer is an epoch; a policy t
 one answer, so one epoch.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -26,7 +27,11 @@ SHORT = 1000
 
 
 class Answered:
-    """A question and what an evaluation's model wrote about it."""
+    """A question and what an evaluation's model wrote about it.
+
+    Raises:
+        ValueError: a reward that is no number, or texts that follow none.
+    """
 
     def __init__(self, evaluation: Evaluation, row: Mapping[str, Any]) -> None:
         self.evaluation, self.row = evaluation, row
@@ -34,6 +39,11 @@ class Answered:
         self.recipe = recipe_of(self.settings.algorithm.recipe)
         self.policy = policies.policy(self.settings.evaluation.policy, self.recipe)
         every = read_texts(row)
+        if wrong := [text.reward for text in every if not math.isfinite(text.reward or 0.0)]:
+            raise ValueError(
+                f"question {row['id']!r}: expected rewards that are numbers, found {wrong[0]}; mend the "
+                "reward, and measure again (delete _COMMITTED.json beside the file)"
+            )
         self.firsts = roots(every, evaluation.writer)
         self.tree = [text for text in every if text.root in self.firsts]
         self.seen = policies.seen(self.policy, self.recipe, self.tree, self.settings.algorithm.threshold)

@@ -25,7 +25,7 @@ def write_atomically(path: Path, text: str) -> None:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write in the block. It takes its place if the block ends well, whole, also after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")  # as short as it can be: names have a limit
     try:
         with partial.open("wb") as file:
             yield file
@@ -87,6 +87,15 @@ def read(file: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     with whole(file), pq.ParquetFile(file) as parquet:  # read_table knows no paths into lists of structs
         return parquet.read(columns=None if columns is None else list(columns))
+
+
+@contextlib.contextmanager
+def named(file: str | Path) -> Iterator[None]:
+    """Say in which file it is, what a ValueError says about a row."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 @contextlib.contextmanager

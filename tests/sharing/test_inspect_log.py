@@ -1,5 +1,6 @@
 """`stasc export-log`: what is in the zip, and, if there is one, what inspect_ai itself reads in it."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from harness.measured_runs import QUESTIONS, make_run
@@ -212,6 +214,84 @@ def test_no_path_of_this_machine_is_in_it(tmp_path: Path):
     log, _ = exported(run)
     assert str(tmp_path) not in json.dumps(log)
     assert log["header.json"]["eval"]["dataset"]["name"] == "mine.jsonl"
+
+
+def test_rewards_and_recipes_of_ones_own_are_named_without_their_folder(tmp_path: Path):
+    run = make_run(tmp_path / "sums")
+    found = evaluations.find(run.path)
+    own = found.settings.model_copy(deep=True)
+    object.__setattr__(own.reward, "name", "/SECRET/my.py:grade")
+    log, _ = exported(run)
+    assert log["header.json"]["plan"]["steps"][0]["params"]["recipe"] == "stasc"
+    spec = inspect_log._spec(dataclasses.replace(found, settings=own))
+    assert spec["scorers"][0]["options"]["reward"] == "my.py:grade" and "SECRET" not in json.dumps(spec)
+
+
+def test_only_a_log_of_the_same_evaluation_is_overwritten(tmp_path: Path):
+    run = make_run(tmp_path / "sums")
+    found, out = evaluations.find(run.path), tmp_path / "out.eval"
+    inspect_log.export(evaluations.find(run.path, 0), out)
+    before = out.read_bytes()
+    with pytest.raises(ValueError, match=r"--output: expected a new file, or a log of the same evaluation"):
+        inspect_log.export(found, out)
+    assert out.read_bytes() == before
+    out.write_text("precious")
+    with pytest.raises(ValueError, match=r"--output: expected a new file, or a log of the same evaluation"):
+        inspect_log.export(found, out)
+    assert out.read_text() == "precious"
+    for wrong, said in {
+        tmp_path: "expected a file, found the folder",
+        tmp_path / ".eval": r"expected a file that ends in .eval .*found '.*/.eval'",
+    }.items():
+        with pytest.raises(ValueError, match=f"--output: {said}"):
+            inspect_log.export(found, wrong)
+
+
+def changed(run: Any, change: Any) -> None:
+    """Change the first trace file of test."""
+    file = run.path / "iteration_01/rollouts/test-000000.parquet"
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: rows[0].update(id="q1"), "found 'q1' twice"),
+        (lambda rows: rows[0].update(id="q\0x"), r"found 'q\\x00x' with a NUL in it"),
+        (lambda rows: rows[0].update(id="x" * 70_000), r"found 'x{100}'\.\.\. of 70000 bytes"),
+        (lambda rows: rows[0]["texts"][1].update(parent=57), r"test-000000.parquet: question 'q0': .* 57"),
+        (lambda rows: rows[0]["texts"][1].update(reward=float("nan")), r"0.parquet: question 'q0': .* nan"),
+    ],
+)
+def test_a_trace_that_no_log_can_hold_is_refused_by_its_question(tmp_path: Path, change: Any, said: str):
+    run = make_run(tmp_path / "sums")
+    changed(run, change)
+    with pytest.raises(ValueError, match=said):
+        exported(run)
+    assert not [*(run.path / "inspect").iterdir()]
+
+
+def test_a_run_with_a_long_name_has_a_log(tmp_path: Path):
+    _, file = exported(make_run(tmp_path / ("n" * 240)))
+    assert file.is_file() and "-v0001_" in file.name
+
+
+def test_a_mark_without_time_and_a_folder_beside_are_told_of(tmp_path: Path):
+    run = make_run(tmp_path / "sums")
+    mark = run.path / "iteration_01/evaluation/_COMMITTED.json"
+    values = json.loads(mark.read_text())
+    del values["line"]["time"]
+    mark.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"_COMMITTED.json: expected a line with its time and config"):
+        evaluations.find(run.path)
+    mark.unlink()
+    (run.path / "iteration_zz/evaluation").mkdir(parents=True)
+    (run.path / "iteration_zz/evaluation/_COMMITTED.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"found those of base;"):
+        evaluations.find(run.path, 1)
 
 
 def test_the_command_writes_it(tmp_path: Path):

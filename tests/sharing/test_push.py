@@ -171,6 +171,111 @@ def test_names_outside_this_machine():
     assert public_names.of_source("rajpurkar/squad") == "rajpurkar/squad"
 
 
+def test_what_looks_like_a_path_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Wherever it is pushed from: a relative path may lie elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    for source in (
+        "SECRET/q.jsonl",
+        "SECRET/Q.Parquet",
+        "SECRET/*",
+        "C:\\SECRET\\q.jsonl",
+        "SECRET/.q",
+        "a/SECRET/q",
+    ):
+        assert "SECRET" not in public_names.of_source(source), source
+    for model in ("SECRET/m.gguf", "SECRET\\m", "u:SECRET@h/m", "~SECRET/m", "SECRET/m x"):
+        assert public_names.hub_id(model) is None and "SECRET" not in public_names.of_model(model), model
+    assert public_names.hub_id("gpt2") == "gpt2" and public_names.hub_id("mine") is None
+    assert public_names.hub_id("models/m") == "models/m", "nobody knows"
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    assert public_names.hub_id("models/m") is None
+
+
+CONFIGS = {
+    "config.json": {
+        "_name_or_path": "/SECRET/m",
+        "quantization_config": {"of": ["/SECRET/q", 1]},
+        "x": "~/SECRET",
+    },
+    "generation_config.json": {"_name_or_path": "SECRET", "note": "./SECRET/x"},
+    "tokenizer_config.json": {
+        "name_or_path": "../SECRET/x",
+        "tokenizer_file": "/SECRET/tokenizer.json",
+        "vocab_file": "C:\\SECRET\\v",
+    },
+    "adapter/adapter_config.json": {
+        "base_model_name_or_path": "a/b/SECRET",
+        "auto_mapping": {"p": "/SECRET"},
+    },
+}
+
+
+def test_configs_name_no_path_of_this_machine(run: store.RunFolder):
+    for name, values in CONFIGS.items():
+        file = run.stage(1, "model") / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    upload = hub.prepare(run.path, None, "me/sums")
+    for name in CONFIGS:
+        data = upload.files[name]
+        assert isinstance(data, bytes) and b"SECRET" not in data, name
+    assert json.loads(upload.files["config.json"])["quantization_config"] == {"of": ["sandbox", 1]}  # type: ignore[arg-type]
+
+
+def test_configs_without_paths_go_as_they_are(run: store.RunFolder):
+    file = run.stage(1, "model") / "tokenizer_config.json"
+    words = {
+        "chat_template": "/{{ x }}/usr", "eos_token": "/usr", "pad_token": "~/", "additional_special_tokens": ["/usr/bin"],
+        "added_tokens_decoder": {"1": {"content": "/usr"}}, "a": "/", "b": "</s>", "c": "~", "d": "text/plain",
+        "e": "//", "f": "/ {% if x %}a{% endif %}", "g": r"\d+/x", "h": "/usr/bin\nis a folder", "i": "",
+        "name_or_path": "Qwen/Qwen2.5-1.5B", "j": "tests", "k": ".*q_proj|a/b", "stop_strings": ["/usr"],
+    }  # fmt: skip
+    file.write_text(json.dumps({**json.loads(file.read_text()), **words}))
+    upload = hub.prepare(run.path, None, "me/sums")
+    changed = {name for name, what in upload.files.items() if isinstance(what, bytes)}
+    assert changed == {"adapter/adapter_config.json"}, "its base model lies here"
+
+
+def test_links_out_of_the_run_and_to_nothing_are_refused(run: store.RunFolder, tmp_path: Path):
+    (tmp_path / "private.json").write_text("{}")
+    (tmp_path / "models--me--m" / "blobs").mkdir(parents=True)
+    (tmp_path / "models--me--m" / "blobs" / "abc").write_text("{}")
+    link = run.stage(1, "model") / "tokenizer_more.json"
+    for target, said in {
+        tmp_path / "private.json": "tokenizer_more.json .* which is outside the run",
+        tmp_path / "nothing": "tokenizer_more.json .* which is no file",
+    }.items():
+        link.symlink_to(target)
+        with pytest.raises(ValueError, match=said):
+            hub.prepare(run.path, None, "me/sums")
+        link.unlink()
+    link.symlink_to(tmp_path / "models--me--m" / "blobs" / "abc")
+    hub.prepare(run.path, None, "me/sums")
+
+
+def test_a_file_of_the_run_that_lacks_something_is_named(run: store.RunFolder):
+    def refused(name: str, change: Any, said: str) -> None:
+        file = run.path / name
+        before = file.read_text()
+        file.write_text(json.dumps({**json.loads(before), **change}))
+        with pytest.raises(ValueError, match=rf"{name}.*{said}") as caught:
+            hub.prepare(run.path, "v0001", "me/sums")
+        assert "\n" not in str(caught.value)
+        file.write_text(before)
+
+    refused("iteration_01/model/_COMMITTED.json", {"line": {}}, "expected a line with its time")
+    refused("environment.json", {"versions": None}, "expected versions of libraries")
+    refused("environment.json", {"versions": {"torch": None}}, "expected versions of libraries")
+    manifest = run.path / "versions" / "v0001.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "iteration": "1"}))
+    with pytest.raises(ValueError, match=r"versions/v0001.json: expected a manifest .*, found '1'"):
+        hub.prepare(run.path, "v0001", "me/sums")
+
+
+def test_an_empty_version_is_not_latest(run: store.RunFolder):
+    with pytest.raises(ValueError, match=r"--version: expected a published version of .*, found ''"):
+        hub.prepare(run.path, "", "me/sums")
+
+
 @pytest.mark.slow  # transformers loads the model
 def test_the_program_on_the_card_asks_what_the_run_asks(run: store.RunFolder):
     """It runs as it stands, on the model's own files in place of the repository."""
