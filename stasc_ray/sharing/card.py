@@ -274,7 +274,7 @@ def _worth(told: Told) -> Iterator[str]:
         return
     yield _table(("", "questions", *shown.values()), rows)
     yield (
-        f"Mean rewards (`{settings.reward.name}`, {settings.reward.scope.replace('_', ' ')}) of the "
+        f"Mean rewards (`{public_names.last_name(settings.reward.name)}`, {settings.reward.scope.replace('_', ' ')}) of the "
         f"{_meant(told)}. In brackets: 95% intervals, bootstrap over questions. Versions are chosen on dev. "
         f"Texts were {_sampled(settings)}."
     )

@@ -342,6 +342,7 @@ ASKED = {
     "splice": ["answer"],
     "sharpening": ["answer"],
     "preference": ["answer", "correction"],
+    "verdict_preference": ["answer", "verdict", "correction"],
     "benchmarks.supervised:GOLD": ["answer"],
     "benchmarks.supervised:WORKED": ["answer"],
 }
