@@ -73,8 +73,9 @@ class Told:
     @property
     def _row(self) -> dict[str, Any]:
         """A test question."""
-        file = pq.ParquetFile(self.folder.questions / "test.parquet")
-        return file.read_row_group(0).slice(0, 1).to_pylist()[0]
+        file = self.folder.questions / "test.parquet"
+        with files.whole(file):
+            return pq.ParquetFile(file).read_row_group(0).slice(0, 1).to_pylist()[0]
 
     def _turns(self, *, cut: bool) -> Sequence[usage.Turn]:
         try:
@@ -274,7 +275,8 @@ def _worth(told: Told) -> Iterator[str]:
         return
     yield _table(("", "questions", *shown.values()), rows)
     yield (
-        f"Mean rewards (`{public_names.last_name(settings.reward.name)}`, {settings.reward.scope.replace('_', ' ')}) of the "
+        f"Mean rewards (`{public_names.last_name(settings.reward.name)}`, "
+        f"{settings.reward.scope.replace('_', ' ')}) of the "
         f"{_meant(told)}. In brackets: 95% intervals, bootstrap over questions. Versions are chosen on dev. "
         f"Texts were {_sampled(settings)}."
     )
