@@ -50,9 +50,11 @@ Emit = Callable[[str, dict[str, Any]], None]
 
 @dataclass
 class Spent:
-    """Tokens that a request has cost so far."""
+    """What a request has cost so far."""
 
     tokens: int = 0
+    waited_s: float = 0.0
+    """Without an engine: none was up."""
 
 
 class Service:
@@ -86,8 +88,12 @@ class Service:
                 self.monitor.queue_s.observe(time.monotonic() - arrived)
                 return await self._answer(request, asked, request_id, emit, arrived, spent)
         except TimeoutError:
-            if why := self.versions.why_not_ready():  # no fault of the request: another may be answered
+            # no fault of the request: another may be answered
+            if why := self.versions.why_not_ready():
                 raise _unavailable(f"no engine is up: {why}") from None
+            if spent.waited_s > limit_s / 2:
+                message = f"no engine was up for {spent.waited_s:.0f} of the {limit_s:g} s that it may take"
+                raise _unavailable(f"{message}; one is now, try again") from None
             raise ApiError(
                 504,
                 "timeout_error",
@@ -124,7 +130,9 @@ class Service:
             emit("token", {**place, "text": piece})
 
         for last_attempt in (False, True):
+            began = time.monotonic()
             async with self.versions.hold(request.version) as loaded:
+                spent.waited_s += time.monotonic() - began
                 started = {"id": request_id, "question": request.question, "model_version": loaded.version}
                 start = cache(partial(emit, "start", started)) if emit else None  # once
                 first = self.versions.writes_first(loaded)

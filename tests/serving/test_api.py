@@ -276,6 +276,24 @@ def test_an_engine_that_takes_longer_to_start_than_a_request_may_is_503_and_may_
     assert "x-should-retry" not in reply.headers
 
 
+@pytest.mark.parametrize(("engine_after_s", "status"), [(0.05, 504), (0.35, 503)])
+def test_a_late_request_that_mostly_waited_for_an_engine_may_be_asked_again(tmp_path, engine_after_s, status):
+    api = Api(tmp_path, "serve.request_timeout_s=0.5")
+    active, api.versions.active = api.versions.active, None
+    api.versions._moves["v0001"] = object()  # type: ignore[assignment]
+
+    async def ask() -> httpx.Response:
+        async with api.client() as client, asyncio.TaskGroup() as tasks:
+            asked = tasks.create_task(client.post("/v1/correct", json={"question": "slow"}))
+            await asyncio.sleep(engine_after_s)
+            api.versions.active = active
+            api.versions._changed.set()
+        return asked.result()
+
+    reply = asyncio.run(ask())
+    assert (reply.status_code, "retry-after" in reply.headers) == (status, status == 503)
+
+
 def test_without_keys_only_this_machine_is_answered(api):
     for host, status in {
         "http://localhost:8000": 200,
