@@ -8,6 +8,7 @@ same loop: a recipe says which turns are asked in steps 1 and 2, and what is kep
 from typing import Any
 
 from stasc_ray import stages
+from stasc_ray.evaluation import choosing
 from stasc_ray.recipes import chosen_by
 from stasc_ray.stages import Run
 
@@ -51,13 +52,16 @@ def evaluate_and_publish(run: Run, iteration: int) -> None:
 def summary(run: Run) -> dict[str, Any]:
     """The version chosen on dev, with its test figures beside the base model's and the last iteration's."""
     rows = {row["iteration"]: row for row in stages.table_rows(run.folder)}
-    best, last = run.folder.best_on_dev(chosen_by(run.settings.algorithm)) or 0, max(rows)
-    # trained on corrections of M0's answers
-    of_base = chosen_by(run.settings.algorithm)[0].startswith("base/")
+    best, last = choosing.chosen(run.folder, run.settings) or 0, max(rows)
+    measure = chosen_by(run.settings.algorithm)[0]
+    of_base = measure.startswith("base/")  # trained on corrections of M0's answers
     figures: dict[str, Any] = {}
     for name, iteration in (("base", 0), ("chosen", best), ("last", last)):
         of = "base/" if of_base and iteration else ""
         keys = ("r_y1", "r_y2", "r_y2_low", "r_y2_high")
         figures[name] = {key: rows[iteration][f"evaluation/test/{of}{key}"] for key in keys}
+    # over M0; None for M0 itself, and where M0 was asked under another config
+    gain = {key: rows[best].get(f"evaluation/test/{key}") for key in ("gain", "gain_low", "gain_high")}
+    gain["gain_in"] = measure.rpartition("/")[2]
     versions = {"chosen_version": f"v{best:04d}", "chosen_iteration": best, "last_iteration": last}
-    return {**versions, "of_base": of_base, **figures}
+    return {**versions, "of_base": of_base, **gain, **figures}

@@ -5,6 +5,7 @@ Reads and writes the run folder (store/) and nothing else; moves rows between Ra
 decides nothing.
 """
 
+import itertools
 import json
 import shutil
 import time
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import config, rehearsal
-from stasc_ray.evaluation import measuring
+from stasc_ray.evaluation import choosing, measuring, metrics
+from stasc_ray.evaluation.paired import Paired
 from stasc_ray.generation import unit_files
 from stasc_ray.generation.collect import collect
 from stasc_ray.generation.run_engines import Engines
@@ -23,7 +25,7 @@ from stasc_ray.generation.unit_rollout import Job
 from stasc_ray.learning import examples, finetune
 from stasc_ray.learning.job import FinetuneJob
 from stasc_ray.learning.trainer import Trainer
-from stasc_ray.recipes import chosen_by, recipe_of
+from stasc_ray.recipes import recipe_of
 from stasc_ray.report.planned import read_plan
 from stasc_ray.runtime import forecast, gguf, model_folder
 from stasc_ray.runtime.display import Bar, Display, looking
@@ -274,7 +276,7 @@ def _finetune_job(run: Run, iteration: int, gpus: float) -> FinetuneJob:
 
 def evaluate(run: Run, iteration: int) -> None:
     """Measure M_iteration on dev and test: its own answers corrected and, with Fixed initialization, M0's
-    (`base/`).
+    (`base/`); and its gain over M0.
     """
     folder = run.folder.stage(iteration, "evaluation")
     if run.folder.committed(folder):
@@ -290,16 +292,19 @@ def evaluate(run: Run, iteration: int) -> None:
         **{f"round_{k}/": k for k in range(1, settings.evaluation.rounds)},
     }
     traces = run.folder.files(run.folder.stage(iteration, "rollouts"))
-    found = {
-        f"{split}/{of}{at}{name}": value
-        for split in run.splits
-        if split != "train"
-        for of, writer in writers.items()
-        for at, most in rounds.items()
-        for name, value in measuring.measure(
-            unit_files.of_split(traces, split), settings, writer, most
-        ).items()
-    }
+    found, scored = {}, {}
+    splits = [split for split in run.splits if split != "train"]
+    for split, (of, writer), (at, most) in itertools.product(splits, writers.items(), rounds.items()):
+        scores = measuring.scores(unit_files.of_split(traces, split), settings, writer, most)
+        summary = metrics.summarize(scores, settings.evaluation.bootstrap_samples, settings.seed)
+        found |= {f"{split}/{of}{at}{name}": value for name, value in summary.items()}
+        if most is None:
+            scored[split, of] = scores
+    choosing.write_scores(folder, scored)
+    if iteration and choosing.has_scores(run.folder, 0):
+        for split in splits:
+            over_base = choosing.gain(run.folder, settings, split, 0, iteration)
+            found |= {f"{split}/{name}": value for name, value in _as_gain(over_base).items()}
     _commit(run, folder, "evaluation", iteration, {**found, "duration_s": time.monotonic() - started})
 
 
@@ -309,9 +314,8 @@ def publish(run: Run, iteration: int) -> None:
     version = f"v{iteration:04d}"
     if not any(line["stage"] == "publish" and line["iteration"] == iteration for line in folder.metrics()):
         found = _metrics_of(folder, iteration, "evaluation")
-        best = folder.best_on_dev(chosen_by(run.settings.algorithm), up_to=iteration)
+        choice = choosing.choose(folder, run.settings, iteration)
         fixed = run.settings.algorithm.initial_answers_from == "base"
-        moves = run.settings.publish.when == "always" or best in (iteration, None)
         model = folder.stage(iteration, "model")
         manifest = {
             "version": version,
@@ -328,10 +332,36 @@ def publish(run: Run, iteration: int) -> None:
             if (model / "canary.json").exists()
             else None,
         }
-        folder.publish(manifest, move_latest=moves)
-        line = _line(run, "publish", iteration) | {"publish/version": version, "publish/latest": moves}
+        folder.publish(manifest, move_latest=choice.moves)
+        line = _line(run, "publish", iteration) | {"publish/version": version, "publish/latest": choice.moves}
+        if choice.gain:
+            found = _as_gain(choice.gain) | {"against": f"v{choice.against:04d}"}
+            line |= {f"publish/{name}": value for name, value in found.items()}
+            run.display.note(_why(run, version, choice))
         folder.log(line)
         run.track()
+
+
+def _as_gain(found: Paired) -> dict[str, float]:
+    return {
+        "gain": found.difference,
+        "gain_low": found.low,
+        "gain_high": found.high,
+        "gain_probability": found.probability,
+    }
+
+
+def _why(run: Run, version: str, choice: choosing.Choice) -> str:
+    """Why LATEST moves to a version, or stays."""
+    found, old = choice.gain, f"v{choice.against:04d}"
+    assert found
+    interval = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    least = run.settings.publish.min_probability
+    return (
+        f"{version} against {old} on {found.questions} dev questions: {interval}, better with probability "
+        f"{found.probability:.2f} (at least {least:g} is wanted): LATEST "
+        f"{'moves' if choice.moves else f'stays at {old}'}"
+    )
 
 
 def table_rows(folder: RunFolder) -> list[dict[str, Any]]:

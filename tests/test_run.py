@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -16,7 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stasc_ray import store
-from stasc_ray.recipes import trace
+from stasc_ray.evaluation import choosing, measuring
+from stasc_ray.generation import unit_files
+from stasc_ray.recipes import section_of, trace
 
 CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "demo.toml"
 SMALL = [
@@ -152,11 +155,32 @@ def test_versions_are_published_and_latest_is_the_best_on_dev(finished: Path) ->
     assert [manifest["version"] for manifest in run.versions()] == ["v0000", "v0001", "v0002"]
     dev = [metric(finished, iteration, "evaluation/dev/r_y2") for iteration in (0, 1, 2)]
     assert run.latest() == f"v{dev.index(max(dev)):04d}"
-    assert f"{run.latest()} is best on dev" in (finished / "output").read_text()
+    assert f"{run.latest()} is chosen on dev" in (finished / "output").read_text()
     for manifest in run.versions()[1:]:
         assert (finished / manifest["model"] / "config.json").is_file() and (
             finished / manifest["canary"]
         ).is_file()
+
+
+@pytest.mark.slow
+def test_the_gain_over_m0_is_that_of_the_questions_one_by_one(finished: Path) -> None:
+    run, told = store.RunFolder(finished), store.read_config(finished, section_of)
+    chosen = choosing.chosen(run, told)
+    by_question = []
+    for iteration in (0, 2):
+        traces = unit_files.of_split(run.files(run.stage(iteration, "rollouts")), "test")
+        scores = [row for file in traces for row in measuring.score_file(file, told)]
+        by_question.append({row["id"]: row["r_y2"] for row in scores})
+    differences = [by_question[1][name] - reward for name, reward in by_question[0].items()]
+    found = metric(finished, 2, "evaluation/test/gain")
+    assert found == pytest.approx(statistics.mean(differences))
+    low, high = (metric(finished, 2, f"evaluation/test/gain_{end}") for end in ("low", "high"))
+    half = 1.96 * statistics.stdev(differences) / len(differences) ** 0.5
+    assert (low, high) == pytest.approx((found - half, found + half), abs=0.25 * half)
+    assert run.versions()[2]["metrics"]["evaluation/test/gain"] == found
+    told_gain = metric(finished, chosen, "evaluation/test/gain") if chosen else None
+    line = f"Gain over the base model in r(Y2) on test: {told_gain:+.3f} [" if chosen else "No iteration"
+    assert line in (finished / "output").read_text()
 
 
 @pytest.mark.slow
@@ -167,9 +191,9 @@ def test_the_same_command_again_does_nothing_and_another_config_is_refused(finis
         if file.suffix in (".parquet", ".jsonl", ".safetensors")
     }
     again = stasc(*COMMAND, folder=finished)
-    assert again.returncode == 0 and f"{store.RunFolder(finished).latest()} is best on dev" in again.stdout, (
-        again.stderr
-    )
+    assert (
+        again.returncode == 0 and f"{store.RunFolder(finished).latest()} is chosen on dev" in again.stdout
+    ), again.stderr
     assert {file: file.stat().st_mtime_ns for file in before} == before
     refused = stasc(*COMMAND, "finetune.learning_rate=1e-4", folder=finished)
     assert refused.returncode == 1 and "finetune.learning_rate: 5e-05 in the folder" in refused.stderr

@@ -196,11 +196,23 @@ def conclusion(found: dict[str, Any]) -> str:
     base, chosen, last = found["base"], found["chosen"], found["last"]
     of = ", correcting the base model's answers" if found["of_base"] else ""
     return (
-        f"{found['chosen_version']} is best on dev{of}. Test r(Y2): base {base['r_y2']:.3f}, "
-        f"chosen {chosen['r_y2']:.3f} [{chosen['r_y2_low']:.3f}, {chosen['r_y2_high']:.3f}] "
-        f"({chosen['r_y2'] - base['r_y2']:+.3f}), last iteration {last['r_y2']:.3f}. Test r(Y1): base "
-        f"{base['r_y1']:.3f}, "
-        f"chosen {chosen['r_y1']:.3f}, last {last['r_y1']:.3f}."
+        f"{found['chosen_version']} is chosen on dev{of}. Test r(Y2): base {base['r_y2']:.3f}, "
+        f"chosen {chosen['r_y2']:.3f} [{chosen['r_y2_low']:.3f}, {chosen['r_y2_high']:.3f}], last iteration "
+        f"{last['r_y2']:.3f}. Test r(Y1): base {base['r_y1']:.3f}, chosen {chosen['r_y1']:.3f}, last "
+        f"{last['r_y1']:.3f}. {_over_base(found)}"
+    )
+
+
+def _over_base(found: dict[str, Any]) -> str:
+    """The headline: the chosen version less the base model, question by question."""
+    if not found["chosen_iteration"]:
+        return "No iteration is chosen over the base model."
+    if found["gain"] is None:
+        return "The base model was asked under another config: no gain over it is known."
+    words = {"r_y1": "r(Y1)", "r_y2": "r(Y2)"}
+    return (
+        f"Gain over the base model in {words[found['gain_in']]} on test: {found['gain']:+.3f} "
+        f"[{found['gain_low']:+.3f}, {found['gain_high']:+.3f}]."
     )
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray import config, store
-from stasc_ray.recipes import chosen_by, section_of
+from stasc_ray.evaluation import choosing
+from stasc_ray.recipes import section_of
 
 FILE = "sweep.json"
 NOTHING_KEPT = 3
@@ -157,7 +158,7 @@ def figures(one: SweptRun, folder: Path) -> dict[str, Any] | None:
     measured = {line["iteration"]: line for line in run.metrics() if line["stage"] == "evaluation"}
     if not measured:
         return None
-    chosen = run.best_on_dev(chosen_by(one.settings.algorithm)) if 0 in measured else None
+    chosen = choosing.chosen(run, one.settings) if 0 in measured else None
     line, base = measured[chosen or 0], measured.get(0, {})
     fixed = "base/" if "evaluation/test/base/r_y2" in line else ""  # M0's answers corrected
     return {

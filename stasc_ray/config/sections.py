@@ -586,8 +586,12 @@ class Evaluation(Section):
 class Publish(Section):
     """When LATEST moves to a new version."""
 
-    when: Literal["dev_improves", "always"] = "dev_improves"
-    """`dev_improves`: only to the best on dev so far (the recipe's measure); `always`: each iteration."""
+    when: Literal["dev_improves", "dev_improves_surely", "always"] = "dev_improves"
+    """`dev_improves`: only to the best on dev so far (the recipe's measure); `dev_improves_surely`: only to
+    one that is better on dev than LATEST's version with `min_probability`; `always`: each iteration."""
+    min_probability: Annotated[float, Field(ge=0.5, le=1.0)] = 0.9
+    """With `dev_improves_surely`: the least probability of a gain, by a bootstrap over the dev questions that
+    keeps both models' answers to a question together."""
 
 
 class Serve(Section):

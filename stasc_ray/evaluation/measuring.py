@@ -21,18 +21,16 @@ COSTS = ("turn", "parent", "text", "reward", "token_ids")
 COLUMNS = ("id", "choices", *text_columns(*FIELDS))
 
 
-def measure(
+def scores(
     traces: Sequence[str], settings: config.Config, writer: str | None = None, rounds: int | None = None
-) -> dict[str, Any]:
-    """`metrics.summarize` over trace files.
+) -> list[dict[str, Any]]:
+    """`metrics.score_row` of each question of trace files, with its `id`, in any order.
 
     Args:
         writer: of the first answers that count; None: all.
         rounds: corrections in a row that count; None: all.
     """
-    score = functools.partial(score_file, settings=settings, writer=writer, rounds=rounds)
-    found = _of_files(score, traces)
-    return metrics.summarize(found, settings.evaluation.bootstrap_samples, settings.seed)
+    return _of_files(functools.partial(score_file, settings=settings, writer=writer, rounds=rounds), traces)
 
 
 def scores_and_costs(traces: Sequence[str], settings: config.Config) -> list[dict[str, Any]]:
@@ -76,7 +74,7 @@ def _ways(settings: config.Config) -> tuple[Recipe, policies.Policy]:
 def score_file(
     file: str, settings: config.Config, writer: str | None = None, rounds: int | None = None
 ) -> list[dict[str, Any]]:
-    """`metrics.score_row` of each question of a file, with its `id`; arguments as of `measure`."""
+    """`metrics.score_row` of each question of a file, with its `id`; arguments as of `scores`."""
     _, policy = _ways(settings)
     columns = (*COLUMNS, *(text_columns(*WEIGHED) if policy.weigh else ()))
     rows = files.read(file, columns).to_pylist()
@@ -93,7 +91,7 @@ def score_texts(
     writer: str | None = None,
     rounds: int | None = None,
 ) -> dict[str, Any]:
-    """`metrics.score_row` of a question's texts as its policy counts them; arguments as of `measure`.
+    """`metrics.score_row` of a question's texts as its policy counts them; arguments as of `scores`.
 
     Args:
         row: the question; of it the `choices` count.

@@ -17,6 +17,8 @@ class Paired:
     low: float
     high: float
     """Its 95% interval: percentiles of a bootstrap over questions, the pairs kept together."""
+    probability: float
+    """That the second is better: share of the bootstrap's resamples in which its mean is the higher one."""
     gained: int
     """Questions that only the second has right."""
     lost: int
@@ -45,12 +47,19 @@ def paired(
     one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     differences, random = other - one, np.random.default_rng(seed)
     count = len(differences)
-    means = [differences[random.integers(count, size=count)].mean() for _ in range(samples)]
+    means = np.array([differences[random.integers(count, size=count)].mean() for _ in range(samples)])
     low, high = np.percentile(means, (2.5, 97.5))
     gained = int(((one < threshold) & (other >= threshold)).sum())
     lost = int(((one >= threshold) & (other < threshold)).sum())
     return Paired(
-        count, float(differences.mean()), float(low), float(high), gained, lost, mcnemar(gained, lost)
+        questions=count,
+        difference=float(differences.mean()),
+        low=float(low),
+        high=float(high),
+        probability=float((means > 0).mean()),
+        gained=gained,
+        lost=lost,
+        p=mcnemar(gained, lost),
     )
 
 

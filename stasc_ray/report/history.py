@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stasc_ray.config import Config, validate
-from stasc_ray.recipes import chosen_by, section_of
+from stasc_ray.evaluation import choosing
+from stasc_ray.recipes import section_of
 from stasc_ray.store import RunFolder, step_log
 from stasc_ray.store.files import read_json
 from stasc_ray.store.run_folder import read_values
@@ -82,11 +83,8 @@ def read_run(path: Path) -> Run:
 
 
 def chosen_iteration(run: Run) -> int | None:
-    """The measured iteration that is best on dev by the recipe's measure, base model included, the earliest
-    of equals.
-    """
-    names = chosen_by(run.config.algorithm) if run.config else ("r_y2",)
-    return run.folder.best_on_dev(names)
+    """The measured iteration that dev has chosen, base model included."""
+    return choosing.chosen(run.folder, run.config) if run.config else run.folder.best_on_dev(("r_y2",))
 
 
 def _if_there(path: Path) -> dict[str, Any]:

@@ -124,6 +124,8 @@ def contents(run: Run) -> dict[str, Any]:
         "result": {
             key: {i: run.value(f"evaluation/test/{key}", i) for i in run.measured} for key in ("r_y1", "r_y2")
         },
+        "gain": _gain_in_words(run, chosen),
+        "surely": run.config is not None and run.config.publish.when == "dev_improves_surely",
         "number": number,
         "summary": summary(run, chosen),
         "figures": figures(run, chosen),
@@ -154,11 +156,11 @@ def summary(run: Run, chosen: int | None) -> Table:
     if last > 0:
         titles[last].append("last")
     rows = [_summary_row(run, ", ".join(words), i) for i, words in titles.items()]
-    return Table(["test split", "r(Y1)", "r(Y2)", "delta", "i->c", "c->i", "changed"], rows)
+    return Table(["test split", "r(Y1)", "r(Y2)", "gain over base", "delta", "i->c", "c->i", "changed"], rows)
 
 
 def _summary_row(run: Run, name: str, iteration: int) -> list[str]:
-    keys = ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i", "changed")
+    keys = ("r_y1", "r_y2", "gain", "delta", "i_to_c", "c_to_i", "changed")
     return [name, *(with_interval(run, f"evaluation/test/{key}", iteration) for key in keys)]
 
 
@@ -250,6 +252,13 @@ def _transcript_iteration(run: Run, chosen: int | None) -> int | None:
     """
     candidates = [*([chosen] if chosen else []), *reversed(run.iterations)]
     return next((i for i in candidates if transcripts.committed(run.folder.stage(i, "rollouts"))), None)
+
+
+def _gain_in_words(run: Run, chosen: int | None) -> str | None:
+    """Of the chosen iteration over M0, with its interval; None for M0 and where none is known."""
+    if not chosen or run.value("evaluation/test/gain", chosen) is None:
+        return None
+    return with_interval(run, "evaluation/test/gain", chosen)
 
 
 def _measure_in_words(run: Run) -> str:

@@ -148,7 +148,7 @@ def test_whole_sections_are_operational_and_iterations_may_grow() -> None:
     }
     assert len(whole) > 20 and whole <= config.operational_fields(settings)
     others = {name for name in rules if name.partition(".")[0] not in {*OPERATIONAL, "serve", "tracking"}}
-    assert others == {"name", "storage", "publish.when", "algorithm.iterations"}
+    assert others == {"name", "storage", "publish.when", "publish.min_probability", "algorithm.iterations"}
     assert rules["algorithm.iterations"] is config.MAY_GROW
     table = config.fields_table({}).splitlines()
     (grows,) = (row for row in table if row.startswith("| `algorithm.iterations`"))

@@ -1,5 +1,7 @@
 """Two ways to answer the same questions, compared question by question."""
 
+from statistics import NormalDist
+
 import pytest
 
 from stasc_ray.evaluation.paired import mcnemar, paired
@@ -19,6 +21,15 @@ def test_a_difference_on_every_question_is_sure_though_the_questions_differ_wide
     found = paired(first, [reward + 0.1 for reward in first], 1.0, 500, 0)
     assert found.difference == pytest.approx(0.1) and (found.low, found.high) == pytest.approx((0.1, 0.1))
     assert (found.gained, found.lost, found.p) == (0, 0, 1.0), "none of them is right"
+    assert found.probability == 1 and paired(first, first, 1.0, 500, 0).probability == 0
+
+
+def test_the_probability_of_a_gain_is_that_of_the_normal_distribution():
+    """20 questions of 400 gained and 12 lost: a z of 8 / sqrt(32 - 64/400), about 1.42."""
+    first = [1.0] * 12 + [0.0] * 388
+    second = [0.0] * 12 + [1.0] * 20 + [0.0] * 368
+    expected = NormalDist().cdf(8 / (32 - 64 / 400) ** 0.5)
+    assert paired(first, second, 1.0, 5000, 0).probability == pytest.approx(expected, abs=0.03)
 
 
 def test_the_interval_is_that_of_the_pairs():

@@ -223,6 +223,27 @@ def test_page_of_a_finished_run_has_every_part(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("**/*.partial"))
 
 
+def test_the_headline_is_the_gain_over_the_base_model_with_its_interval(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    for end, value in (("", 0.0415), ("_low", -0.0125), ("_high", 0.0935)):
+        _set(folder, 3, f"evaluation/test/gain{end}", value)
+    text = " ".join(" ".join(Page(write_report(folder).read_text(encoding="utf-8")).text).split())
+    interval = f"{number(0.0415)} [{number(-0.0125)}, {number(0.0935)}]"
+    assert f"a gain in r(Y2) of {interval}" in text and text.count(interval) == 2, "and in the table"
+
+
+def test_where_a_gain_must_be_sure_the_chosen_one_is_the_last_that_was_published(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stored["publish"]["when"] = "dev_improves_surely"
+    (folder / "config.json").write_text(json.dumps(stored), encoding="utf-8")
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        for k in range(4):
+            file.write(json.dumps({"stage": "publish", "iteration": k, "publish/latest": k < 2}) + "\n")
+    text = " ".join(" ".join(Page(write_report(folder).read_text(encoding="utf-8")).text).split())
+    assert "v0001 (iteration 1, surely better r(Y2) on dev)" in text
+
+
 def test_summary_sets_the_version_chosen_on_dev_beside_base_and_last(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "demo")
     _set(folder, iteration=1, key="evaluation/dev/r_y2", value=0.99)

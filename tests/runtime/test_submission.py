@@ -156,7 +156,7 @@ def test_a_submitted_run_spreads_over_nodes_and_a_second_submit_attaches(
     assert first.returncode == second.returncode == 0, output + errors + second.stdout + second.stderr
     assert second.stdout.startswith(f"{job}: attached, nothing uploaded\n")
     for text in (output, second.stdout):
-        assert text.count("two: stasc ENE, 1 iterations") == 1 and text.count("is best on dev") == 1, (
+        assert text.count("two: stasc ENE, 1 iterations") == 1 and text.count("is chosen on dev") == 1, (
             "the whole log, once"
         )
     lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
@@ -330,7 +330,7 @@ def test_a_cluster_without_workers_grows_for_a_run(tmp_path: Path) -> None:
         assert (
             "expected at most the 0 engine(s)" in done.stdout and "Waiting for the autoscaler" in done.stdout
         )
-    assert "is best on dev" in done.stdout, "the head has no CPU: all of it was done on nodes that came"
+    assert "is chosen on dev" in done.stdout, "the head has no CPU: all of it was done on nodes that came"
 
 
 @pytest.mark.cluster
