@@ -9,7 +9,7 @@ STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256su
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast test-serving test-cluster bench bench-long bench-gpu first-gpu check format setup lock clean
+.PHONY: help demo real serve test test-fast test-serving test-cluster bench bench-long bench-gpu first-gpu check format setup lock clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test-serving: setup  ## The served endpoint for real: under load, under kills, a
 
 test-cluster: setup  ## Kills on a real multi-process cluster on this machine
 	$(BIN)/python -m pytest -m cluster
+
+real: setup  ## A real model on real questions, by STaSC and by RFT: 35 minutes on two cores. MODEL=folder or .gguf, QUESTIONS=file
+	$(BIN)/python jobs/real.py $(if $(MODEL),--model "$(MODEL)") $(if $(QUESTIONS),--questions "$(QUESTIONS)")
 
 bench: setup  ## Speed against the bare engines; writes docs/performance.md and README.md. About two hours on two cores
 	$(BIN)/python -m benchmarks.speed --folder runs/bench --write docs/performance.md --readme README.md

@@ -25,6 +25,7 @@ FILE = "sweep.json"
 NOTHING_KEPT = 3
 """Exit status of a run whose filter kept nothing: a result, not a failure."""
 FIGURES = ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i")
+GAIN = ("gain", "gain_low", "gain_high")
 MOST_RUNS = 1000
 END_S = 60.0
 """For a run that is told to end."""
@@ -168,6 +169,7 @@ def figures(one: SweptRun, folder: Path) -> dict[str, Any] | None:
         "finished": finished(one, folder),
         "iteration": chosen or 0,
         **{name: line.get(f"evaluation/test/{fixed}{name}") for name in FIGURES},
+        **{name: line.get(f"evaluation/test/{name}") for name in GAIN},
         **{f"base_{name}": base.get(f"evaluation/test/{name}") for name in ("r_y1", "r_y2")},
     }
 
@@ -176,8 +178,8 @@ def lines_of(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The table for people: a line for each combination, over its seeds mean and, from two on, the standard
     error.
     """
-    row = "{:<44}{:>6}{:>18}{:>18}{:>18}{:>18}"
-    yield row.format("chosen versions on test", "seeds", "r(Y1)", "r(Y2)", "i->c", "c->i")
+    row = "{:<44}{:>6}{:>18}{:>18}{:>18}{:>18}{:>25}"
+    yield row.format("chosen versions on test", "seeds", "r(Y1)", "r(Y2)", "i->c", "c->i", "gain over base")
     open_ends = [one["run"] for one in found if not one["finished"]]
     found = [one for one in found if one["finished"]]
     for label, group in itertools.groupby(
@@ -185,9 +187,22 @@ def lines_of(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     ):
         ones = list(group)
         cells = (_mean([one[name] for one in ones]) for name in ("r_y1", "r_y2", "i_to_c", "c_to_i"))
-        yield row.format(label, len(ones), *cells)
+        yield row.format(label, len(ones), *cells, _gain(ones))
     if open_ends:
         yield f"not finished, and not in the table: {', '.join(open_ends)}"
+
+
+def _gain(ones: Sequence[Mapping[str, Any]]) -> str:
+    """Of one run with its interval over questions, of several their mean."""
+    if len(ones) > 1:
+        # a run that chose M0 gained nothing
+        return _mean([one["gain"] if one["iteration"] else 0.0 for one in ones])
+    (one,) = ones
+    if not one["iteration"]:
+        return "M0 chosen"
+    if one["gain"] is None:
+        return "-"
+    return f"{one['gain']:+.3f} [{one['gain_low']:+.3f}, {one['gain_high']:+.3f}]"
 
 
 def _mean(values: Sequence[float | None]) -> str:

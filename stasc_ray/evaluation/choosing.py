@@ -88,9 +88,9 @@ def gain(folder: RunFolder, settings: Config, split: str, first: int, second: in
     """
     one, other = (_scores(folder, settings, split, iteration) for iteration in (first, second))
     ids = sorted(one)
-    rewards = [[of[name] for name in ids] for of in (one, other)]
+    before, after = ([of[name] for name in ids] for of in (one, other))
     samples = settings.evaluation.bootstrap_samples
-    return paired(*rewards, settings.algorithm.threshold, samples, settings.seed)
+    return paired(before, after, settings.algorithm.threshold, samples, settings.seed)
 
 
 def has_scores(folder: RunFolder, iteration: int) -> bool:

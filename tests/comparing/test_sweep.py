@@ -87,6 +87,19 @@ def test_runs_that_differ_in_their_seed_alone_are_one_line_with_its_error(tmp_pa
     assert sweep.figures(runs[0], tmp_path / "nowhere") is None
 
 
+def test_the_gain_over_m0_has_its_interval_and_over_seeds_its_error(tmp_path: Path) -> None:
+    runs = sweep.runs_of(DEMO, [], ["seed=0..2"])
+    gain = {"gain": 0.25, "gain_low": -0.125, "gain_high": 0.5}
+    for one in runs:
+        measured(tmp_path, one, 3, r_y1=0.1, r_y2=0.5, **gain)
+    found: list[Any] = [sweep.figures(one, tmp_path) for one in runs]
+    found[2] |= {"iteration": 0, "gain": None}
+    (_, alone), (_, unchanged) = sweep.lines_of(found[:1]), sweep.lines_of(found[2:])
+    assert alone.endswith("+0.250 [-0.125, +0.500]") and unchanged.endswith("M0 chosen")
+    (_, line) = sweep.lines_of(found)
+    assert line.endswith("0.167 ± 0.083"), "a run that chose M0 gained 0"
+
+
 def test_runs_of_another_config_are_not_taken_for_these(tmp_path: Path) -> None:
     (one,) = sweep.runs_of(DEMO, [], ["seed=0"])
     measured(tmp_path, one, 3, r_y1=0.1, r_y2=0.5)
