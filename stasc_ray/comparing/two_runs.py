@@ -9,7 +9,7 @@ from typing import Any
 
 from stasc_ray import config, store
 from stasc_ray.evaluation import measuring
-from stasc_ray.evaluation.paired import paired
+from stasc_ray.evaluation.paired import p_value, paired
 from stasc_ray.generation import unit_files
 from stasc_ray.recipes import recipe_of, section_of
 from stasc_ray.recipes.policies import policy, seen, votes_of
@@ -78,7 +78,7 @@ def as_lines(found: Mapping[str, Any]) -> Iterator[str]:
         f"{paired['questions']} test questions: {found['rewards'][0]:.3f} and {found['rewards'][1]:.3f}, "
         f"difference {paired['difference']:+.3f} [{paired['low']:+.3f}, {paired['high']:+.3f}]; only "
         f"{found['second']} has {paired['gained']} right, only {found['first']} {paired['lost']} "
-        f"(McNemar p {paired['p']:.3f})"
+        f"(McNemar p {p_value(paired['p'])})"
     )
 
 

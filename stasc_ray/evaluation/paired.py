@@ -68,3 +68,8 @@ def mcnemar(gained: int, lost: int) -> float:
     count = gained + lost
     tail = sum(math.comb(count, k) for k in range(min(gained, lost) + 1))
     return min(1.0, 2 * tail / 2**count)
+
+
+def p_value(p: float) -> str:
+    """For people."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

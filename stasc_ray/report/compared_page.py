@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from stasc_ray.evaluation.paired import p_value
 from stasc_ray.report import charts
 from stasc_ray.report.charts import number
 from stasc_ray.report.figures import Table
@@ -37,7 +38,7 @@ def write_runs_page(found: Mapping[str, Any], page: Path) -> Path:
 
 
 def _write(template: str, page: Path, **contents: Any) -> Path:
-    html = templates().get_template(template).render(number=number, **contents)
+    html = templates().get_template(template).render(number=number, p_value=p_value, **contents)
     write_atomically(page, html.translate(CONTROL_PICTURES).encode("utf-8", "replace").decode("utf-8"))
     return page
 
@@ -65,12 +66,17 @@ def as_lines(found: Mapping[str, Any]) -> str:
             f"{cell['reward']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]",
             *("-" if cell[one] is None else f"{cell[one]:.3f}" for one in ("cl", "cs")),
             *(f"{cell[one]:.1f}" for one in ("tokens", "calls")),
-            "{difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p:.3f}".format(**against) if against else "",
+            _told(against) if against else "",
         )
         lines.append(row.format(*figures).rstrip())
     if any(cell["needs_reward"] for cell in found["cells"]):
         lines.append("* knows which answer is right: no endpoint can answer so")
     return "\n".join(lines)
+
+
+def _told(against: Mapping[str, Any]) -> str:
+    interval = "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**against)
+    return f"{interval}, p {p_value(against['p'])}"
 
 
 def several_versions(found: Mapping[str, Any]) -> bool:
@@ -107,7 +113,7 @@ def _against(found: Mapping[str, Any] | None) -> Sequence[str]:
     return (
         f"{number(found['difference'])} [{number(found['low'])}, {number(found['high'])}]",
         f"{found['gained']} / {found['lost']}",
-        "< 0.001" if found["p"] < 0.001 else number(found["p"]),
+        p_value(found["p"]),
     )
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from stasc_ray import config, store
 from stasc_ray.evaluation import measuring
 from stasc_ray.evaluation.metrics import INTERVALS
-from stasc_ray.evaluation.paired import Paired, paired
+from stasc_ray.evaluation.paired import Paired, p_value, paired
 from stasc_ray.recipes import policies, recipe_of
 from stasc_ray.recipes.recipe import Recipe, plan_for
 from stasc_ray.recipes.trace import ANSWER, VERDICT_TURN
@@ -286,7 +286,8 @@ def _worth(told: Told) -> Iterator[str]:
         yield (
             f"On the same {found.questions} test questions r(Y{2 if two else 1}) is {found.difference:+.3f} "
             f"[{found.low:+.3f}, {found.high:+.3f}] against the base model's: only this version has "
-            f"{found.gained} questions right, only the base model {found.lost} (McNemar p {found.p:.3f})."
+            f"{found.gained} questions right, only the base model {found.lost} (McNemar p "
+            f"{p_value(found.p)})."
         )
 
 

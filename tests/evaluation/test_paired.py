@@ -4,7 +4,7 @@ from statistics import NormalDist
 
 import pytest
 
-from stasc_ray.evaluation.paired import mcnemar, paired
+from stasc_ray.evaluation.paired import mcnemar, p_value, paired
 
 
 def test_mcnemar_is_the_exact_binomial_test():
@@ -39,6 +39,10 @@ def test_the_interval_is_that_of_the_pairs():
     half = 1.96 * (0.5 / 100) ** 0.5  # the differences +1, 0, 0, -1 have variance 0.5
     assert found.low == pytest.approx(-half, abs=0.02) and found.high == pytest.approx(half, abs=0.02)
     assert paired(first, second, 1.0, 2000, 0) == found, "the same seed, the same interval"
+
+
+def test_a_tiny_p_is_not_told_as_zero():
+    assert [p_value(p) for p in (0.0004, 0.001, 0.0625, 1.0)] == ["< 0.001", "0.001", "0.062", "1.000"]
 
 
 @pytest.mark.parametrize(("first", "second"), [([], []), ([1.0], [1.0, 0.0])])
