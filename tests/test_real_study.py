@@ -1,0 +1,67 @@
+"""The study of a real model: its cells are runs, and what is kept of one is what the run measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+from harness import traces
+
+from benchmarks import controls, real_study, study, study_figures
+from stasc_ray import config
+from stasc_ray.recipes import section_of
+
+
+def test_every_cell_is_a_run_of_the_studys_config() -> None:
+    cells = list(real_study.cells())
+    assert len({cell.name for cell in cells}) == len(cells) == 3 * 4 + 5
+    assert [cell.label for cell in cells[:6]] == ["rft", "ENE"] * 3, "what tells most comes first"
+    for cell in cells:
+        settings = config.load_config(real_study.CONFIG, cell.overrides, section_of)
+        assert settings.finetune.trained_tokens and settings.publish.when == "dev_improves_surely"
+        written = settings.algorithm.n_initial * (1 + settings.algorithm.n_corrections)
+        assert written == (1 if cell.label in ("gold", "spans") else 3), "texts of a train question"
+
+
+def test_the_controls_learn_what_they_say() -> None:
+    text = "one two three four five six seven eight nine ten"
+    row = {**traces.QUESTION, "documents": [text], "answers": ["eleven twelve"]}
+    plan = traces.plan({"recipe": "benchmarks.controls:SPANS"})
+    said = {controls.spans({**row, "id": f"q{n}"}, [], plan, 0)[0].messages[-1]["content"] for n in range(40)}
+    assert len(said) > 4 and all(one in text and len(one.split()) == 2 for one in said)
+    assert controls.spans({**row, "documents": ["eleven"]}, [], plan, 0) == [], "there is nothing to take"
+    plan = traces.plan({"recipe": "benchmarks.controls:MIXED"})
+    found = controls.mixed(row, traces.answered([0, 1], [[1], [1]]), plan, 0)
+    assert [one.kind for one in found] == ["i->c", "answer"] and len({one.id for one in found}) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_cell_is_kept_with_what_each_question_was_worth(tmp_path: Path) -> None:
+    """The sandbox's model and questions stand in for the real ones."""
+    sizes = [
+        "prompts.preset=sandbox",
+        "prompts.documents=''",
+        "reward.name=exact_match",
+        "reward.scope=after_marker",
+    ]
+    sizes += [
+        "reward.max_answer_words=none",
+        "algorithm.iterations=1",
+        "evaluation.samples=2",
+        "sampling.initial.max_tokens=64",
+    ]
+    sizes += ["sampling.correction.max_tokens=64"]
+    counts = (("train", 60), ("dev", 20), ("test", 30))
+    given = [f"questions.{split}={{source='sandbox', limit={count}}}" for split, count in counts]
+    where = real_study.Where(
+        tmp_path / "kept", tmp_path / "work", ("model.path=sandbox", *given), tuple(sizes)
+    )
+    where.folder.mkdir()
+    (cell,) = (cell for cell in real_study.cells() if cell.name == "real-ENE-0")
+    real_study.run_cell(cell, where)
+    (line,) = study_figures.lines(where.folder / study.CELLS)
+    for iteration in line["iterations"]:
+        each = line["test"][str(iteration["iteration"])].values()
+        assert len(each) == 30
+        assert sum(one["r_y2"] for one in each) / 30 == pytest.approx(iteration["test"]["r_y2"], abs=1e-4)
+    assert not (where.work / cell.name).exists() and str(tmp_path) not in json.dumps(line)
