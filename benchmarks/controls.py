@@ -13,7 +13,7 @@ from stasc_ray.tasks.prompts import initial_messages
 
 
 class Spans(Gold):
-    """Form without content: learn some words of the text, as many as the reference has, from elsewhere in it."""
+    """Form without content: learn as many words of the text as the reference has, none of them the reference's."""
 
     recipe: str = "benchmarks.controls:SPANS"
 
@@ -27,13 +27,15 @@ class Mixed(Stasc):
 
 
 def spans(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -> list[Example]:
-    """One answer a question, whose place in the text is drawn; nothing of a text without so many words."""
+    """One answer a question, whose place in the text is drawn; nothing of a text without so many other words."""
     words = " ".join(question["documents"]).split()
     many = len(question["answers"][0].split())
-    if not 0 < many < len(words):
+    right = {_bare(word) for answer in question["answers"] for word in answer.split()}
+    found = [words[at : at + many] for at in range(len(words) - many + 1)]
+    wrong = [span for span in found if not right & set(map(_bare, span)) and any(map(_bare, span))]
+    if not wrong:
         return []
-    start = int(hashing.fraction(repr((seed, "span", question["id"]))) * (len(words) - many))
-    said = " ".join(words[start : start + many]).strip(".,;:")
+    said = " ".join(wrong[int(hashing.fraction(repr((seed, "span", question["id"]))) * len(wrong))])
     return [Example(question["id"], (0,), "c", [*initial_messages(question, plan.prompts), written(said)])]
 
 
@@ -47,6 +49,10 @@ def mixed(question: Question, texts: Sequence[Text], plan: Plan, seed: int) -> l
             for one in RFT.examples(question, texts, plan, seed)
         ),
     ]
+
+
+def _bare(word: str) -> str:
+    return "".join(filter(str.isalnum, word)).lower()
 
 
 SPANS = Recipe(Spans, turns, spans, answers=(ANSWER,), chosen_by="r_y1", keeps=lambda _: "words of the text")

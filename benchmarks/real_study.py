@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import study, study_figures
-from stasc_ray import store
+from stasc_ray import config, store
 from stasc_ray.comparing import sweep
 from stasc_ray.evaluation import choosing
 from stasc_ray.recipes import section_of
@@ -49,26 +50,21 @@ PROMPTS = {
     ),
 }
 """Pairs of prompts, for the answer and the correction, that M0 is tried with."""
-TWO_TURNS = ("algorithm.n_initial=1", "algorithm.n_corrections=2")
-ONE_TURN = ("algorithm.n_initial=3", "algorithm.n_corrections=0")
+EVOLVING = "algorithm.finetune_from=current"
+TWO_TURNS = ("algorithm.n_initial=1", "algorithm.n_corrections=2", EVOLVING)
+ONE_TURN = ("algorithm.n_initial=3", "algorithm.n_corrections=0", EVOLVING)
+GIVEN = ("algorithm.n_initial=1", "algorithm.n_corrections=0", EVOLVING)
+"""For methods that learn what no model wrote."""
 METHODS = {
     "rft": ("algorithm.recipe=rft", *ONE_TURN),
     "ENE": ("algorithm.variant=ENE", *TWO_TURNS),
     "verdict": ("algorithm.recipe=verdict", *TWO_TURNS),
     "FNE": ("algorithm.variant=FNE", *TWO_TURNS),
-    "gold": (
-        "algorithm.recipe=benchmarks.supervised:GOLD",
-        "algorithm.n_initial=1",
-        "algorithm.n_corrections=0",
-    ),
+    "gold": ("algorithm.recipe=benchmarks.supervised:GOLD", *GIVEN),
     "preference": ("algorithm.recipe=preference", *TWO_TURNS),
     "EIE": ("algorithm.variant=EIE", *TWO_TURNS),
-    # what RFT gains without the content: words of the text from the wrong place
-    "spans": (
-        "algorithm.recipe=benchmarks.controls:SPANS",
-        "algorithm.n_initial=1",
-        "algorithm.n_corrections=0",
-    ),
+    # the form of an answer without its content
+    "spans": ("algorithm.recipe=benchmarks.controls:SPANS", *GIVEN),
     # ENE's corrections and RFT's answers in one batch
     "mixed": (
         "algorithm.recipe=benchmarks.controls:MIXED",
@@ -145,22 +141,25 @@ def rewards(run: store.RunFolder, iteration: int) -> dict[str, Any]:
     }
 
 
+def prompts(name: str) -> list[str]:
+    """Overrides that ask by one of PROMPTS."""
+    initial, correction = map(config.as_text, PROMPTS[name])
+    return [f"prompts.initial={initial}", f"prompts.correction={correction}"]
+
+
 def try_prompts(where: Where, questions: int) -> None:
     """M0's rewards on train questions with each pair of PROMPTS, to prompts.json."""
     file = where.folder / "prompts.json"
     found = json.loads(file.read_text()) if file.exists() else {}
-    for name, (initial, correction) in PROMPTS.items():
-        if name in found:
+    for name in PROMPTS:
+        asked = [*prompts(name), "algorithm.iterations=0", "evaluation.samples=2"]
+        asked += ["questions.test.split=train", f"questions.test.limit={questions}"]
+        told = {"overrides": [*where.sizes, *asked]}
+        if name in found and found[name]["overrides"] == told["overrides"]:
             continue
         path = where.work / f"prompts-{name}"
-        asked = [
-            f"prompts.initial={initial!r}",
-            f"prompts.correction={correction!r}",
-            "algorithm.iterations=0",
-        ]
-        asked += ["questions.test.split=train", f"questions.test.limit={questions}", "evaluation.samples=2"]
-        overrides = [*where.given, *where.sizes, f"name=prompts-{name}", *asked]
-        stasc_run(overrides, path, path.with_suffix(".log"))
+        shutil.rmtree(path, ignore_errors=True)  # of other prompts of this name
+        stasc_run([*where.given, *where.sizes, f"name={path.name}", *asked], path, path.with_suffix(".log"))
         (line,) = (line for line in store.RunFolder(path).metrics() if line["stage"] == "evaluation")
         names = (
             "r_y1",
@@ -173,10 +172,8 @@ def try_prompts(where: Where, questions: int) -> None:
             "c_to_i",
             "changed",
         )
-        found[name] = {one: line[f"evaluation/test/{one}"] for one in names} | {
-            "initial": initial,
-            "correction": correction,
-        }
+        found[name] = told | {one: line[f"evaluation/test/{one}"] for one in names}
+        shutil.rmtree(path)
         store.write_atomically(file, json.dumps(found, indent=1) + "\n")
         print(f"{name}: r(Y1) {found[name]['r_y1']:.3f}, r(Y2) {found[name]['r_y2']:.3f}", flush=True)
 
@@ -206,7 +203,10 @@ def main() -> None:
     known = {cell.name.removeprefix("real-"): cell for cell in cells()}
     if unknown := sorted(set(arguments.cells or ()) - known.keys()):
         sys.exit(f"--cells: expected some of {', '.join(known)}, found {', '.join(unknown)}")
-    began, done = time.monotonic(), {one["name"] for one in study_figures.lines(where.folder / study.CELLS)}
+    began, lines = time.monotonic(), study_figures.lines(where.folder / study.CELLS)
+    if others := [one["name"] for one in lines if one["sizes"] != [*where.sizes]]:
+        sys.exit(f"--sizes: expected those of the cells in {where.folder}, found others: {', '.join(others)}")
+    done = {one["name"] for one in lines}
     for name, cell in known.items():
         late = arguments.hours and time.monotonic() - began > arguments.hours * 3600
         if cell.name not in done and name in (arguments.cells or known) and not late:
@@ -214,4 +214,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the run that is going ends in order
     main()

@@ -13,6 +13,7 @@ was stopped.
 
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,13 @@ RUNS = {
         "algorithm.n_initial=1",
         "algorithm.n_corrections=2",
     ),
-    "RFT": ("name=rft", "algorithm.recipe=rft", "algorithm.n_initial=3", "algorithm.n_corrections=0"),
+    "RFT": (
+        "name=rft",
+        "algorithm.recipe=rft",
+        "algorithm.n_initial=3",
+        "algorithm.n_corrections=0",
+        "algorithm.finetune_from=current",
+    ),
 }
 
 
@@ -81,6 +88,7 @@ def run(command: Sequence[str]) -> int:
         try:
             return running.wait()
         except KeyboardInterrupt:
+            running.terminate()
             return running.wait()
 
 
@@ -117,6 +125,7 @@ def fetch(file: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except (ValueError, OSError) as error:

@@ -25,6 +25,7 @@ def stasc(run: Run) -> dict[str, Any]:
         ValueError, RuntimeError, OSError: what the stages raise; the run folder stays resumable.
     """
     iterations = run.settings.algorithm.iterations
+    choosing.check(run.settings)
     stages.repair_metrics(run.folder)
     stages.prepare_questions(run)
     for n in range(1, iterations + 1):
@@ -60,7 +61,7 @@ def summary(run: Run) -> dict[str, Any]:
         of = "base/" if of_base and iteration else ""
         keys = ("r_y1", "r_y2", "r_y2_low", "r_y2_high")
         figures[name] = {key: rows[iteration][f"evaluation/test/{of}{key}"] for key in keys}
-    # over M0; None for M0 itself, and where M0 was asked under another config
+    # over M0; None for M0 itself, and where it was not measured
     gain = {key: rows[best].get(f"evaluation/test/{key}") for key in ("gain", "gain_low", "gain_high")}
     gain["gain_in"] = measure.rpartition("/")[2]
     versions = {"chosen_version": f"v{best:04d}", "chosen_iteration": best, "last_iteration": last}

@@ -301,7 +301,7 @@ def evaluate(run: Run, iteration: int) -> None:
         if most is None:
             scored[split, of] = scores
     choosing.write_scores(folder, scored)
-    if iteration and choosing.has_scores(run.folder, 0):
+    if iteration and choosing.has_scores(run.folder, 0) and choosing.is_paired(settings):
         for split in splits:
             over_base = choosing.gain(run.folder, settings, split, 0, iteration)
             found |= {f"{split}/{name}": value for name, value in _as_gain(over_base).items()}

@@ -19,16 +19,24 @@ def test_every_cell_is_a_run_of_the_studys_config() -> None:
         settings = config.load_config(real_study.CONFIG, cell.overrides, section_of)
         assert settings.finetune.trained_tokens and settings.publish.when == "dev_improves_surely"
         written = settings.algorithm.n_initial * (1 + settings.algorithm.n_corrections)
+        assert settings.algorithm.finetune_from == "current", "tokens add up for all of them alike"
         assert written == (1 if cell.label in ("gold", "spans") else 3), "texts of a train question"
+
+
+def test_prompts_are_asked_as_they_are_written() -> None:
+    for name, (initial, correction) in real_study.PROMPTS.items():
+        found = config.load_config(real_study.CONFIG, real_study.prompts(name), section_of).prompts
+        assert (found.initial, found.correction) == (initial, correction)
 
 
 def test_the_controls_learn_what_they_say() -> None:
     text = "one two three four five six seven eight nine ten"
-    row = {**traces.QUESTION, "documents": [text], "answers": ["eleven twelve"]}
+    row = {**traces.QUESTION, "documents": [text], "answers": ["five six"]}
     plan = traces.plan({"recipe": "benchmarks.controls:SPANS"})
     said = {controls.spans({**row, "id": f"q{n}"}, [], plan, 0)[0].messages[-1]["content"] for n in range(40)}
-    assert len(said) > 4 and all(one in text and len(one.split()) == 2 for one in said)
-    assert controls.spans({**row, "documents": ["eleven"]}, [], plan, 0) == [], "there is nothing to take"
+    assert len(said) == 6 and all(one in text and len(one.split()) == 2 for one in said)
+    assert not any(word in one.split() for one in said for word in ("five", "six"))
+    assert controls.spans({**row, "documents": ["five six seven"]}, [], plan, 0) == [], "no other words"
     plan = traces.plan({"recipe": "benchmarks.controls:MIXED"})
     found = controls.mixed(row, traces.answered([0, 1], [[1], [1]]), plan, 0)
     assert [one.kind for one in found] == ["i->c", "answer"] and len({one.id for one in found}) == 2

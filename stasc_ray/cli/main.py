@@ -208,10 +208,13 @@ def _over_base(found: dict[str, Any]) -> str:
     if not found["chosen_iteration"]:
         return "No iteration is chosen over the base model."
     if found["gain"] is None:
-        return "The base model was asked under another config: no gain over it is known."
-    words = {"r_y1": "r(Y1)", "r_y2": "r(Y2)"}
+        return (
+            "Its gain over the base model was not measured: that one was asked under another config, or by "
+            "an older stasc_ray."
+        )
+    measure = {"r_y1": "r(Y1)", "r_y2": "r(Y2)"}.get(found["gain_in"], found["gain_in"])
     return (
-        f"Gain over the base model in {words[found['gain_in']]} on test: {found['gain']:+.3f} "
+        f"Gain over the base model in {measure} on test: {found['gain']:+.3f} "
         f"[{found['gain_low']:+.3f}, {found['gain_high']:+.3f}]."
     )
 

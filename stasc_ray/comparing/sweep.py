@@ -19,7 +19,7 @@ from typing import Any
 
 from stasc_ray import config, store
 from stasc_ray.evaluation import choosing
-from stasc_ray.recipes import section_of
+from stasc_ray.recipes import chosen_by, section_of
 
 FILE = "sweep.json"
 NOTHING_KEPT = 3
@@ -117,7 +117,7 @@ def check_folders(runs: Sequence[SweptRun], folder: Path) -> None:
             if lost := sorted(differing - config.operational_fields(there)):
                 raise ValueError(
                     f"{path}: expected a run of this sweep, found one with other {', '.join(lost)}; choose "
-                    "another --output"
+                    "another folder for the runs"
                 )
 
 
@@ -170,6 +170,7 @@ def figures(one: SweptRun, folder: Path) -> dict[str, Any] | None:
         "iteration": chosen or 0,
         **{name: line.get(f"evaluation/test/{fixed}{name}") for name in FIGURES},
         **{name: line.get(f"evaluation/test/{name}") for name in GAIN},
+        "gain_in": chosen_by(one.settings.algorithm)[0].rpartition("/")[2],
         **{f"base_{name}": base.get(f"evaluation/test/{name}") for name in ("r_y1", "r_y2")},
     }
 
@@ -178,7 +179,7 @@ def lines_of(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The table for people: a line for each combination, over its seeds mean and, from two on, the standard
     error.
     """
-    row = "{:<44}{:>6}{:>18}{:>18}{:>18}{:>18}{:>25}"
+    row = "{:<44}{:>6}{:>18}{:>18}{:>18}{:>18}{:>31}"
     yield row.format("chosen versions on test", "seeds", "r(Y1)", "r(Y2)", "i->c", "c->i", "gain over base")
     open_ends = [one["run"] for one in found if not one["finished"]]
     found = [one for one in found if one["finished"]]
@@ -194,15 +195,16 @@ def lines_of(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _gain(ones: Sequence[Mapping[str, Any]]) -> str:
     """Of one run with its interval over questions, of several their mean."""
+    if any(one["iteration"] and one["gain"] is None for one in ones):
+        return "-"
+    measure = "r(Y1)" if ones[0]["gain_in"] == "r_y1" else "r(Y2)"
     if len(ones) > 1:
         # a run that chose M0 gained nothing
-        return _mean([one["gain"] if one["iteration"] else 0.0 for one in ones])
+        return f"{measure} {_mean([one['gain'] if one['iteration'] else 0.0 for one in ones])}"
     (one,) = ones
     if not one["iteration"]:
         return "M0 chosen"
-    if one["gain"] is None:
-        return "-"
-    return f"{one['gain']:+.3f} [{one['gain_low']:+.3f}, {one['gain_high']:+.3f}]"
+    return f"{measure} {one['gain']:+.3f} [{one['gain_low']:+.3f}, {one['gain_high']:+.3f}]"
 
 
 def _mean(values: Sequence[float | None]) -> str:

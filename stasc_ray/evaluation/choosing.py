@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stasc_ray.config import Config
+from stasc_ray.evaluation import metrics
 from stasc_ray.evaluation.paired import Paired, paired
 from stasc_ray.recipes import chosen_by
 from stasc_ray.store import RunFolder, files, iteration_name
 
 SCORES = "scores.parquet"
 """In an evaluation's folder: a row per question of dev and test, with `split`, `id` and its measures."""
-KEPT = ("r_y1", "r_y2")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,26 @@ class Choice:
     """Iteration of the version that LATEST names so far, where it was compared with that one."""
     gain: Paired | None = None
     """On dev, against that one."""
+
+
+def check(settings: Config) -> None:
+    """Before a run begins.
+
+    Raises:
+        ValueError: a gain must be sure, and the recipe is chosen by a measure that no question has.
+    """
+    if settings.publish.when == "dev_improves_surely" and not is_paired(settings):
+        measure = chosen_by(settings.algorithm)[-1]
+        raise ValueError(
+            f"publish.when = 'dev_improves_surely': expected a recipe that is chosen by one of "
+            f"{', '.join(metrics.MEANS)}, found {measure!r}, which is no mean over questions; use "
+            "'dev_improves'"
+        )
+
+
+def is_paired(settings: Config) -> bool:
+    """Whether the recipe is chosen by a measure that each question has."""
+    return chosen_by(settings.algorithm)[-1] in metrics.MEANS
 
 
 def chosen(folder: RunFolder, settings: Config, up_to: int | None = None) -> int | None:
@@ -76,7 +96,7 @@ def write_scores(folder: Path, scored: Mapping[tuple[str, str], Sequence[Mapping
     for (split, of), scores in scored.items():
         for score in scores:
             row = rows.setdefault((split, score["id"]), {"split": split, "id": score["id"]})
-            row |= {f"{of}{name}": float(score[name]) for name in KEPT}
+            row |= {f"{of}{name}": float(score[name]) for name in metrics.MEANS}
     pq.write_table(pa.Table.from_pylist([rows[key] for key in sorted(rows)]), folder / SCORES)
 
 
@@ -105,7 +125,8 @@ def _scores(folder: RunFolder, settings: Config, split: str, iteration: int) -> 
     if not file.is_file():
         raise FileNotFoundError(
             f"{file}: expected what each question scored in {iteration_name(iteration)}, found none (made "
-            "by an older stasc_ray); delete _COMMITTED.json beside it, and the same command measures it again"
+            "by an older stasc_ray); delete the _COMMITTED.json beside it and in the evaluations after it, "
+            "and the same command measures them again"
         )
     there = files.names(file)
     name = next(one for one in chosen_by(settings.algorithm) if one in there)

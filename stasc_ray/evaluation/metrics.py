@@ -24,8 +24,8 @@ VERDICTS = tuple(
     f"{said}_of_{truth}" for said in ("wrong", "right", "unread") for truth in ("wrong", "right")
 )
 """Counts of verdicts: what they said, of what."""
-_MEANS = ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i", "c_to_c", "i_to_i")
-_PAIR = (*_MEANS, "changed", "edit_ratio")
+MEANS = ("r_y1", "r_y2", "delta", "i_to_c", "c_to_i", "c_to_c", "i_to_i")
+_PAIR = (*MEANS, "changed", "edit_ratio")
 _COLUMNS = (*_PAIR, "failed")
 
 
@@ -126,7 +126,7 @@ def summarize(
     columns = {
         name: np.array([score[name] for score in ordered], dtype=float) for name in _COLUMNS
     }  # each (Q,)
-    means = {name: _ratio(columns[name].sum(), len(ordered)) for name in _MEANS}
+    means = {name: _ratio(columns[name].sum(), len(ordered)) for name in MEANS}
     answered = 1.0 - columns["failed"]
     kept, fixed = columns["c_to_c"].sum(), columns["i_to_c"].sum()
     return {

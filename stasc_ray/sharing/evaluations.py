@@ -62,7 +62,10 @@ class Evaluation:
         """What the run measured, by name: `r_y2`, `r_y2_low`, ..."""
         at = f"evaluation/{self.split}/{'base/' if self.of_base else ''}"
         found = {name.removeprefix(at): value for name, value in self.line.items() if name.startswith(at)}
-        return {name: value for name, value in found.items() if "/" not in name}
+        # a gain is in what the version is chosen by, which its own answers may not be
+        return {
+            name: value for name, value in found.items() if not name.startswith("gain") and "/" not in name
+        }
 
     @property
     def model(self) -> str:

@@ -229,7 +229,10 @@ def test_the_headline_is_the_gain_over_the_base_model_with_its_interval(tmp_path
         _set(folder, 3, f"evaluation/test/gain{end}", value)
     text = " ".join(" ".join(Page(write_report(folder).read_text(encoding="utf-8")).text).split())
     interval = f"{number(0.0415)} [{number(-0.0125)}, {number(0.0935)}]"
-    assert f"a gain in r(Y2) of {interval}" in text and text.count(interval) == 2, "and in the table"
+    assert (
+        f"Question by question, r(Y2) is {interval} against the base model's" in text
+        and text.count(interval) == 2
+    ), "and in the table"
 
 
 def test_where_a_gain_must_be_sure_the_chosen_one_is_the_last_that_was_published(tmp_path: Path) -> None:
@@ -241,7 +244,7 @@ def test_where_a_gain_must_be_sure_the_chosen_one_is_the_last_that_was_published
         for k in range(4):
             file.write(json.dumps({"stage": "publish", "iteration": k, "publish/latest": k < 2}) + "\n")
     text = " ".join(" ".join(Page(write_report(folder).read_text(encoding="utf-8")).text).split())
-    assert "v0001 (iteration 1, surely better r(Y2) on dev)" in text
+    assert "v0001 (iteration 1, chosen by r(Y2) on dev)" in text
 
 
 def test_summary_sets_the_version_chosen_on_dev_beside_base_and_last(tmp_path: Path) -> None:
