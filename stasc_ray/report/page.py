@@ -258,7 +258,8 @@ def _gain_in_words(run: Run, chosen: int | None) -> str | None:
     """Of the chosen iteration over M0, with its interval; None for M0 and where none is known."""
     if not chosen or run.value("evaluation/test/gain", chosen) is None:
         return None
-    return with_interval(run, "evaluation/test/gain", chosen)
+    sign = "+" if (run.value("evaluation/test/gain", chosen) or 0.0) > 0 else ""
+    return sign + with_interval(run, "evaluation/test/gain", chosen)
 
 
 def _measure_in_words(run: Run) -> str:

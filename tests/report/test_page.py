@@ -230,7 +230,7 @@ def test_the_headline_is_the_gain_over_the_base_model_with_its_interval(tmp_path
     text = " ".join(" ".join(Page(write_report(folder).read_text(encoding="utf-8")).text).split())
     interval = f"{number(0.0415)} [{number(-0.0125)}, {number(0.0935)}]"
     assert (
-        f"Question by question, r(Y2) is {interval} against the base model's" in text
+        f"Against the base model, question by question: +{interval} in r(Y2)" in text
         and text.count(interval) == 2
     ), "and in the table"
 
