@@ -32,7 +32,7 @@ test-serving: setup  ## The served endpoint for real: under load, under kills, a
 test-cluster: setup  ## Kills on a real multi-process cluster on this machine
 	$(BIN)/python -m pytest -m cluster
 
-real: setup  ## A real model on real questions, by STaSC and by RFT: 35 minutes on two cores. MODEL=folder or .gguf, QUESTIONS=file
+real: setup  ## A real model on real questions, by STaSC and by RFT. MODEL=folder or .gguf, QUESTIONS=file
 	$(BIN)/python jobs/real.py $(if $(MODEL),--model "$(MODEL)") $(if $(QUESTIONS),--questions "$(QUESTIONS)")
 
 bench: setup  ## Speed against the bare engines; writes docs/performance.md and README.md. About two hours on two cores

@@ -2,7 +2,7 @@
 by STaSC and once by rejection-sampling fine-tuning (RFT), which is what self-correction has to beat. Both write
 three texts to each train question.
 
-make real                                     on the 300 questions of jobs/data; about 35 minutes on two cores
+make real                                     on the 300 questions of jobs/data
 make real MODEL=FILE.gguf QUESTIONS=FILE.jsonl    another model folder or file; another file in SQuAD's shape with
                                                   a column `split` (train, dev, test)
 python jobs/real.py --folder runs/real algorithm.iterations=2    overrides of both configs
