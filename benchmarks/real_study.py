@@ -5,6 +5,7 @@ python -m benchmarks.real_study prompts --model M --questions xquad_en.jsonl    
 python -m benchmarks.real_study run --model M --questions xquad_en.jsonl         the cells that have no line yet, one
                                                                                  after another, for some nights
 python -m benchmarks.real_study run --model M --questions xquad_en.jsonl --cells rft-0 ENE-0
+python -m benchmarks.real_study report                                           docs/results-real.md, of the cells
 
 A cell is one `stasc run` of real_study.toml with overrides, on all cores. It leaves one line in
 `--folder`/cells.jsonl (docs/study-real by default): what study.py keeps of a run, and of each question of test what
@@ -25,11 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import study, study_figures
+from benchmarks import real_report, study, study_figures
 from stasc_ray import config, store
 from stasc_ray.comparing import sweep
 from stasc_ray.evaluation import choosing
 from stasc_ray.recipes import section_of
+from stasc_ray.recipes.trace import ANSWER, CORRECTION
+from stasc_ray.report import transcripts
 from stasc_ray.runtime import ray_session
 from stasc_ray.store import files
 
@@ -111,6 +114,7 @@ def run_cell(cell: study.Cell, where: Where) -> None:
     run, settings = store.RunFolder(path), store.read_config(path, section_of)
     found |= {"chosen": choosing.chosen(run, settings) or 0, "cores": ray_session.cores()}
     found["test"] = {str(one["iteration"]): rewards(run, one["iteration"]) for one in found["iterations"]}
+    found["transcripts"] = list(texts(run, max(one["iteration"] for one in found["iterations"])))
     study.keep(where.folder, found)
     shutil.rmtree(path)
     print(f"{cell.name}: {seconds / 60:.0f} min, version {found['chosen']} chosen", flush=True)
@@ -135,10 +139,20 @@ def rewards(run: store.RunFolder, iteration: int) -> dict[str, Any]:
     """Of each test question its columns of choosing.SCORES, rounded: `{id: {"r_y1": ..., "r_y2": ...}}`."""
     rows = files.read(run.stage(iteration, "evaluation") / choosing.SCORES).to_pylist()
     return {
-        row["id"]: {name: round(value, 4) for name, value in row.items() if isinstance(value, float)}
+        row["id"]: {name: round(row[name], 4) for name in row if name.endswith(("r_y1", "r_y2"))}
         for row in rows
         if row["split"] == "test"
     }
+
+
+def texts(run: store.RunFolder, iteration: int) -> Iterator[dict[str, str]]:
+    """Two questions of each transition with both answers, for the page."""
+    found = transcripts.choose(run.stage(iteration, "rollouts"), "test", 1.0, (ANSWER, CORRECTION))
+    for name in transcripts.ORDER:
+        for one in [one for one in found if one.transition == name][:2]:
+            told = {"transition": name, "question": one.question, "reference": one.references[0]}
+            answers = {"initial": one.initial, "correction": one.correction}
+            yield told | {key: "".join(piece.text for piece in of) for key, of in answers.items()}
 
 
 def prompts(name: str) -> list[str]:
@@ -183,16 +197,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["prompts", "run"])
-    parser.add_argument("--model", required=True, help="folder, .gguf file or name on the Hub")
-    parser.add_argument("--questions", required=True, help="a file in SQuAD's shape with a column `split`")
+    parser.add_argument("what", choices=["prompts", "run", "report"])
+    parser.add_argument("--model", help="folder, .gguf file or name on the Hub")
+    parser.add_argument("--questions", help="a file in SQuAD's shape with a column `split`")
     parser.add_argument("--folder", type=Path, default=Path("docs/study-real"))
     parser.add_argument("--work", type=Path, default=Path("runs/real-study"), help="run folders and logs")
     parser.add_argument("--cells", nargs="+", metavar="LABEL-SEED", help="default: all")
     parser.add_argument("--hours", type=float, help="begin no further cell after so long")
     parser.add_argument("--train-questions", type=int, default=100, help="for `prompts`")
     parser.add_argument("--sizes", nargs="*", default=[], metavar="section.field=value")
+    parser.add_argument("--output", type=Path, default=Path("docs/results-real.md"))
     arguments = parser.parse_args()
+    if arguments.what == "report":
+        real_report.write(arguments.folder, arguments.output)
+        return
+    if not arguments.model or not arguments.questions:
+        parser.error(f"{arguments.what}: expected --model and --questions")
     given = [f"model.path={arguments.model}"]
     given += [f"questions.{split}.source={arguments.questions}" for split in ("train", "dev", "test")]
     where = Where(arguments.folder, arguments.work.resolve(), tuple(given), tuple(arguments.sizes))
