@@ -37,22 +37,28 @@ from stasc_ray.runtime import ray_session
 from stasc_ray.store import files
 
 CONFIG = Path(__file__).with_name("real_study.toml")
-PROMPTS = {
-    "short": (
-        "{question}\nAnswer with a few words from the text.",
-        "Check your answer against the text. {question}\nAnswer with a few words from the text.",
-    ),
-    "plain": ("{question}", "Is that right? {question}"),
-    "exact": (
-        "Question: {question}\nCopy the words of the text that answer it.",
-        "Question: {question}\nCopy the words of the text that answer it. Your answer may be wrong: look again.",
-    ),
-    "again": (
-        "{question}\nAnswer with a few words from the text.",
-        "{question}\nAnswer with a few words from the text.",
-    ),
+FEW_WORDS = "{question}\nAnswer with a few words from the text."
+CHECK = f"Check your answer against the text. {FEW_WORDS}"
+SHOWN = "The ferry to the island was built in 1911 by a cooper named Anna Lind and sank in 1930.\n\nWho built the ferry?"
+PROMPTS: dict[str, dict[str, Any]] = {
+    "short": {"initial": FEW_WORDS, "correction": CHECK},
+    "plain": {"initial": "{question}", "correction": "Is that right? {question}"},
+    "exact": {
+        "initial": "Question: {question}\nCopy the words of the text that answer it.",
+        "correction": "Question: {question}\nYour answer may be wrong. Copy the words of the text that answer it.",
+    },
+    "again": {"initial": FEW_WORDS, "correction": FEW_WORDS},
+    "shown": {
+        "initial": FEW_WORDS,
+        "correction": CHECK,
+        "initial_demonstrations": [{"question": SHOWN, "initial": "Anna Lind"}],
+        "correction_demonstrations": [
+            {"question": SHOWN, "initial": "in 1911", "correction": "Anna Lind"},
+            {"question": SHOWN, "initial": "Anna Lind", "correction": "Anna Lind"},
+        ],
+    },
 }
-"""Pairs of prompts, for the answer and the correction, that M0 is tried with."""
+"""How M0 is asked, of which one is chosen on train questions: fields of `prompts`."""
 EVOLVING = "algorithm.finetune_from=current"
 TWO_TURNS = ("algorithm.n_initial=1", "algorithm.n_corrections=2", EVOLVING)
 ONE_TURN = ("algorithm.n_initial=3", "algorithm.n_corrections=0", EVOLVING)
@@ -157,8 +163,7 @@ def texts(run: store.RunFolder, iteration: int) -> Iterator[dict[str, str]]:
 
 def prompts(name: str) -> list[str]:
     """Overrides that ask by one of PROMPTS."""
-    initial, correction = map(config.as_text, PROMPTS[name])
-    return [f"prompts.initial={initial}", f"prompts.correction={correction}"]
+    return [f"prompts.{field}={config.as_text(value)}" for field, value in PROMPTS[name].items()]
 
 
 def try_prompts(where: Where, questions: int) -> None:

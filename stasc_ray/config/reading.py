@@ -226,11 +226,16 @@ def fingerprint(config: Config) -> str:
 
 def as_text(value: Any) -> str:
     """A value as it can be given back in an override."""
-    return (
-        "none"
-        if value is None
-        else json.dumps(value, ensure_ascii=False, default=lambda part: part.model_dump())
-    )
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_none=True)
+    match value:
+        case None:
+            return "none"
+        case Mapping():
+            return f"{{{', '.join(f'{json.dumps(key)} = {as_text(one)}' for key, one in value.items())}}}"
+        case list() | tuple():
+            return f"[{', '.join(map(as_text, value))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def to_json(config: Config) -> str:

@@ -91,6 +91,13 @@ def test_values_are_read_as_toml_else_as_text() -> None:
     )
 
 
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_value_can_be_given_back_as_an_override(file: Path) -> None:
+    settings = config.load_config(file, [], section_of)
+    given = [f"{name}={config.as_text(value)}" for name, value, *_ in config.walk(settings)]
+    assert config.load_config(None, given, section_of) == settings
+
+
 def test_presets_fill_what_is_not_given() -> None:
     settings = config.load_config(
         None, ["questions.preset=gsm8k", "questions.columns.id=uid", "prompts.preset=math"], section_of
