@@ -536,7 +536,7 @@ def main() -> None:
     if arguments.write:
         write_between_marks(arguments.write, text, speed_table.marks(arguments.long))
     if arguments.readme:
-        short = speed_table.short_page(bench.found, f"At {of_commit}:")
+        short = speed_table.short_page(bench.found, f"at {of_commit}")
         write_between_marks(arguments.readme, short, speed_table.marks(arguments.long))
     if failed:
         raise SystemExit(f"these rows failed: {', '.join(failed)}")

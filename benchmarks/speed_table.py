@@ -66,10 +66,10 @@ def table(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def short_page(found: Found, about: str) -> str:
-    """The README's table: the rows that matter most."""
-    lines = [about, "", "| what | against | ratio (median) | target |", "|---|---|---|---|"]
+    """The README's table: the rows that matter most and have a target."""
+    lines = [f"| what ({about}) | against | ratio (median) | target |", "|---|---|---|---|"]
     for row in rows(found):
-        if row.short:
+        if row.short and row.target != "printed":
             ratio = f"{statistics.median(row.ratios):.2f}{row.unit and f' {row.unit}'}"
             lines.append(f"| {row.what}: {row.ours} | {row.against} | {ratio} | {row.judged} |")
     return "\n".join(lines)

@@ -77,7 +77,7 @@ def test_an_iteration_is_compared_with_the_same_tokens_at_the_bare_rates() -> No
     assert ": 50 s | 2.00" in third and third.endswith("| <= 1.6, missed |")  # 2000 / 100 + 3000 / 100
     assert "the reference's way, fresh processes: 250 s | 2.50" in reference and "printed" in rft
     assert "sft 99 s; 1,900 tokens generated, 3,100 trained on." in page
-    assert "iteration 2 of the demo: 100 s" in speed_table.short_page(found, "At abc:")
+    assert "iteration 2 of the demo: 100 s" in speed_table.short_page(found, "at abc")
     long = {"about": {"case": "SmolLM2-135M"}, "iteration": [{"run": {"iteration_1": run}, "bare": bare}]}
     assert "| <= 1.15, missed |" in speed_table.page(long, "")
 

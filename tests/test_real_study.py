@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import traces
+from harness import as_sandbox, traces
 
 from benchmarks import controls, real_report, real_study, study, study_figures
 from stasc_ray import config
@@ -91,25 +91,9 @@ def test_the_controls_learn_what_they_say() -> None:
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_a_cell_is_kept_with_what_each_question_was_worth(tmp_path: Path) -> None:
-    """The sandbox's model and questions stand in for the real ones."""
-    sizes = [
-        "prompts.preset=sandbox",
-        "prompts.documents=''",
-        "reward.name=exact_match",
-        "reward.scope=after_marker",
-    ]
-    sizes += [
-        "reward.max_answer_words=none",
-        "algorithm.iterations=1",
-        "evaluation.samples=2",
-        "sampling.initial.max_tokens=64",
-    ]
-    sizes += ["sampling.correction.max_tokens=64"]
-    counts = (("train", 60), ("dev", 20), ("test", 30))
-    given = [f"questions.{split}={{source='sandbox', limit={count}}}" for split, count in counts]
-    where = real_study.Where(
-        tmp_path / "kept", tmp_path / "work", ("model.path=sandbox", *given), tuple(sizes)
-    )
+    """The sandbox stands in for the real model."""
+    given = ("model.path=sandbox", *as_sandbox.QUESTIONS)
+    where = real_study.Where(tmp_path / "kept", tmp_path / "work", given, tuple(as_sandbox.ASKED))
     where.folder.mkdir()
     (cell,) = (cell for cell in real_study.cells() if cell.name == "real-ENE-0")
     real_study.run_cell(cell, where)
